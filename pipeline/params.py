@@ -1,0 +1,234 @@
+"""What `params.yaml` may say: read, validated, and refused with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.console import UserError
+
+DatasetName = Literal["mnist", "fashion_mnist"]
+PRESETS = Path(__file__).parent / "presets"
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: immutable, unknown keys refused, numbers never read from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Grid(Section):
+    """Which cells are run: every data set with every recipe and seed."""
+
+    datasets: list[DatasetName] = Field(min_length=1)
+    recipes: list[Name] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        for name in ("datasets", "recipes", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {values}")
+        return self
+
+
+class DataSource(Section):
+    """Where a data set comes from; ``auto`` tries mirrors, folder and packages in this order."""
+
+    source: Literal["auto", "mirrors", "folder", "packages", "bundled"]
+    folder: str | None
+
+
+class Data(Section):
+    """The sources of every data set."""
+
+    mnist: DataSource
+    fashion_mnist: DataSource
+
+
+class LUNetModel(Section):
+    """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope."""
+
+    kind: Literal["lunet"]
+    layers: Count
+    slope: Annotated[float, Field(gt=0, lt=1)]
+    start: Literal["identity", "whiten"]
+
+
+class RealNVPModel(Section):
+    """RealNVP: couplings with checkerboard masks, then channel masks after a squeeze, then final checkerboard ones."""
+
+    kind: Literal["realnvp"]
+    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    planes: Count
+    blocks: Count
+    networks: Literal["separate", "shared"]
+
+
+class GaussianModel(Section):
+    """A full-covariance Gaussian of the logits; ``ridge`` is added to the covariance's diagonal."""
+
+    kind: Literal["gaussian"]
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class HistogramModel(Section):
+    """Independent histograms of the 256 values of each pixel; ``pseudocount`` is added to every count."""
+
+    kind: Literal["histogram"]
+    pseudocount: Positive
+
+
+class Training(Section):
+    """How a model is fitted by gradient steps."""
+
+    epochs: Positive
+    batch_size: Count
+    learning_rate: Positive
+    schedule: Literal["constant", "one_cycle"]
+    clip_norm: Positive | None
+    holdout: Annotated[Share, Field(le=0.5)]
+    validations: Count
+
+
+def _margin(value: Any) -> float | tuple[float, float] | None:
+    """One number, a pair of numbers, or null; pydantic's own message for such a union names none of the three."""
+    ends = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    if value is None or all(type(end) in (int, float) and 0 <= end < 0.5 for end in ends):
+        return tuple(value) if isinstance(value, list) else value
+    raise ValueError(f"is {value!r}; give one number, a pair [low, high], each at least 0 and below 0.5, or null")
+
+
+class Recipe(Section):
+    """A named way to train a model: architecture, preprocessing, objective and optimiser."""
+
+    model: Annotated[LUNetModel | RealNVPModel | GaussianModel | HistogramModel, Field(discriminator="kind")]
+    classes: Literal["all", "each"]
+    margin: Annotated[Any, AfterValidator(_margin)]
+    training: Training | None
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        closed_form = isinstance(self.model, GaussianModel | HistogramModel)
+        if closed_form and self.training is not None:
+            raise ValueError(f"training must be null for a {self.model.kind}, which is fitted in closed form")
+        if not closed_form and self.training is None:
+            raise ValueError(f"training is needed for a {self.model.kind}")
+        if isinstance(self.model, HistogramModel) != (self.margin is None):
+            raise ValueError("margin must be null for a histogram, which has no logit, and a number for all others")
+        return self
+
+
+class Evaluate(Section):
+    """How models are judged on the test set."""
+
+    draws: Count
+    batch_size: Count
+    sample_rows: Count
+    sample_columns: Count
+    round_trip_images: Count
+
+
+class Measure(Section):
+    """How times and memory are taken."""
+
+    repetitions: Annotated[int, Field(ge=3)]
+    warmup: Count
+    large_batch: Annotated[int, Field(ge=2)]
+
+
+class Report(Section):
+    """What the report says beside the results."""
+
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    preset: Literal["smoke", "laptop", "paper"]
+    device: Literal["auto", "cpu", "cuda"]
+    grid: Grid
+    data: Data
+    recipes: dict[Name, Recipe]
+    evaluate: Evaluate
+    measure: Measure
+    report: Report
+
+    @model_validator(mode="after")
+    def _recipes_exist(self) -> Self:
+        for name in self.grid.recipes:
+            if name not in self.recipes:
+                raise ValueError(f"grid.recipes names {name!r}, which recipes lacks; it has: {', '.join(self.recipes)}")
+        return self
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe called ``name``; an unknown one is a `UserError` that lists those there are."""
+        if name not in self.recipes:
+            raise UserError(f"recipe {name!r} is not in params.yaml; it has: {', '.join(self.recipes)}")
+        return self.recipes[name]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate a parameter file.
+
+    Raises:
+        UserError: If the file is missing, is not YAML, or says something that is not allowed; the message names each
+            key, its value, and what is allowed.
+    """
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; a missing or malformed one is a `UserError` that names it."""
+    try:
+        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; write one with: python -m pipeline.preset laptop") from None
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def validate(values: Any, source: str) -> Params:
+    """Check plain values against the schema; ``source`` names them in the error."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_sentence(problem) for problem in error.errors(include_url=False)]
+        raise UserError(f"{source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+
+
+def _sentence(problem: Any) -> str:
+    """One mistake in words: the key as it stands in the file, the value, and what is allowed."""
+    location = problem["loc"]
+    # Below `model`, pydantic names the kind it has chosen; the file has no such key.
+    key = ".".join(str(part) for before, part in zip(("", *location), location, strict=False) if before != "model")
+    if location[-2:-1] == ("model",) and isinstance(problem["input"], dict):
+        key = ".".join(map(str, location[:-1]))
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), _known_keys(), n=1)
+            return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+        case "missing":
+            return f"{key}: is missing"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+        case _:
+            value = repr(problem["input"])
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            return f"{key or 'the file'}: is {shown}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _known_keys() -> set[str]:
+    return {key for section in Section.__subclasses__() for key in section.model_fields}
