@@ -143,8 +143,9 @@ class Evaluate(Section):
 class Measure(Section):
     """How times and memory are taken."""
 
-    repetitions: Annotated[int, Field(ge=3)]
+    repetitions: Annotated[int, Field(ge=5)]
     warmup: Count
+    seconds: Positive
     large_batch: Annotated[int, Field(ge=2)]
 
 

@@ -1,0 +1,154 @@
+"""What every flow has in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Transformed(NamedTuple):
+    r"""What a flow makes of a batch: latents with shape :math:`(N, D)` and log-determinants with shape :math:`(N,)`."""
+
+    z: Tensor
+    log_det: Tensor
+
+
+class Flow(nn.Module, ABC):
+    r"""An invertible map :math:`f: \mathbb{R}^D \to \mathbb{R}^D` from data to standard normal latents.
+
+    A subclass writes `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow. Shapes, dtypes and
+    devices are checked in every call; values (NaN, a singular layer) outside of training and compilation only, since
+    looking at a value makes a GPU wait.
+
+    Args:
+        features: The number :math:`D` of features.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features is {features}; a flow needs at least 1")
+        self.features = features
+
+    @abstractmethod
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Latents with shape :math:`(N, D)` and :math:`\ln |\det dz / dx|` with shape :math:`(N,)`."""
+
+    @abstractmethod
+    def _inverse(self, z: Tensor) -> Tensor:
+        r"""Data with shape :math:`(N, D)` from latents with shape :math:`(N, D)`."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a flow of this architecture again, as JSON can hold them."""
+
+    def free_parameters(self) -> int:
+        """The number of values that were fitted to data."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_invertible(self) -> None:
+        """Raise ``ValueError``, naming the layer, where the parameters do not make an invertible map."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite: the flow has no likelihood and no inverse")
+
+    def forward(self, x: Tensor) -> Transformed:
+        r"""The latents of data and the log-determinants of the map.
+
+        Args:
+            x: Data, with shape :math:`(N, D)`.
+
+        Returns:
+            The latents, with shape :math:`(N, D)`, and :math:`\ln |\det dz / dx|`, with shape :math:`(N,)`.
+
+        Raises:
+            ValueError: If the shape is another, or, in eval mode, a value is not finite or a layer is singular.
+            TypeError: If dtype or device are not those of the flow.
+        """
+        self._check(x, "x")
+        if not self.training and not torch.compiler.is_compiling():
+            self._check_values(x, "x")
+        return Transformed(*self._forward(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        r"""The data whose latents are ``z``.
+
+        Args:
+            z: Latents, with shape :math:`(N, D)`.
+
+        Returns:
+            Data, with shape :math:`(N, D)`.
+
+        Raises:
+            ValueError: If the shape is another, a value is not finite, or a layer is singular.
+            TypeError: If dtype or device are not those of the flow.
+        """
+        self._check(z, "z")
+        if not torch.compiler.is_compiling():
+            self._check_values(z, "z")
+        return self._inverse(z)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""The log-densities of data in nats, with a standard normal latent.
+
+        Args:
+            x: Data, with shape :math:`(N, D)`.
+
+        Returns:
+            :math:`\ln p(x)`, with shape :math:`(N,)`.
+        """
+        z, log_det = self(x)
+        return standard_normal_log_prob(z) + log_det
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        r"""``n`` independent draws from the model, with shape :math:`(n, D)`."""
+        return self.inverse(self._draw_latents(n, generator))
+
+    def sample_and_log_prob(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        r"""``n`` draws, with shape :math:`(n, D)`, and their log-densities in nats, with shape :math:`(n,)`."""
+        x = self.sample(n, generator)
+        return x, self.log_prob(x)
+
+    def _draw_latents(self, n: int, generator: torch.Generator | None) -> Tensor:
+        if n < 0:
+            raise ValueError(f"n is {n}; the number of draws is 0 or more")
+        like = self._like()
+        source = like.device if generator is None else generator.device
+        return torch.randn(n, self.features, generator=generator, device=source, dtype=like.dtype).to(like.device)
+
+    def _like(self) -> Tensor:
+        """A tensor with the dtype and the device of the flow."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return torch.empty(0)
+
+    def _check(self, value: Tensor, name: str) -> None:
+        like = self._like()
+        if value.ndim != 2 or value.shape[1] != self.features:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; this flow takes (N, {self.features})")
+        if value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
+            raise TypeError(f"{name} is {value.dtype}; this flow works in {like.dtype}: convert one to the other")
+        if value.device != like.device:
+            raise TypeError(f"{name} is on {value.device}; this flow is on {like.device}: move one to the other")
+
+    def _check_values(self, value: Tensor, name: str) -> None:
+        if value.is_meta:
+            return
+        if not value.isfinite().all():
+            row = int((~value.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"{name} has a value that is not finite, first in row {row}")
+        self.check_invertible()
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    r"""The log-densities :math:`-\frac{1}{2} (D \ln 2 \pi + |z|^2)` in nats, with shape :math:`(N,)`.
+
+    Args:
+        z: Latents, with shape :math:`(N, D)`.
+    """
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))

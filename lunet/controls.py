@@ -1,0 +1,132 @@
+"""Models in closed form, the bars that a flow must clear: a full-covariance Gaussian and independent histograms."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lunet.base import Flow, standard_normal_log_prob
+from lunet.lu_net import whitening
+
+
+class Gaussian(Flow):
+    r"""A Gaussian with full covariance, :math:`z = W (x - \mu)` with lower triangular :math:`W`.
+
+    Cost: :math:`O(N D^2)` in both directions; the fit :math:`O(N D^2 + D^3)`.
+
+    Args:
+        features: The number :math:`D` of features.
+        ridge: What the fit adds to the covariance's diagonal.
+    """
+
+    def __init__(self, features: int, ridge: float = 0.0) -> None:
+        super().__init__(features)
+        self.ridge = ridge
+        self.mean: Tensor
+        self.whitening: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("whitening", torch.eye(features))
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this model again."""
+        return {"features": self.features, "ridge": self.ridge}
+
+    def free_parameters(self) -> int:
+        """Those of mean and covariance."""
+        return self.features + self.features * (self.features + 1) // 2
+
+    def fit_(self, x: Tensor) -> Self:
+        r"""Take mean and covariance of a sample with shape :math:`(N, D)`; ``ValueError`` if they are singular."""
+        self._check(x, "x")
+        mean, factor = whitening(x, self.ridge)
+        self.mean.copy_(mean)
+        self.whitening.copy_(factor)
+        return self
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.mean) @ self.whitening.mT, self.whitening.diagonal().log().sum().expand(len(x))
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.whitening, z.mT, upper=False).mT + self.mean
+
+
+class Histogram(Flow):
+    r"""Independent histograms of each feature's values between 0 and 1, as a flow :math:`z = \Phi^{-1}(F(x))`.
+
+    :math:`F` is the piecewise linear distribution function over equal bins, :math:`\Phi` the standard normal one. The
+    model lives on values between 0 and 1, so it stands behind dequantisation without a logit. The map is computed in
+    float64, as :math:`\Phi^{-1}` needs the tails.
+
+    Args:
+        features: The number :math:`D` of features.
+        levels: The number of bins.
+        pseudocount: What the fit adds to every count; above 0, so that the map is invertible.
+    """
+
+    def __init__(self, features: int, levels: int = 256, pseudocount: float = 1.0) -> None:
+        super().__init__(features)
+        if pseudocount <= 0:
+            raise ValueError(f"pseudocount is {pseudocount}; it must be above 0, or unseen values would be impossible")
+        self.levels = levels
+        self.pseudocount = pseudocount
+        self.probability: Tensor
+        self.register_buffer("probability", torch.full((features, levels), 1 / levels))
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this model again."""
+        return {"features": self.features, "levels": self.levels, "pseudocount": self.pseudocount}
+
+    def free_parameters(self) -> int:
+        """One less than the bins of each feature, as they sum to 1."""
+        return self.features * (self.levels - 1)
+
+    def fit_(self, x: Tensor) -> Self:
+        r"""Count a sample of values between 0 and 1, with shape :math:`(N, D)`."""
+        self._check(x, "x")
+        counts = torch.full((self.features, self.levels), self.pseudocount, dtype=torch.float64, device=x.device)
+        for rows in x.split(4096):
+            bins = self._bins(rows).mT
+            counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=counts.dtype))
+        self.probability.copy_(counts / counts.sum(1, keepdim=True))
+        return self
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""The log-densities of values between 0 and 1 in nats, with shape :math:`(N,)`, read off the bins."""
+        self._check(x, "x")
+        probability = self.probability.gather(1, self._bins(x).mT).mT.double()
+        return (probability * self.levels).log().sum(1).to(x.dtype)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        bins = self._bins(x)
+        probability, below, above = self._masses(bins)
+        share = x.double() * self.levels - bins
+        lower, upper = below + share * probability, above + (1 - share) * probability
+        # The nearer tail keeps its digits: 1 - F would lose them.
+        z = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
+        log_density = (probability * self.levels).log().sum(1)
+        return z.to(x.dtype), (log_density - standard_normal_log_prob(z)).to(x.dtype)
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        latent = z.double()
+        lower = torch.special.ndtr(latent)
+        cumulative = self.probability.double().cumsum(1)
+        bins = torch.searchsorted(cumulative, lower.mT.contiguous(), right=True).mT.clamp(max=self.levels - 1)
+        probability, below, above = self._masses(bins)
+        share = torch.where(
+            latent < 0, (lower - below) / probability, 1 - (torch.special.ndtr(-latent) - above) / probability
+        )
+        return ((bins + share.clamp(0, 1)) / self.levels).to(z.dtype)
+
+    def _masses(self, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each bin's probability and what lies below and above it, with the shape of ``bins``, in float64."""
+        probability = self.probability.double()
+        below = probability.cumsum(1) - probability
+        above = probability.flip(1).cumsum(1).flip(1) - probability
+        return tuple(table.gather(1, bins.mT).mT for table in (probability, below, above))  # type: ignore[return-value]
+
+    def _bins(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and not bool(((x >= 0) & (x <= 1)).all()):
+            raise ValueError("x has values outside 0 to 1, where a histogram has no bins")
+        return (x * self.levels).floor().long().clamp(max=self.levels - 1)

@@ -1,0 +1,56 @@
+r"""From 8-bit pixels to the line and back: dequantisation and logit, with their log-determinants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS = 256
+
+
+def dequantise(images: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+    r"""The values :math:`(x + u) / 256` with uniform noise :math:`u` strictly between 0 and 1.
+
+    The noise is drawn from the midpoints of :math:`2^{15}` equal cells (:math:`2^{44}` in float64), so that
+    :math:`x + u` is exact and never rounds to an integer, neither 0 nor 256.
+
+    Args:
+        images: 8-bit images, with any shape.
+        dtype: torch.float32 or torch.float64.
+        generator: Where the noise comes from.
+
+    Returns:
+        Values strictly between 0 and 1, with the shape of ``images``.
+    """
+    cells = 2.0 ** {torch.float32: 15, torch.float64: 44}[dtype]
+    source = images.device if generator is None else generator.device
+    noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=source).to(images.device)
+    noise = noise.mul_(cells).floor_().add_(0.5).div_(cells)
+    return noise.add_(images).div_(LEVELS)
+
+
+def quantise(values: Tensor) -> Tensor:
+    """The 8-bit pixels of values between 0 and 1; a value outside belongs to the nearest pixel, 0 or 255."""
+    return (values * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)
+
+
+def logit(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    r"""The logits of :math:`p = \text{low} + (1 - \text{low} - \text{high}) v` and the log-slopes :math:`d / d v`.
+
+    Args:
+        values: Values :math:`v` strictly between 0 and 1, with any shape.
+        low: What is kept clear of 0.
+        high: What is kept clear of 1.
+
+    Returns:
+        The logits and the log-slopes, each with the shape of ``values``.
+    """
+    scale = torch.tensor(1 - low - high, dtype=values.dtype, device=values.device)
+    log_p = (low + scale * values).log()
+    log_q = (high + scale * (1 - values)).log()
+    return log_p - log_q, scale.log() - log_p - log_q
+
+
+def inverse_logit(logits: Tensor, low: float, high: float) -> Tensor:
+    """The values whose logits these are, with the shape of ``logits``; they lie between 0 and 1 but for the margins."""
+    return (torch.sigmoid(logits) - low) / (1 - low - high)

@@ -1,0 +1,104 @@
+"""RealNVP, the paper's baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from lunet.base import Flow
+from lunet.coupling import Coupling, channel_halves, checkerboard
+
+
+class RealNVP(Flow):
+    r"""RealNVP with two scales: affine couplings over checkerboards, then over channels, then checkerboards again.
+
+    After ``couplings[0]`` checkerboard couplings a squeeze trades resolution for channels; after ``couplings[1]``
+    channel couplings half the channels go to the latent; ``couplings[2]`` checkerboard couplings, with twice the
+    planes, treat the rest. No statistic of the batch is used, so scores are the same in train and eval mode.
+
+    Args:
+        shape: Channels, height and width of an image; height and width are even.
+        couplings: The numbers of couplings at full resolution, after the squeeze, and at the end.
+        planes: Channels inside the networks.
+        blocks: Residual blocks of each network.
+        shared: Whether one network gives both scale and shift, instead of two as in the paper.
+
+    References:
+        Density estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), https://arxiv.org/abs/1605.08803
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (1, 28, 28),
+        couplings: tuple[int, int, int] = (3, 3, 2),
+        planes: int = 64,
+        blocks: int = 2,
+        *,
+        shared: bool = False,
+    ) -> None:
+        channels, height, width = shape
+        super().__init__(channels * height * width)
+        if height % 2 or width % 2:
+            raise ValueError(f"an image of shape {tuple(shape)} cannot be squeezed; height and width must be even")
+        self.shape = (channels, height, width)
+        self.options: dict[str, Any] = {
+            "couplings": list(couplings), "planes": planes, "blocks": blocks, "shared": shared
+        }  # fmt: skip
+        full, squeezed, final = couplings
+
+        def stack(masks: list[Tensor], planes: int) -> Sequence[Coupling]:
+            couplings = nn.ModuleList(Coupling(mask, planes, blocks, shared=shared) for mask in masks)
+            return cast("Sequence[Coupling]", couplings)
+
+        half = (2 * channels, height // 2, width // 2)
+        self.full = stack([checkerboard(*self.shape, first=index % 2 == 0) for index in range(full)], planes)
+        self.squeezed = stack([channel_halves(4 * channels, first=index % 2 == 0) for index in range(squeezed)], planes)
+        self.final = stack([checkerboard(*half, first=index % 2 == 0) for index in range(final)], 2 * planes)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a RealNVP of this architecture again."""
+        return {"shape": list(self.shape), **self.options}
+
+    @torch.no_grad()
+    def standardise_(self, x: Tensor) -> Self:
+        r"""Start each channel's affine where a sample with shape :math:`(N, D)` gets mean 0 and variance 1."""
+        self._check(x, "x")
+        self._through(x, start=True)
+        return self
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(x, start=False)
+
+    def _through(self, x: Tensor, *, start: bool) -> tuple[Tensor, Tensor]:
+        h, log_det = x.unflatten(1, self.shape), x.new_zeros(len(x))
+        latents = []
+        for stage in (self.full, self.squeezed, self.final):
+            for coupling in stage:
+                if start:
+                    coupling.affine.standardise_(h)
+                h, coupling_log_det = coupling(h)
+                log_det = log_det + coupling_log_det
+            if stage is self.full:
+                h = pixel_unshuffle(h, 2)
+            elif stage is self.squeezed:
+                factored, h = h.chunk(2, dim=1)
+                latents.append(factored.flatten(1))
+        return torch.cat([*latents, h.flatten(1)], dim=1), log_det
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        factored, h = z.chunk(2, dim=1)
+        channels, height, width = self.shape
+        half = (2 * channels, height // 2, width // 2)
+        h = h.unflatten(1, half)
+        for stage in (self.final, self.squeezed, self.full):
+            if stage is self.squeezed:
+                h = torch.cat([factored.unflatten(1, half), h], dim=1)
+            elif stage is self.full:
+                h = pixel_shuffle(h, 2)
+            for coupling in reversed(stage):
+                h = coupling.inverse(h)
+        return h.flatten(1)

@@ -1,0 +1,78 @@
+"""Flows on disk: a folder with `config.json` and `weights.safetensors`, read without pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lunet.base import Flow
+from lunet.controls import Gaussian, Histogram
+from lunet.image_flow import ImageFlow
+from lunet.lu_net import LUNet
+from lunet.realnvp import RealNVP
+
+FORMAT = 1
+KINDS: dict[str, type[Flow]] = {
+    "lunet": LUNet, "realnvp": RealNVP, "gaussian": Gaussian, "histogram": Histogram
+}  # fmt: skip
+
+
+class SavedFlowError(ValueError):
+    """A folder that does not hold a flow this version can read."""
+
+
+def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
+    """Write a flow to a folder, made if it is missing: `config.json` and `weights.safetensors`.
+
+    Args:
+        image_flow: The flow; its weights are stored in their own dtype.
+        path: The folder.
+    """
+    kinds = {kind: name for name, kind in KINDS.items()}
+    flow = image_flow.flow
+    if type(flow) not in kinds:
+        raise TypeError(f"a {type(flow).__name__} cannot be saved; add it to lunet.saving.KINDS")
+    dtype = str(flow._like().dtype).removeprefix("torch.")
+    config = {
+        "format": FORMAT, "dtype": dtype, "image": image_flow.config(), "kind": kinds[type(flow)], "flow": flow.config()
+    }  # fmt: skip
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in flow.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow:
+    """Read a flow from its folder, in eval mode.
+
+    Args:
+        path: The folder that `save_flow` wrote.
+        device: Where the flow goes.
+
+    Raises:
+        SavedFlowError: If the folder is not a flow, is damaged, or was written by a newer version.
+    """
+    folder = Path(path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise SavedFlowError(f"{folder} has format {config['format']}; this version of lunet reads {FORMAT}")
+        image, options = config["image"], config["flow"]
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        flow = KINDS[config["kind"]](**options)
+        margin = None if image["margin"] is None else tuple(image["margin"])
+        image_flow = ImageFlow(flow, tuple(image["shape"]), margin).to(device, getattr(torch, config["dtype"]))
+        flow.load_state_dict(load_file(folder / "weights.safetensors", device=str(device)))
+        flow.eval().check_invertible()
+    except SavedFlowError:
+        raise
+    except FileNotFoundError as error:
+        raise SavedFlowError(f"{folder} is not a saved flow: {Path(error.filename or '').name} is missing") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise SavedFlowError(f"{folder} is not a flow that can be read: {type(error).__name__}: {error}") from error
+    return image_flow.eval()

@@ -1,0 +1,87 @@
+"""Which machine a result comes from, and which device a stage runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import cpuinfo
+import numpy as np
+import psutil
+import pynvml
+import torch
+
+from pipeline.console import UserError
+from pipeline.params import Params
+
+
+def choose_device(params: Params) -> torch.device:
+    """The device that the parameters ask for.
+
+    Raises:
+        UserError: If they ask for a GPU, by ``device: cuda`` or by the paper's preset, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if params.preset == "paper" and (not available or params.device == "cpu"):
+        raise UserError(
+            "the preset 'paper' needs a CUDA GPU, and none is in use here (device: "
+            f"{params.device}); go back with: python -m pipeline.preset laptop"
+        )
+    if params.device == "cuda" and not available:
+        raise UserError("params.yaml has device: cuda, but no CUDA GPU is here; auto or cpu are allowed")
+    return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Time, machine, versions and commit, for the record beside every result; the machine's name only as a digest."""
+    commit, dirty = _commit()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
+        "system": f"{platform.system()}-{platform.machine()}",
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu_driver": _gpu_driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+@cache
+def _processor() -> str:
+    return str(cpuinfo.get_cpu_info().get("brand_raw") or platform.processor() or "unknown")
+
+
+def _gpu_driver() -> str | None:
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the code and whether the code differs from it; nothing is known outside of a git checkout."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline", "params.yaml"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return finished.stdout.strip()

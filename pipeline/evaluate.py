@@ -1,0 +1,229 @@
+"""The evaluate stage: scores one cell on the test set, checks its inverse, and draws samples."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lunet import ImageFlow, SavedFlowError, load_flow, pixel_bits, poster_bits_per_pixel, standard_normal_log_prob
+from pipeline.console import UserError, exit_with, say
+from pipeline.datasets import Dataset, load_dataset
+from pipeline.environment import choose_device, describe_environment
+from pipeline.files import read_json, replacing, write_json
+from pipeline.models import groups
+from pipeline.params import Evaluate, Recipe, load_params
+
+# The batch over which the released RealNVP code averages, the short last batch included.
+RELEASED_BATCH = 128
+
+
+def main() -> None:
+    """Evaluate the cell that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Score a trained run on the test set. Writes one JSON file and a folder with samples.npy.",
+        epilog="example: python -m pipeline.evaluate --dataset mnist --recipe lunet --out mnist-lunet-0.json",
+    )
+    parser.add_argument("--dataset", required=True, help="which data set")
+    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
+    parser.add_argument("--seed", type=int, default=0, help="which trained run (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    parser.add_argument("--samples", type=Path, help="the folder for samples.npy (default: runs/samples/<cell>)")
+    parser.add_argument("--run", type=Path, help="the trained run (default: runs/train/<cell>)")
+    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    cell = f"{arguments.dataset}-{arguments.recipe}-{arguments.seed}"
+    params = load_params(arguments.params)
+    recipe, device = params.recipe(arguments.recipe), choose_device(params)
+    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset)
+    folder = arguments.run or Path("runs/train") / cell
+    run = read_json(folder / "run.json")
+    result = {
+        "dataset": arguments.dataset,
+        "recipe": arguments.recipe,
+        "seed": arguments.seed,
+        "status": run["status"],
+        "message": run["message"],
+        "classes": recipe.classes,
+        "draws": params.evaluate.draws,
+        **dict.fromkeys(("test", "per_class", "round_trip", "latents", "sample_class_accuracy")),
+    }
+    samples = np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)
+    begin = time.perf_counter()
+    if run["status"] == "complete":
+        models = {key: _load(folder / "flows" / key, device) for key in groups(dataset, recipe)}
+        measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
+        result |= measured
+    result["seconds"] = round(time.perf_counter() - begin, 3)
+    result["environment"] = describe_environment(device)
+    with replacing(arguments.samples or Path("runs/samples") / cell) as fresh:
+        fresh.mkdir()
+        np.save(fresh / "samples.npy", samples, allow_pickle=False)
+    write_json(arguments.out, result)
+    bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
+    say(f"{cell}: {run['status']}{bits}, written to {arguments.out}")
+
+
+@torch.no_grad()
+def evaluate(
+    models: dict[str, ImageFlow], dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int
+) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Everything that is said of trained models on the test set, and the samples drawn from them.
+
+    With one model a class, each test image is scored by the model of its own class, as in the paper.
+
+    Returns:
+        The fields test, per_class, round_trip, latents and sample_class_accuracy, and samples with shape
+        (rows, columns, H, W).
+    """
+    images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
+    bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), LatentMoments()
+    for rows, model in _by_model(models, labels):
+        device = next(iter(model.state_dict().values())).device
+        generator = torch.Generator(device).manual_seed(seed)
+        for part in rows.split(settings.batch_size):
+            batch = images[part].to(device)
+            for _ in range(settings.draws):
+                y, log_slope = model.preprocess(batch, generator)
+                z, log_det = model.flow(y)
+                log_prob = standard_normal_log_prob(z) + log_det
+                latents.add(z)
+                bits[part] += pixel_bits(log_prob + log_slope, y.shape[1]).cpu() / settings.draws
+                released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
+    if not bits.isfinite().all():
+        raise UserError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood under these weights")
+    has_poster_figure = recipe.model.kind != "histogram"
+    samples = draw_samples(models, settings, seed)
+    return {
+        "test": {
+            "images": len(images),
+            "bits_per_dim": summary(bits),
+            "poster_bits_per_pixel": float(released.double().mean()) if has_poster_figure else None,
+        },
+        "per_class": {
+            str(label): {"images": int((labels == label).sum()), "bits_per_dim": summary(bits[labels == label])}
+            for label in range(len(dataset.class_names))
+        },
+        "round_trip": round_trip(models, images[: settings.round_trip_images], labels[: settings.round_trip_images]),
+        "latents": latents.summary(),
+        "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
+    }, samples.numpy()
+
+
+def released_figure(recipe: Recipe, log_prob: Tensor, features: int, rows: Tensor) -> Tensor:
+    """What the released code would print for these images, in its own currency."""
+    if recipe.model.kind != "realnvp":
+        return poster_bits_per_pixel(log_prob, features, code="lunet").cpu()
+    batches = math.ceil(len(rows) / RELEASED_BATCH)
+    full_batches = len(rows) / (RELEASED_BATCH * batches)
+    return poster_bits_per_pixel(log_prob, features, code="realnvp", batch_factor=full_batches).cpu()
+
+
+def summary(bits: Tensor) -> dict[str, float]:
+    """Mean, median, spread and tail of the bits per dimension of images, with shape (N,)."""
+    values = bits.double()
+    worst = values.sort(descending=True).values[: max(1, len(values) // 100)]
+    return {
+        "mean": float(values.mean()),
+        "median": float(values.median()),
+        "std": float(values.std(correction=0)),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "worst_percent_share": float(worst.sum() / values.sum()),
+    }
+
+
+class LatentMoments:
+    """Moments of latents, gathered batch by batch in float64."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, z: Tensor) -> None:
+        """Count latents with shape (N, D)."""
+        z = z.double()
+        self._count += len(z)
+        self._sum = self._sum.to(z) + z.sum(0)
+        self._squares = self._squares.to(z) + z.square().sum(0)
+
+    def summary(self) -> dict[str, float]:
+        """Mean and variance over all features, and the smallest and largest variance of one feature."""
+        mean, square = self._sum / self._count, self._squares / self._count
+        variance = square - mean.square()
+        return {
+            "images": self._count,
+            "mean": float(mean.mean()),
+            "variance": float(variance.mean()),
+            "mean_of_squared_norm_over_features": float(square.mean()),
+            "variance_min": float(variance.min()),
+            "variance_max": float(variance.max()),
+        }
+
+
+def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor) -> dict[str, float]:
+    """How exactly images come back from their latents, in latent space and in 8-bit pixels."""
+    largest, exact, within_one = 0.0, 0, 0
+    for rows, model in _by_model(models, labels):
+        device = next(iter(model.state_dict().values())).device
+        for part in rows.split(500):
+            y, _ = model.preprocess(images[part].to(device), torch.Generator(device).manual_seed(0))
+            z, _ = model.flow(y)
+            back = model.flow.inverse(z)
+            again, _ = model.flow(back)
+            largest = max(largest, float((again - z).abs().max()))
+            off = (model.postprocess(back).cpu().flatten().int() - images[part].flatten().int()).abs()
+            exact, within_one = exact + int((off == 0).sum()), within_one + int((off <= 1).sum())
+    return {
+        "images": len(images),
+        "latent_max_error": largest,
+        "pixels_exact": exact / images.numel(),
+        "pixels_within_one": within_one / images.numel(),
+    }
+
+
+def draw_samples(models: dict[str, ImageFlow], settings: Evaluate, seed: int) -> Tensor:
+    """The first samples of each model, none chosen: a row a class, or rows of one model, with shape (R, C, H, W)."""
+    columns = settings.sample_columns
+    rows = []
+    for model in models.values():
+        count = columns if len(models) > 1 else settings.sample_rows * columns
+        generator = torch.Generator("cpu").manual_seed(seed)
+        rows.append(model.sample(count, generator).cpu().flatten(0, 1).unflatten(0, (-1, columns)))
+    return torch.cat(rows)
+
+
+def class_accuracy(samples: Tensor, dataset: Dataset) -> float:
+    """The share of samples (classes, C, H, W) whose nearest training image has the class that was asked for."""
+    train = torch.from_numpy(dataset.train_images).flatten(1).float()
+    labels = torch.from_numpy(dataset.train_labels)
+    wanted = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
+    nearest = torch.cdist(samples.flatten(0, 1).flatten(1).float(), train).argmin(1)
+    return float((labels[nearest] == wanted).double().mean())
+
+
+def _by_model(models: dict[str, ImageFlow], labels: Tensor) -> Iterator[tuple[Tensor, ImageFlow]]:
+    """Each model with the indices of the images it answers for."""
+    for key, model in models.items():
+        rows = torch.arange(len(labels)) if key == "all" else (labels == int(key)).nonzero().flatten()
+        if len(rows):
+            yield rows, model
+
+
+def _load(folder: Path, device: torch.device) -> ImageFlow:
+    try:
+        return load_flow(folder, device)
+    except SavedFlowError as error:
+        raise UserError(f"{error}; train it again with: dvc repro -f -s train") from None
+
+
+if __name__ == "__main__":
+    exit_with(main)

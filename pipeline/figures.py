@@ -1,0 +1,301 @@
+"""The report's figures, drawn with matplotlib: the same bytes for the same values, and ink that a page can recolour.
+
+Text, axes and everything that is no recipe's are drawn in `INK`; the report puts the page's own colour in its place, so
+that a figure follows the page into the dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+INK = "#010203"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.axisbelow": True,
+}
+WIDTH = 5.4
+
+
+@dataclass(frozen=True)
+class Look:
+    """A recipe's name for readers, its colour and its marker, the same in every figure and table."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# Colours told apart by colour-blind readers, with a contrast of 3 or more both on white and on near-black.
+KNOWN = {
+    "lunet": Look("LU-Net", "#1f77c9", "o"),
+    "realnvp": Look("RealNVP", "#d55e00", "s"),
+    "lunet_learned": Look("LU-Net, learned activations", "#8a63d2", "v"),
+    "lunet_released": Look("LU-Net, as released", "#3f8f9b", "^"),
+    "realnvp_released": Look("RealNVP, as released", "#a8772a", "P"),
+    "gaussian": Look("Gaussian", "#12946d", "D"),
+    "histogram": Look("Pixel histograms", "#c2649a", "X"),
+}
+OTHERS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
+
+
+def looks(recipes: Sequence[str]) -> dict[str, Look]:
+    """The look of each recipe; recipes that are not known here get colours of their own, in their order."""
+    others = [recipe for recipe in recipes if recipe not in KNOWN]
+    fresh = {recipe: Look(recipe, OTHERS[i % len(OTHERS)], "*") for i, recipe in enumerate(others)}
+    return {recipe: KNOWN.get(recipe) or fresh[recipe] for recipe in recipes}
+
+
+@contextmanager
+def _figure(path: Path, height: float) -> Iterator[Axes]:
+    """Axes of a figure that is written to ``path`` as SVG: no date, and ids that depend on its name alone."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure.add_subplot()
+        figure.savefig(
+            path, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+
+
+def _plain(value: float, _position: int = 0) -> str:
+    return f"{value:g}"
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, Any]], recipes: Mapping[str, Look]) -> None:
+    """Held-out (solid) and training (dashed) bits/dim against the epoch, a line for each model and seed."""
+    with _figure(path, 3.4) as axes:
+        shown: list[float] = []
+        for recipe, look in recipes.items():
+            own = [row for row in rows if row["recipe"] == recipe]
+            models = sorted({(row["seed"], row["model"]) for row in own})
+            for number, model in enumerate(models):
+                line = [row for row in own if (row["seed"], row["model"]) == model]
+                strong = 1.0 if len(models) <= 3 else 0.45
+                held = [(row["epoch"], row["holdout_bits_per_dim"]) for row in line]
+                train = [(row["epoch"], row["train_bits_per_dim"]) for row in line]
+                axes.plot(
+                    *_known(held),
+                    color=look.colour,
+                    marker=look.marker,
+                    markersize=4,
+                    linewidth=1.6,
+                    alpha=strong,
+                    label=look.label if number == 0 else None,
+                )
+                axes.plot(*_known(train), color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=strong)
+                # An untrained model may start far above all others: the axis shows where training goes.
+                shown += [value for _, value in held[1:] + train if value is not None]
+        if shown:
+            pad = 0.06 * (max(shown) - min(shown) or 1)
+            axes.set_ylim(min(shown) - pad, max(shown) + pad)
+        axes.plot([], [], color=INK, linewidth=1.6, label="held-out")
+        axes.plot([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="training")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("bits per dimension")
+
+
+def _known(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float]]:
+    known = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def likelihoods(
+    path: Path,
+    found: Mapping[str, Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+    recipes: Mapping[str, Look],
+) -> None:
+    """Test bits/dim of our recipes (bars, with intervals) among published figures (outlined), best on top."""
+    ours = [(figure["mean"], recipe, figure) for recipe, figure in found.items()]
+    theirs = [(reference["value"], reference["label"], None) for reference in references]
+    bars = sorted([*ours, *theirs], key=lambda bar: (bar[0], bar[1]))
+    with _figure(path, 0.9 + 0.25 * len(bars)) as axes:
+        for place, (value, name, figure) in enumerate(bars):
+            if figure is None:
+                axes.barh(place, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
+            else:
+                axes.barh(place, value, height=0.62, color=recipes[name].colour)
+                if figure["ci_low"] is not None:
+                    axes.plot([figure["ci_low"], figure["ci_high"]], [place, place], color=INK, linewidth=1.4)
+            end = value if figure is None or figure["ci_high"] is None else max(value, figure["ci_high"])
+            axes.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        names = [name if figure is None else recipes[name].label for _, name, figure in bars]
+        axes.set_yticks(range(len(bars)), names)
+        for tick, (_, _, figure) in zip(axes.get_yticklabels(), bars, strict=True):
+            tick.set_alpha(0.7 if figure is None else 1.0)
+            tick.set_fontweight("normal" if figure is None else "bold")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("bits per dimension of the test set (shorter is better)")
+
+
+TIMES = {
+    "step": "training step",
+    "optimizer_step": "optimizer’s update alone",
+    "density_small": "density, small batch, per image",
+    "density_large": "density, large batch, per image",
+    "sampling_small": "sampling, small batch, per image",
+    "sampling_large": "sampling, large batch, per image",
+}
+
+
+def times(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    recipes: Mapping[str, Look],
+    poster: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Every raw repetition on a logarithmic axis, with medians (bars) and what the poster says (open diamonds).
+
+    Args:
+        path: The file to write.
+        rows: The rows of `timings.csv` for one data set.
+        recipes: The recipes' looks.
+        poster: For each quantity that can be compared, the poster's figures in milliseconds by recipe.
+    """
+    groups = [(quantity, title) for quantity, title in TIMES.items() if any(r["quantity"] == quantity for r in rows)]
+    lines: list[tuple[float, str, str]] = []
+    place, titles = 0.0, []
+    for quantity, title in groups:
+        titles.append((place, title))
+        place += 1
+        for recipe in recipes:
+            if any(row["quantity"] == quantity and row["recipe"] == recipe for row in rows):
+                lines.append((place, quantity, recipe))
+                place += 1
+        place += 0.4
+    with _figure(path, 0.8 + 0.2 * place) as axes:
+        for height, quantity, recipe in lines:
+            values = [row["value"] for row in rows if (row["quantity"], row["recipe"]) == (quantity, recipe)]
+            look = recipes[recipe]
+            axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
+            axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
+            said = poster.get(quantity, {}).get(recipe)
+            if said is not None:
+                axes.plot([said], [height], "D", color=INK, fillstyle="none", markersize=5)
+        for height, title in titles:
+            across = ("axes fraction", "data")
+            axes.annotate(
+                title, (0, height), (5, 0), xycoords=across, textcoords="offset points", va="center", fontweight="bold"
+            )
+        axes.set_yticks([height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(place, -0.7)
+        _logarithmic(axes)
+        axes.set_xlabel("milliseconds, logarithmic")
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def memory(path: Path, found: Mapping[str, Mapping[str, float]], recipes: Mapping[str, Look]) -> None:
+    """Peaks of memory: training as full bars, sampling as pale ones.
+
+    Args:
+        path: The file to write.
+        found: MiB by recipe, under "training" and "sampling".
+        recipes: The recipes' looks.
+    """
+    with _figure(path, 0.9 + 0.42 * len(found)) as axes:
+        for place, (recipe, peaks) in enumerate(found.items()):
+            for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
+                if phase in peaks:
+                    axes.barh(place + offset, peaks[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
+                    label = f"{peaks[phase]:,.0f} {phase}"
+                    at = (peaks[phase], place + offset)
+                    axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(found)), [recipes[recipe].label for recipe in found])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.35 * max((max(peaks.values(), default=0) for peaks in found.values()), default=1) or 1)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("MiB at the peak")
+
+
+def determinant(path: Path, rows: Sequence[Mapping[str, Any]], look: Look) -> None:
+    """Median times of both log-determinants against the width, both axes logarithmic."""
+    with _figure(path, 3.0) as axes:
+        styles = {
+            "determinant_diagonal": (look.colour, "o", "LU layer: sum of the log-diagonal"),
+            "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
+        }
+        for quantity, (colour, marker, label) in styles.items():
+            own = [row for row in rows if row["quantity"] == quantity]
+            widths = sorted({row["width"] for row in own})
+            medians = [float(np.median([row["value"] for row in own if row["width"] == width])) for width in widths]
+            points: Any = {
+                "color": colour,
+                "marker": marker,
+                "linestyle": "none",
+                "markersize": 3,
+                "alpha": 0.35,
+                "mew": 0,
+            }
+            axes.plot([row["width"] for row in own], [row["value"] for row in own], **points)
+            axes.plot(widths, medians, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=label)
+        axes.set_yscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.set_xlabel("width D")
+        axes.set_ylabel("milliseconds")
+        axes.legend(loc="upper left")
+
+
+def images(path: Path, grid: NDArray[np.uint8], gap: int = 2) -> None:
+    """A grid of images of shape (rows, columns, height, width) as a PNG, a thin gap of mid-grey between them."""
+    rows, columns, height, width = grid.shape
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), 128, dtype=np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = grid[row, column]
+    # Three equal channels: matplotlib's grey colour map would shift some values by one.
+    imsave(path, np.repeat(canvas[:, :, None], 3, axis=2), format="png", metadata={"Software": ""})
+
+
+def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """The first test images of each class, a row a class, in the shape of a grid of samples."""
+    grid = np.zeros((rows, columns, *pictures.shape[1:]), dtype=np.uint8)
+    for row in range(rows):
+        own = pictures[labels == row % (int(labels.max()) + 1)][:columns]
+        grid[row, : len(own)] = own
+    return grid

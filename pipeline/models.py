@@ -1,0 +1,62 @@
+"""From a recipe to a model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lunet import Flow, Gaussian, Histogram, ImageFlow, LUNet, RealNVP
+from pipeline.datasets import Dataset
+from pipeline.params import GaussianModel, HistogramModel, LUNetModel, RealNVPModel, Recipe
+
+Shape = tuple[int, int, int]
+
+
+def build(recipe: Recipe, shape: Shape) -> ImageFlow:
+    """An untrained model of the recipe's architecture for images of a shape (channels, height, width)."""
+    return ImageFlow(_flow(recipe, shape), shape, recipe.margin)
+
+
+def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
+    """Set a model from data before any step; for the models in closed form this is all of the training.
+
+    Args:
+        model: The untrained model.
+        recipe: Its recipe.
+        images: The training images, uint8, with shape (N, H, W).
+        generator: Where the dequantisation noise comes from.
+
+    Raises:
+        ValueError: If the images cannot determine the model, such as a covariance from too few of them.
+    """
+    match recipe.model, model.flow:
+        case LUNetModel(start="whiten"), LUNet() as flow:
+            flow.whiten_(model.preprocess(images, generator)[0])
+        case RealNVPModel(), RealNVP() as flow:
+            flow.standardise_(model.preprocess(images[:1024], generator)[0])
+        case GaussianModel() | HistogramModel(), Gaussian() | Histogram() as flow:
+            flow.fit_(model.preprocess(images, generator)[0])
+
+
+def groups(dataset: Dataset, recipe: Recipe) -> dict[str, int | None]:
+    """The models that a recipe asks for, by name, with the class of each: one for all, or one a class."""
+    if recipe.classes == "all":
+        return {"all": None}
+    return {str(label): label for label in range(len(dataset.class_names))}
+
+
+def _flow(recipe: Recipe, shape: Shape) -> Flow:
+    features = math.prod(shape)
+    match recipe.model:
+        case LUNetModel(layers=layers, slope=slope):
+            return LUNet(features, layers, slope)
+        case RealNVPModel() as model:
+            full, squeezed, final = model.couplings
+            shared = model.networks == "shared"
+            return RealNVP(shape, (full, squeezed, final), model.planes, model.blocks, shared=shared)
+        case GaussianModel(ridge=ridge):
+            return Gaussian(features, ridge)
+        case HistogramModel(pseudocount=pseudocount):
+            return Histogram(features, pseudocount=pseudocount)

@@ -1,0 +1,252 @@
+"""The report stage: one self-contained HTML file, made from `reports/` and the templates alone."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from ruamel.yaml import YAML
+
+from pipeline.claims import LABELS, shown
+from pipeline.console import UserError, exit_with, say
+from pipeline.figures import INK
+from pipeline.files import read_json, write_text
+from pipeline.params import load_params
+
+TEMPLATES = Path(__file__).with_name("templates")
+TIMES = {
+    "step_ms": "Training step",
+    "optimizer_step_ms": "Optimizer’s update alone",
+    "density_small_ms": "Density, small batch",
+    "density_large_ms": "Density, large batch",
+    "sampling_small_ms": "Sampling, small batch",
+    "sampling_large_ms": "Sampling, large batch",
+}
+MEMORY = {
+    "memory_training_mib": "Training, at the peak",
+    "memory_training_above_start_mib": "Training, above the start",
+    "memory_sampling_mib": "Sampling, at the peak",
+    "memory_sampling_above_start_mib": "Sampling, above the start",
+}
+
+Row = dict[str, str]
+
+
+def main() -> None:
+    """Render the report that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report",
+        description="Render what collect has written into one HTML file that needs no network: index.html.",
+        epilog="example: python -m pipeline.report",
+    )
+    parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of collect (%(default)s)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
+    arguments = parser.parse_args()
+    page = arguments.reports / "index.html"
+    write_text(page, render(arguments.reports, load_params(arguments.params).report.title))
+    say(f"the report is in {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def render(reports: Path, title: str) -> str:
+    """The report as HTML: the same text for the same files.
+
+    Args:
+        reports: The folder that collect has written.
+        title: The page's title.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    found = {name: read_json(reports / f"{name}.json") for name in ("metrics", "timings", "claims", "provenance")}
+    tables = {name: read_csv(reports / f"{name}.csv") for name in ("results", "timings")}
+    provenance = found["provenance"]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {"number": number, "yaml": as_yaml, "day": day}
+    environment.filters |= filters
+    environment.globals |= {
+        "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
+        "png": lambda name: data_uri(reports / "figures" / name),
+    }
+    return environment.get_template("page.html").render(
+        title=title,
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        paper=found["claims"]["paper"],
+        principle=found["claims"]["principle"],
+        poster={row["quantity"]: row for row in found["claims"]["poster"]},
+        references=found["claims"]["references"],
+        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
+        counts=count_verdicts(found["claims"]["claims"]),
+        provenance=provenance,
+        recipes=provenance["recipes"],
+        devices=sorted({group["environment"]["device"] for group in provenance["environments"]}),
+        failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
+        times=TIMES,
+        memory=MEMORY,
+        warnings={name: mixtures(rows) for name, rows in tables.items()},
+        datasets=[dataset_view(name, reports / "figures", found, tables) for name in provenance["datasets"]],
+    )
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a table that collect has written."""
+    try:
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
+
+
+def dataset_view(
+    name: str, folder: Path, found: Mapping[str, Any], tables: Mapping[str, Sequence[Row]]
+) -> dict[str, Any]:
+    """What the page shows of one data set.
+
+    Args:
+        name: The data set.
+        folder: The folder of the figures.
+        found: The contents of the JSON files, by name without suffix.
+        tables: The rows of the CSV files, by name without suffix.
+    """
+    metrics, timings = found["metrics"][name], found["timings"][name]
+    recipes = found["provenance"]["recipes"]
+    rows = [row for row in tables["results"] if row["dataset"] == name]
+    figures = {kind: f"{kind}-{name}.svg" for kind in ("curves", "likelihood", "times", "memory", "determinant")}
+    return {
+        "name": name,
+        "info": found["provenance"]["datasets"][name],
+        "metrics": metrics,
+        "timings": timings,
+        "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
+        "worst": {recipe: mean_of(rows, recipe, "all", "worst_percent_share") for recipe in recipes},
+        "classes": class_table(rows, recipes),
+        "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
+        "samples": [recipe for recipe in recipes if (folder / f"samples-{name}-{recipe}.png").is_file()],
+    }
+
+
+def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the poster's table with our figures beside it: the honest one and the one its stopwatch would give."""
+
+    def figure(recipe: str, quantity: str | None, factor: float = 1) -> dict[str, Any] | None:
+        found = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
+        if found is None:
+            return None
+        value = found.get("mean", found.get("median"))
+        low, high = (None if found[end] is None else found[end] * factor for end in ("ci_low", "ci_high"))
+        return {"mean": value * factor, "ci_low": low, "ci_high": high, "n": found["n"]}
+
+    factors = row["factors"] or {}
+    pair = ("lunet", "realnvp")
+    return {
+        **row,
+        "honest": [figure(recipe, row["ours"]) for recipe in pair],
+        "printed": [figure(recipe, row["stopwatch"], factors.get(recipe, 1)) for recipe in pair],
+    }
+
+
+def class_table(rows: Sequence[Row], recipes: Iterable[str]) -> list[dict[str, Any]]:
+    """Bits/dim of each class, a column for each recipe: the mean over the complete seeds."""
+    classes = {row["class"]: row["class_name"] for row in rows if row["class"] != "all"}
+    return [
+        {"class": label, "name": name, "bits": {r: mean_of(rows, r, label, "bits_per_dim_mean") for r in recipes}}
+        for label, name in classes.items()
+    ]
+
+
+def mean_of(rows: Iterable[Row], recipe: str, label: str, column: str) -> float | None:
+    """The mean of a column over a recipe's complete seeds; None where there is none."""
+    values = [float(row[column]) for row in rows if (row["recipe"], row["class"]) == (recipe, label) and row[column]]
+    return sum(values) / len(values) if values else None
+
+
+def count_verdicts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many claims have each verdict, by label; verdicts that no claim has are left out."""
+    labels = [claim["label"] for claim in claims]
+    return {label: labels.count(label) for label in LABELS.values() if label in labels}
+
+
+def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A claim's evidence, a row for each number and a column for each data set; None where there is no such number."""
+    columns = [{item["name"]: item for item in found["evidence"]} for found in claim["datasets"]]
+    labels = {name: item for column in columns for name, item in column.items()}
+    return [{**item, "values": [column.get(name) for column in columns]} for name, item in labels.items()]
+
+
+def mixtures(rows: Sequence[Row]) -> list[str]:
+    """What a table mixes that should be alike: machines, devices, or states of the code."""
+    names = {"host": "machines", "device": "devices", "commit": "states of the code"}
+    kinds = {name: sorted({row[name] for row in rows if row[name]}) for name in names}
+    warnings = [
+        f"This table mixes {len(kinds[name])} {word}: {', '.join(kinds[name])}."
+        for name, word in names.items()
+        if len(kinds[name]) > 1
+    ]
+    if any(commit.endswith("+") for commit in kinds["commit"]):
+        warnings.append("Some rows come from code with changes that were not committed (marked +).")
+    return warnings
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for readers, or a dash where there is none."""
+    return "–" if value is None else shown(value, digits)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as block YAML."""
+    text = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(value, text)
+    return text.getvalue().removesuffix("...\n")
+
+
+def day(time: str) -> str:
+    """The minute of an ISO-8601 time, for readers."""
+    return time[:16].replace("T", " ") + " UTC"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as an address that holds the image itself."""
+    return f"data:image/png;base64,{base64.b64encode(_bytes(path)).decode('ascii')}"
+
+
+def inline_svg(path: Path, alt: str) -> Markup:
+    """A figure to stand within the page: its ids made unique, its ink the page's own, its size the page's matter."""
+    text = _bytes(path).decode("utf-8")
+    body = text[text.index("<svg") :]
+    box = re.search(r'viewBox="[\d. ]+"', body)
+    if box is None:
+        raise UserError(f"{path} is not a figure of collect: write it again with python -m pipeline.collect")
+    inner = body[body.index(">") + 1 :]
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r'\bid="', f'id="{path.stem}-', inner)
+    inner = re.sub(r"url\(#", f"url(#{path.stem}-", inner)
+    inner = re.sub(r'xlink:href="#', f'href="#{path.stem}-', inner)
+    inner = inner.replace(INK, "currentColor")
+    opening = Markup('<svg xmlns="http://www.w3.org/2000/svg" {} role="img" aria-label="{}">')
+    return opening.format(Markup(box[0]), alt) + Markup(inner)  # noqa: S704 - drawn by collect, which escapes text
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
+
+
+if __name__ == "__main__":
+    exit_with(main)

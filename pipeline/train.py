@@ -1,0 +1,268 @@
+"""The train stage: fits one recipe to one data set and keeps the weights that do best on held-out images."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lunet import ImageFlow, save_flow
+from pipeline.console import UserError, exit_with, say
+from pipeline.datasets import Dataset, load_dataset
+from pipeline.environment import choose_device, describe_environment
+from pipeline.files import replacing, write_json
+from pipeline.models import build, groups, start_
+from pipeline.params import Recipe, Training, load_params
+from pipeline.progress import Progress
+
+HISTORY = ["model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"]
+CHECK_EVERY = 20
+SCORING_BATCH = 500
+
+
+class DivergedError(Exception):
+    """A loss that is not finite."""
+
+
+@dataclass
+class Fit:
+    """How the fit of one model went; ``status`` is complete, diverged or out_of_memory."""
+
+    train_images: int
+    holdout_images: int
+    status: str = "complete"
+    message: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    seconds: float = 0.0
+    best_epoch: float | None = None
+    best_step: int | None = None
+    best_holdout_bits_per_dim: float | None = None
+    history: list[dict[str, float | str | None]] = field(default_factory=list, repr=False)
+
+
+def main() -> None:
+    """Train the cell that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.train",
+        description="Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json.",
+        epilog="example: python -m pipeline.train --dataset mnist --recipe lunet --out runs/train/mnist-lunet-0",
+    )
+    parser.add_argument("--dataset", required=True, help="which data set")
+    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and noise (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write; an older one is replaced")
+    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    params = load_params(arguments.params)
+    recipe, device = params.recipe(arguments.recipe), choose_device(params)
+    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset)
+    name = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
+    with replacing(arguments.out) as fresh:
+        fresh.mkdir()
+        fits, parameters = train(dataset, recipe, arguments.seed, device, fresh / "flows", name)
+        write_history(fresh / "history.csv", fits)
+        failed = next((fit for fit in fits.values() if fit.status != "complete"), None)
+        run = {
+            "dataset": arguments.dataset,
+            "recipe": arguments.recipe,
+            "seed": arguments.seed,
+            "status": failed.status if failed else "complete",
+            "message": failed.message if failed else None,
+            "seconds": sum(fit.seconds for fit in fits.values()),
+            "parameters": parameters,
+            "recipe_params": recipe.model_dump(mode="json"),
+            "models": {key: _without_history(fit) for key, fit in fits.items()},
+            "environment": describe_environment(device),
+        }
+        write_json(fresh / "run.json", run)
+    say(f"{name}: {run['status']} in {run['seconds']:.0f} s, written to {arguments.out}")
+
+
+def train(
+    dataset: Dataset, recipe: Recipe, seed: int, device: torch.device, flows: Path, name: str
+) -> tuple[dict[str, Fit], dict[str, int]]:
+    """Fit every model of a recipe and write those that are complete to ``flows/<model>``.
+
+    A model that diverges or runs out of memory is recorded as such, and the others are trained all the same.
+
+    Returns:
+        How each fit went, by model, and the numbers of stored and of free parameters of one model.
+    """
+    images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
+    channels = (1, *images.shape[1:])
+    fits = {}
+    for index, (key, label) in enumerate(groups(dataset, recipe).items()):
+        torch.manual_seed(1_000_003 * seed + index)
+        model = build(recipe, (channels[0], channels[1], channels[2])).to(device)
+        own = images if label is None else images[labels == label]
+        fits[key] = fit(model, recipe, own, f"{name} {key}" if label is not None else name)
+        if fits[key].status == "complete":
+            save_flow(model, flows / key)
+    stored = sum(tensor.numel() for tensor in model.state_dict().values())
+    return fits, {"stored": stored, "free": model.flow.free_parameters()}
+
+
+def fit(model: ImageFlow, recipe: Recipe, images: Tensor, name: str) -> Fit:
+    """Fit one model to uint8 images of shape (N, H, W), in place; a failure is told in the result, not raised."""
+    device = next(iter(model.state_dict().values())).device
+    generator = torch.Generator(device).manual_seed(torch.initial_seed())
+    order = torch.randperm(len(images))
+    held = 0 if recipe.training is None else max(1, round(recipe.training.holdout * len(images)))
+    holdout, own = images[order[:held]].to(device), images[order[held:]].to(device)
+    result = Fit(train_images=len(own), holdout_images=held)
+    begin = time.perf_counter()
+    try:
+        start_(model, recipe, own, generator)
+        result.seconds = time.perf_counter() - begin
+        if recipe.training is not None:
+            descend(model, recipe.training, own, holdout, generator, name, result)
+    except DivergedError as error:
+        result.status, result.message = "diverged", str(error)
+    except torch.OutOfMemoryError as error:
+        result.status, result.message = "out_of_memory", str(error).splitlines()[0]
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    if result.status != "complete":
+        say(f"{name}: {result.status}: {result.message}")
+    return result
+
+
+def descend(
+    model: ImageFlow,
+    training: Training,
+    images: Tensor,
+    holdout: Tensor,
+    generator: torch.Generator,
+    name: str,
+    result: Fit,
+) -> None:
+    """Minimise bits per dimension by Adam and leave the model at its best held-out weights.
+
+    Raises:
+        DivergedError: When a loss is not finite.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    per_epoch = math.ceil(len(images) / training.batch_size)
+    steps = max(1, round(training.epochs * per_epoch))
+    schedule = make_schedule(optimizer, training, steps)
+    looks = {round(steps * (look + 1) / training.validations) for look in range(training.validations)} | {steps}
+    total, since, best = torch.zeros((), device=images.device), 0, None
+
+    def look(step: int) -> str:
+        nonlocal best
+        mean = float(total) / since if since else None
+        held = score(model, holdout)
+        if not math.isfinite(held):
+            raise DivergedError(f"held-out loss is {held} after step {step} of {steps}")
+        result.history.append(
+            {
+                "step": step,
+                "epoch": round(step / per_epoch, 4),
+                "seconds": round(result.seconds, 3),
+                "learning_rate": float(schedule.get_last_lr()[0]),
+                "train_bits_per_dim": mean,
+                "holdout_bits_per_dim": held,
+            }
+        )
+        if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
+            result.best_holdout_bits_per_dim, result.best_step = held, step
+            result.best_epoch = round(step / per_epoch, 4)
+            best = copy.deepcopy(model.state_dict())
+        return f"held out {held:.3f} bits/dim"
+
+    held_out = look(0)
+    order = images.new_empty(0)
+    begin = time.perf_counter()
+    model.train()
+    with Progress(name, steps) as progress:
+        for step in range(1, steps + 1):
+            position = (step - 1) % per_epoch
+            if position == 0:
+                order = torch.randperm(len(images), generator=generator, device=images.device)
+            batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
+            loss = optimise(model, optimizer, batch, generator, training.clip_norm)
+            schedule.step()
+            total, since = total + loss, since + 1
+            if step % CHECK_EVERY == 0 or step in looks:
+                mean = float(total) / since
+                if not math.isfinite(mean):
+                    raise DivergedError(f"training loss is {mean} at step {step} of {steps}")
+                note = f"{mean:.3f} bits/dim, {held_out}"
+            elif step == 1:
+                note = held_out
+            if step in looks:
+                result.seconds += time.perf_counter() - begin
+                held_out = look(step)
+                total, since = torch.zeros_like(total), 0
+                begin = time.perf_counter()
+            progress.step(note)
+    result.epochs, result.steps = round(steps / per_epoch, 4), steps
+    if best is not None:
+        model.load_state_dict(best)
+
+
+def optimise(
+    model: ImageFlow,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    generator: torch.Generator,
+    clip_norm: float | None,
+) -> Tensor:
+    """One whole optimisation step on uint8 images; returns the loss in bits per dimension, still on its device."""
+    loss = model.bits_per_dim(batch, generator=generator).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, training: Training, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate of each of ``steps`` steps."""
+    if training.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    # One more step than there are, since the schedule is advanced after the last one too.
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=steps + 1, cycle_momentum=False
+    )
+
+
+@torch.no_grad()
+def score(model: ImageFlow, images: Tensor) -> float:
+    """The mean bits per dimension of images, with the same noise at every call."""
+    generator = torch.Generator(images.device).manual_seed(0)
+    was_training = model.training
+    model.eval()
+    bits = torch.cat([model.bits_per_dim(batch, generator=generator) for batch in images.split(SCORING_BATCH)])
+    model.train(was_training)
+    return float(bits.mean())
+
+
+def write_history(path: Path, fits: dict[str, Fit]) -> None:
+    """Write the training curves of all models as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        for key, fit in fits.items():
+            writer.writerows({"model": key, **row} for row in fit.history)
+
+
+def _without_history(fit: Fit) -> dict[str, Any]:
+    return {key: value for key, value in asdict(fit).items() if key != "history"}
+
+
+if __name__ == "__main__":
+    exit_with(main)

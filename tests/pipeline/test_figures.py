@@ -1,0 +1,152 @@
+"""Figures as files: their bytes, their ink, and what they show."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pipeline.figures import INK, KNOWN, curves, images, likelihoods, looks, memory, real_images, times
+
+LOOKS = looks(["lunet", "realnvp"])
+
+
+def texts(path: Path) -> list[str]:
+    """All text of a figure."""
+    return re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
+
+
+def timing(recipe: str, quantity: str, *values: float) -> list[dict[str, Any]]:
+    return [{"recipe": recipe, "quantity": quantity, "value": value} for value in values]
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of WCAG."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+# Looks
+
+
+@pytest.mark.parametrize("recipe", KNOWN)
+def test_colours_stand_out_on_light_and_dark(recipe: str) -> None:
+    own = luminance(KNOWN[recipe].colour)
+    assert (luminance("#fcfbf8") + 0.05) / (own + 0.05) >= 3
+    assert (own + 0.05) / (luminance("#15171a") + 0.05) >= 3
+
+
+def test_looks_do_not_depend_on_the_other_recipes() -> None:
+    assert looks(["realnvp", "mine"])["realnvp"] == looks(["lunet", "realnvp"])["realnvp"]
+    found = looks(["lunet", "mine", "yours"])
+    assert found["mine"].label == "mine"
+    assert len({look.colour for look in found.values()}) == 3
+
+
+# Bytes
+
+
+def test_the_same_values_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
+    rows = timing("lunet", "step", 1.0, 1.1) + timing("realnvp", "step", 9.0, 9.9)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        times(tmp_path / folder / "times.svg", rows, LOOKS, {})
+    first, second = ((tmp_path / folder / "times.svg").read_bytes() for folder in ("one", "two"))
+    assert first == second
+    assert b"<dc:date>" not in first
+    assert not re.search(rb"Matplotlib v", first)
+
+
+def test_ids_differ_between_figures(tmp_path: Path) -> None:
+    rows = timing("lunet", "step", 1.0, 1.1)
+    for name in ("a", "b"):
+        times(tmp_path / f"{name}.svg", rows, LOOKS, {})
+    clips = [set(re.findall(r'clipPath id="(.*?)"', (tmp_path / f"{n}.svg").read_text())) for n in ("a", "b")]
+    assert clips[0]
+    assert not clips[0] & clips[1]
+
+
+def test_all_that_is_no_recipe_s_is_drawn_in_ink(tmp_path: Path) -> None:
+    times(tmp_path / "times.svg", timing("lunet", "step", 1.0, 2.0), LOOKS, {"step": {"lunet": 1.2}})
+    colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "times.svg").read_text(encoding="utf-8")))
+    assert colours == {INK, LOOKS["lunet"].colour}
+
+
+# Content
+
+
+def test_times_name_the_quantities_and_mark_the_poster(tmp_path: Path) -> None:
+    rows = timing("lunet", "density_large", 0.1, 0.2, 0.3)
+    times(tmp_path / "without.svg", rows, LOOKS, {})
+    times(tmp_path / "with.svg", rows, LOOKS, {"density_large": {"lunet": 0.158, "realnvp": 0.553}})
+    assert "density, large batch, per image" in texts(tmp_path / "with.svg")
+    assert "RealNVP" not in texts(tmp_path / "with.svg")
+    uses = [(tmp_path / f"{name}.svg").read_text(encoding="utf-8").count("<use") for name in ("without", "with")]
+    assert uses[1] == uses[0] + 1
+
+
+def test_every_repetition_is_drawn(tmp_path: Path) -> None:
+    for n in (5, 25):
+        times(tmp_path / f"{n}.svg", timing("lunet", "step", *np.linspace(1, 2, n)), LOOKS, {})
+    uses = {n: (tmp_path / f"{n}.svg").read_text(encoding="utf-8").count("<use") for n in (5, 25)}
+    assert uses[25] - uses[5] == 20
+
+
+def test_likelihoods_are_sorted_with_the_published_ones_among_them(tmp_path: Path) -> None:
+    found: dict[str, dict[str, Any]] = {
+        "lunet": {"mean": 1.85, "ci_low": 1.84, "ci_high": 1.86},
+        "realnvp": {"mean": 1.45, "ci_low": None, "ci_high": None},
+    }
+    references = [{"label": "Glow & <co> $x$", "value": 1.5}]
+    likelihoods(tmp_path / "bars.svg", found, references, LOOKS)
+    found_texts = texts(tmp_path / "bars.svg")
+    order = [text for text in found_texts if text in {"LU-Net", "RealNVP", "Glow &amp; &lt;co&gt; $x$"}]
+    assert order == ["RealNVP", "Glow &amp; &lt;co&gt; $x$", "LU-Net"]
+    assert "1.85" in found_texts
+
+
+def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> None:
+    rows = [
+        {
+            "recipe": "lunet",
+            "seed": 0,
+            "model": "all",
+            "epoch": n,
+            "train_bits_per_dim": train,
+            "holdout_bits_per_dim": held,
+        }
+        for n, train, held in ((0, None, 900.0), (1, 2.1, 2.2), (2, 1.9, 2.0))
+    ]
+    curves(tmp_path / "curves.svg", rows, LOOKS)
+    ticks = [float(text) for text in texts(tmp_path / "curves.svg") if re.fullmatch(r"\d+\.\d+", text)]
+    assert ticks
+    assert max(ticks) < 3
+
+
+def test_memory_labels_both_phases(tmp_path: Path) -> None:
+    memory(
+        tmp_path / "memory.svg", {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9}}, LOOKS
+    )
+    assert {"1,127 training", "800 sampling", "9 sampling"} <= set(texts(tmp_path / "memory.svg"))
+
+
+# Images
+
+
+def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:
+    grid = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), dtype=np.uint8)
+    images(tmp_path / "grid.png", grid)
+    read = np.rint(matplotlib.image.imread(tmp_path / "grid.png")[:, :, 0] * 255).astype(np.uint8)
+    assert read.shape == (58, 88)
+    assert np.array_equal(read[30:58, 60:88], grid[1, 2])
+
+
+def test_real_images_stand_a_class_a_row() -> None:
+    labels = np.array([1, 0, 1, 0, 1], dtype=np.uint8)
+    pictures = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 28, 28), dtype=np.uint8)
+    grid = real_images(pictures, labels, 2, 2)
+    assert grid[:, :, 0, 0].tolist() == [[1, 3], [0, 2]]
+    assert real_images(pictures, labels, 3, 4)[0, :, 0, 0].tolist() == [1, 3, 0, 0]

@@ -1,0 +1,262 @@
+"""The page: what it says, that it needs nothing from outside, and that no input can break out of its place."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results import Project, parameters
+
+from pipeline.collect import collect
+from pipeline.console import UserError
+from pipeline.params import PRESETS
+from pipeline.report import inline_svg, mixtures, poster_row, render
+
+HOSTILE = """</style></title><script>alert("1")</script><img src=x onerror='a()'>{{ 7 * 7 }}"""
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements with their attributes, its ids, its text, and whether tags are balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        self.ids = [value for _, attributes in self.elements if (value := attributes.get("id"))]
+        self.words = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+        if tag in {"td", "th", "p", "li", "dt", "dd", "span"}:
+            self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def collected(root: Path, **changes: Any) -> Project:
+    project = Project(root, parameters(**changes))
+    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three seeds, of which one RealNVP diverged with a message that would like to be markup."""
+    project = Project(tmp_path_factory.mktemp("report"), parameters(grid__seeds=[0, 1, 2]))
+    project.fail("mnist-realnvp-1", message=HOSTILE)
+    project.change("measure/mnist-realnvp.json", environment__host="other000")
+    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    return project
+
+
+@pytest.fixture(scope="module")
+def html(project: Project) -> str:
+    return render(project.reports, "Does it hold?")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+# Self-contained
+
+
+def test_nothing_is_loaded_and_nothing_runs(html: str, page: Page) -> None:
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "script-src" not in policy
+    assert not page.all("script")
+    assert not page.all("link")
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,")), value
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_size_and_bytes(project: Project, html: str) -> None:
+    assert len(html.encode()) < 3_000_000
+    assert render(project.reports, "Does it hold?") == html
+
+
+# Structure
+
+
+def test_tags_are_balanced_ids_unique_and_links_lead_somewhere(page: Page) -> None:
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    targets = [link["href"] for link in page.all("a")] + [use["href"] for use in page.all("use")]
+    assert len(targets) > 50
+    assert {target[1:] for target in targets if target} <= set(page.ids)
+
+
+def test_landmarks_captions_scopes_and_alternatives(page: Page) -> None:
+    names = [name for name, _ in page.elements]
+    assert all(names.count(landmark) == 1 for landmark in ("main", "nav", "h1"))
+    assert names.count("caption") == names.count("table")
+    assert all(heading.get("scope") for heading in page.all("th"))
+    assert all(len(image["alt"] or "") > 30 for image in page.all("img"))
+    drawings = page.all("svg")
+    assert len(drawings) == 10
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 60 for drawing in drawings)
+    assert any("LU-Net 1.860" in (drawing["aria-label"] or "") for drawing in drawings)
+
+
+def test_figures_take_the_page_s_ink(html: str) -> None:
+    assert "#010203" not in html
+    assert html.count("currentColor") > 100
+
+
+# Content
+
+
+def test_the_answer_is_counted_from_the_verdicts(project: Project, page: Page) -> None:
+    claims = json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]
+    replicated = sum(claim["verdict"] == "replicated" for claim in claims)
+    assert f"With the laptop preset on a CPU, of the paper’s 10 claims {replicated} are replicated" in page.words
+    assert "is not replicated. MNIST. Under one accounting LU-Net needs 1.86" in page.words
+    assert "rests on 3 seeds and 12 test images of MNIST and 12 test images of Fashion-MNIST." in page.words
+
+
+def test_every_claim_has_a_card_with_its_rule_and_the_paper_s_words(project: Project, page: Page) -> None:
+    for claim in json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]:
+        assert f"claim-{claim['id']}" in page.ids
+        for part in ("title", "words", "rule", "why"):
+            assert " ".join(claim[part].split()) in page.words
+
+
+def test_the_poster_s_table_stands_beside_ours_in_both_currencies(page: Page) -> None:
+    start = page.words.index("Test negative log-likelihood bits per pixel")
+    row = page.words[start : start + 200]
+    numbers = re.findall(r"\d\.\d+", row)
+    assert numbers[:2] == ["3.2424", "5.6819"]
+    assert numbers[2] == "1.860"
+    assert "7.46" in row
+
+
+def test_scale_failures_and_mixed_machines_are_said(page: Page) -> None:
+    assert "This is not the paper’s scale." in page.words
+    assert "1 cell of the grid did not finish" in page.words
+    assert "seed 1: diverged" in page.words
+    assert "2 of 3" in page.words
+    assert "This table mixes 2 machines: 0123abcd, other000." in page.words
+
+
+def test_provenance_is_there(project: Project, page: Page) -> None:
+    checksums = json.loads((project.data / "mnist" / "dataset.json").read_text(encoding="utf-8"))["sha256"]
+    assert all(checksum in page.words for checksum in checksums.values())
+    assert "grid.seeds 0, 1, 2 0" in page.words
+    assert "PyTorch 2.15.0" in page.words
+    assert "python -m pipeline.measure --dataset mnist --recipe lunet --out runs/measure/mnist-lunet.json" in page.words
+    assert "2026-01-02 03:04 UTC" in page.words
+
+
+def test_one_seed_and_no_failures(tmp_path: Path) -> None:
+    project = collected(tmp_path, grid__datasets=["mnist"], grid__recipes=["lunet"])
+    page = Page(render(project.reports, "One"))
+    assert "None: all 2 cells of the grid finished." in page.words
+    assert "rests on 1 seed and 12 test images of MNIST." in page.words
+    assert "did not finish" not in page.words
+    assert "The grid has no realnvp." in page.words
+
+
+def test_all_cells_failed(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"]))
+    for recipe in ("lunet", "realnvp"):
+        project.fail(f"mnist-{recipe}-0")
+        history = project.runs / "train" / f"mnist-{recipe}-0" / "history.csv"
+        history.write_text(history.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+        project.change(f"measure/mnist-{recipe}.json", status="diverged", times=None, memory=None, determinant=None)
+    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    page = Page(render(project.reports, "Nothing"))
+    assert "4 cells of the grid did not finish" in page.words
+    assert "10 are not tested" in page.words
+
+
+# Hostile input
+
+
+def test_markup_in_a_message_and_in_the_title_stays_text(project: Project, html: str, page: Page) -> None:
+    assert HOSTILE.split("{{")[0].strip() in page.words
+    assert "<script" not in html
+    assert "{{ 7 * 7 }}" in page.words
+    titled = Page(render(project.reports, HOSTILE))
+    assert not titled.all("script")
+    assert titled.open == []
+
+
+def test_markup_in_the_data_s_title_and_classes_stays_text(project: Project, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    (reports / "figures").symlink_to(project.reports / "figures")
+    for path in project.reports.glob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            inner = json.dumps('"><b onmouseover=x>')[1:-1]
+            text = text.replace('"MNIST"', f'"{inner}"').replace("A processor", inner)
+        (reports / path.name).write_text(text, encoding="utf-8")
+    page = Page(render(reports, "t"))
+    assert '"><b onmouseover=x>' in page.text
+    assert not page.all("b")
+    assert any('"><b onmouseover=x>' in (image["alt"] or "") for image in page.all("img"))
+
+
+# Parts
+
+
+def test_the_poster_s_density_is_what_its_stopwatch_would_say() -> None:
+    row = {
+        "ours": "density_large_ms",
+        "stopwatch": "density_large_ms",
+        "factors": {"lunet": 234.375, "realnvp": 468.75},
+    }
+    density = {"median": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}
+    found = poster_row(row, {}, {"lunet": {"density_large_ms": density}})
+    assert found["honest"] == [{"mean": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}, None]
+    assert found["printed"][0]["mean"] == pytest.approx(37.5)
+    assert found["printed"][0]["ci_high"] == pytest.approx(46.875)
+
+
+def test_mixtures_are_named_and_alike_rows_are_not() -> None:
+    row = {"host": "a", "device": "cpu", "commit": "1"}
+    assert mixtures([row, row]) == []
+    assert mixtures([row, row | {"device": "cuda"}]) == ["This table mixes 2 devices: cpu, cuda."]
+    assert any("not committed" in warning for warning in mixtures([row | {"commit": "1+"}]))
+
+
+def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.json is missing"):
+        render(tmp_path, "t")
+    for path in project.reports.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"figures.*is missing"):
+        render(tmp_path, "t")
+
+
+def test_a_figure_without_a_box_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.svg").write_text("<svg></svg>", encoding="utf-8")
+    with pytest.raises(UserError, match="not a figure"):
+        inline_svg(tmp_path / "x.svg", "alt")
