@@ -90,18 +90,30 @@ class LUNet(Flow):
                 raise ValueError(f"layers.{index} is singular: entry {int(zeros[0])} of U's diagonal is zero")
 
     @torch.no_grad()
+    def standardise_(self, x: Tensor, *, offset: float = 1.0) -> Self:
+        r"""Start where each layer's argument of the activation has variance 1 and mean ``offset`` on a sample.
+
+        Args:
+            x: The sample, with shape :math:`(N, D)`, at least two rows.
+            offset: How far the arguments of the activations are moved to the right, where the leaky softplus is nearly
+                the identity. The last layer's output has mean 0.
+        """
+        self._check(x, "x")
+        self._standardise_from(0, x, offset)
+        return self
+
+    @torch.no_grad()
     def whiten_(self, x: Tensor, *, offset: float = 1.0) -> Self:
         r"""Start at the whitening map of a sample, close to the likelihood of a full-covariance Gaussian.
 
         The first layer's :math:`L U` becomes :math:`\Sigma^{-1/2}`, which keeps each feature near its own place; as it
-        is positive definite, its Cholesky factor gives both triangles. The other layers standardise what they get.
+        is positive definite, its Cholesky factor gives both triangles. The other layers are set as in `standardise_`.
 
         Cost: :math:`O(N D^2 + D^3)`, once, in float64.
 
         Args:
-            x: The sample, with shape :math:`(N, D)`.
-            offset: How many standard deviations the argument of each activation is moved to the right, where the
-                leaky softplus is nearly the identity and so leaves the Gaussian nearly untouched.
+            x: The sample, with shape :math:`(N, D)`, more rows than features.
+            offset: See `standardise_`.
 
         Raises:
             ValueError: If the sample's covariance is singular.
@@ -112,18 +124,23 @@ class LUNet(Flow):
         root = (vectors * eigenvalues.sqrt()) @ vectors.mT
         cholesky = torch.linalg.cholesky(root)
         diagonal = cholesky.diagonal()
-        self.layers[0].lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT))
-        self.layers[0].bias.copy_(-root @ mean)
-        h = x
-        for index, layer in enumerate(self.layers):
-            if index > 0:
-                std, mean = torch.std_mean(h, dim=0)
-                layer.lu.copy_(std.reciprocal().diag())
-                layer.bias.copy_(-mean / std)
+        first = self.layers[0]
+        first.lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT))
+        first.bias.copy_(-root @ mean)
+        if first.activation is not None:
+            first.bias.add_(offset)
+        self._standardise_from(1, first(x)[0], offset)
+        return self
+
+    def _standardise_from(self, start: int, h: Tensor, offset: float) -> None:
+        """Set the layers from ``start`` on, whose input on the sample is ``h``."""
+        for layer in self.layers[start:]:
+            std, mean = torch.std_mean(h, dim=0)
+            layer.lu.copy_(std.reciprocal().diag())
+            layer.bias.copy_(-mean / std)
             if layer.activation is not None:
                 layer.bias.add_(offset)
             h, _ = layer(h)
-        return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))

@@ -32,8 +32,9 @@ def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
         ValueError: If the images cannot determine the model, such as a covariance from too few of them.
     """
     match recipe.model, model.flow:
-        case LUNetModel(start="whiten"), LUNet() as flow:
-            flow.whiten_(model.preprocess(images, generator)[0])
+        case LUNetModel(start="standardise" | "whiten" as kind), LUNet() as flow:
+            sample = model.preprocess(images, generator)[0]
+            _ = flow.whiten_(sample) if kind == "whiten" else flow.standardise_(sample)
         case RealNVPModel(), RealNVP() as flow:
             flow.standardise_(model.preprocess(images[:1024], generator)[0])
         case GaussianModel() | HistogramModel(), Gaussian() | Histogram() as flow:

@@ -63,7 +63,7 @@ class LUNetModel(Section):
     kind: Literal["lunet"]
     layers: Count
     slope: Annotated[float, Field(gt=0, lt=1)]
-    start: Literal["identity", "whiten"]
+    start: Literal["identity", "standardise", "whiten"]
 
 
 class RealNVPModel(Section):
