@@ -52,8 +52,8 @@ class Flow(nn.Module, ABC):
 
     def check_invertible(self) -> None:
         """Raise ``ValueError``, naming the layer, where the parameters do not make an invertible map."""
-        for name, parameter in self.named_parameters():
-            if not parameter.isfinite().all():
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if not tensor.isfinite().all():
                 raise ValueError(f"{name} has values that are not finite: the flow has no likelihood and no inverse")
 
     def forward(self, x: Tensor) -> Transformed:

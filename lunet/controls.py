@@ -37,6 +37,13 @@ class Gaussian(Flow):
         """Those of mean and covariance."""
         return self.features + self.features * (self.features + 1) // 2
 
+    def check_invertible(self) -> None:
+        """Raise ``ValueError`` for a variance that is not above zero or a value that is not finite."""
+        super().check_invertible()
+        singular = (self.whitening.diagonal() <= 0).nonzero()
+        if len(singular):
+            raise ValueError(f"whitening is singular: entry {int(singular[0])} of its diagonal is not above zero")
+
     def fit_(self, x: Tensor) -> Self:
         r"""Take mean and covariance of a sample with shape :math:`(N, D)`; ``ValueError`` if they are singular."""
         self._check(x, "x")

@@ -98,6 +98,8 @@ class ImageFlow(nn.Module):
         """
         if draws < 1:
             raise ValueError(f"draws is {draws}; at least 1 is needed")
+        if bound not in ("mean", "log_mean_exp"):
+            raise ValueError(f"bound is {bound!r}; it is 'mean' or 'log_mean_exp'")
         log_probs = torch.stack([self._log_prob_of_values(images, generator) for _ in range(draws)])
         log_prob = log_probs.mean(0) if bound == "mean" else log_probs.logsumexp(0) - math.log(draws)
         return pixel_bits(log_prob, self.flow.features)

@@ -39,6 +39,8 @@ def poster_bits_per_pixel(
     References:
         https://github.com/spenquitt/LU-Net-Invertible-Neural-Networks (February 2023)
     """
+    if code not in ("lunet", "realnvp"):
+        raise ValueError(f"code is {code!r}; it is 'lunet' or 'realnvp'")
     bits = -log_prob / (features * math.log(2))
     return bits - 0.5 if code == "lunet" else bits * batch_factor + math.log2(255)
 

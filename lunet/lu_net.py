@@ -116,7 +116,7 @@ class LUNet(Flow):
             offset: See `standardise_`.
 
         Raises:
-            ValueError: If the sample's covariance is singular.
+            ValueError: If a value is not finite, or the sample's covariance is singular.
         """
         self._check(x, "x")
         mean, factor = whitening(x)
@@ -168,8 +168,10 @@ def whitening(x: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
         The mean, with shape :math:`(D,)`, and :math:`W`, with shape :math:`(D, D)`, both float64.
 
     Raises:
-        ValueError: If the covariance is singular.
+        ValueError: If a value is not finite, or the covariance is singular.
     """
+    if not x.isfinite().all():
+        raise ValueError("x has values that are not finite; they have no mean and no covariance")
     mean = x.mean(0, dtype=torch.float64)
     identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     covariance = torch.zeros_like(identity)

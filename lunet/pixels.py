@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
+CELLS = {torch.float32: 2.0**15, torch.float64: 2.0**44}
 
 
 def dequantise(images: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
@@ -22,7 +23,9 @@ def dequantise(images: Tensor, dtype: torch.dtype, generator: torch.Generator | 
     Returns:
         Values strictly between 0 and 1, with the shape of ``images``.
     """
-    cells = 2.0 ** {torch.float32: 15, torch.float64: 44}[dtype]
+    if dtype not in CELLS:
+        raise TypeError(f"dtype is {dtype}; pixels are dequantised in torch.float32 or torch.float64")
+    cells = CELLS[dtype]
     source = images.device if generator is None else generator.device
     noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=source).to(images.device)
     noise = noise.mul_(cells).floor_().add_(0.5).div_(cells)

@@ -42,8 +42,8 @@ class RealNVP(Flow):
     ) -> None:
         channels, height, width = shape
         super().__init__(channels * height * width)
-        if height % 2 or width % 2:
-            raise ValueError(f"an image of shape {tuple(shape)} cannot be squeezed; height and width must be even")
+        if height % 2 or width % 2 or height * width < 8:
+            raise ValueError(f"shape is {tuple(shape)}; the squeeze needs even height and width, with 8 pixels or more")
         self.shape = (channels, height, width)
         self.options: dict[str, Any] = {
             "couplings": list(couplings), "planes": planes, "blocks": blocks, "shared": shared
@@ -65,9 +65,14 @@ class RealNVP(Flow):
 
     @torch.no_grad()
     def standardise_(self, x: Tensor) -> Self:
-        r"""Start each channel's affine where a sample with shape :math:`(N, D)` gets mean 0 and variance 1."""
+        r"""Start each channel's affine where a sample with shape :math:`(N, D)` gets mean 0 and variance 1.
+
+        Raises:
+            ValueError: If a value is not finite, or a channel is constant.
+        """
         self._check(x, "x")
         self._through(x, start=True)
+        self.check_invertible()
         return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
-            raise SavedFlowError(f"{folder} has format {config['format']}; this version of lunet reads {FORMAT}")
+            raise SavedFlowError(f"{folder} has format {config['format']!r}; this version of lunet reads {FORMAT}")
         image, options = config["image"], config["flow"]
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         flow = KINDS[config["kind"]](**options)
@@ -71,8 +71,9 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
         flow.eval().check_invertible()
     except SavedFlowError:
         raise
-    except FileNotFoundError as error:
-        raise SavedFlowError(f"{folder} is not a saved flow: {Path(error.filename or '').name} is missing") from None
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except FileNotFoundError:
+        missing = [name for name in ("config.json", "weights.safetensors") if not (folder / name).exists()]
+        raise SavedFlowError(f"{folder} is not a saved flow: {' and '.join(missing)} missing") from None
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise SavedFlowError(f"{folder} is not a flow that can be read: {type(error).__name__}: {error}") from error
     return image_flow.eval()

@@ -8,10 +8,9 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from functools import cache
+from pathlib import Path
 from typing import Any
 
-import cpuinfo
 import numpy as np
 import psutil
 import pynvml
@@ -61,9 +60,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-@cache
 def _processor() -> str:
-    return str(cpuinfo.get_cpu_info().get("brand_raw") or platform.processor() or "unknown")
+    """The processor's name; Linux tells it in a file alone, and the libraries that read it take over a second."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def _gpu_driver() -> str | None:

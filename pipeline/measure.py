@@ -121,7 +121,7 @@ def apart(task: Callable[[Work], Result], work: Work) -> Result:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["pipeline.measure"])
+        context.set_forkserver_preload(["pipeline.train"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(task, work).result()
 

@@ -15,7 +15,7 @@ def main() -> None:
     """Write the preset that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
-        description="Write a complete set of parameters, comments included, and print the difference to what was there. "
+        description="Write a complete set of parameters, comments included, and print what changes. "
         "smoke: the whole pipeline in two minutes on a small subset; laptop: the default; paper: the paper's scale.",
     )
     parser.add_argument("preset", choices=["smoke", "laptop", "paper"])

@@ -24,7 +24,7 @@ from pipeline.params import Recipe, Training, load_params
 from pipeline.progress import Progress
 
 HISTORY = ["model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"]
-CHECK_EVERY = 20
+CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 SCORING_BATCH = 500
 
 
@@ -46,7 +46,7 @@ class Fit:
     best_epoch: float | None = None
     best_step: int | None = None
     best_holdout_bits_per_dim: float | None = None
-    history: list[dict[str, float | str | None]] = field(default_factory=list, repr=False)
+    history: list[dict[str, float | None]] = field(default_factory=list, repr=False)
 
 
 def main() -> None:
@@ -99,24 +99,25 @@ def train(
         How each fit went, by model, and the numbers of stored and of free parameters of one model.
     """
     images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
-    channels = (1, *images.shape[1:])
+    height, width = images.shape[1:]
     fits = {}
     for index, (key, label) in enumerate(groups(dataset, recipe).items()):
-        torch.manual_seed(1_000_003 * seed + index)
-        model = build(recipe, (channels[0], channels[1], channels[2])).to(device)
+        own_seed = 1_000_003 * seed + index
+        torch.manual_seed(own_seed)
+        model = build(recipe, (1, height, width)).to(device)
         own = images if label is None else images[labels == label]
-        fits[key] = fit(model, recipe, own, f"{name} {key}" if label is not None else name)
+        fits[key] = fit(model, recipe, own, own_seed, name if label is None else f"{name} class {key}")
         if fits[key].status == "complete":
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     return fits, {"stored": stored, "free": model.flow.free_parameters()}
 
 
-def fit(model: ImageFlow, recipe: Recipe, images: Tensor, name: str) -> Fit:
-    """Fit one model to uint8 images of shape (N, H, W), in place; a failure is told in the result, not raised."""
+def fit(model: ImageFlow, recipe: Recipe, images: Tensor, seed: int, name: str) -> Fit:
+    """Fit one model to uint8 images of shape (N, H, W), in place; a failed descent is told, not raised."""
     device = next(iter(model.state_dict().values())).device
-    generator = torch.Generator(device).manual_seed(torch.initial_seed())
-    order = torch.randperm(len(images))
+    generator = torch.Generator(device).manual_seed(seed)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     held = 0 if recipe.training is None else max(1, round(recipe.training.holdout * len(images)))
     holdout, own = images[order[:held]].to(device), images[order[held:]].to(device)
     result = Fit(train_images=len(own), holdout_images=held)
@@ -137,6 +138,42 @@ def fit(model: ImageFlow, recipe: Recipe, images: Tensor, name: str) -> Fit:
     return result
 
 
+class Lookout:
+    """Looks at the held-out images now and then, draws the training curve, and keeps the best weights.
+
+    Args:
+        model: The model in training.
+        holdout: The held-out images, uint8, with shape (N, H, W).
+        per_epoch: Steps in an epoch.
+        result: Where curve and best figures are written.
+    """
+
+    def __init__(self, model: ImageFlow, holdout: Tensor, per_epoch: int, result: Fit) -> None:
+        self._model, self._holdout, self._per_epoch, self._result = model, holdout, per_epoch, result
+        self._best: dict[str, Any] = {}
+
+    def look(self, step: int, learning_rate: float, train_bits: float | None) -> float:
+        """The held-out bits per dimension after a step; the curve gets a point.
+
+        Raises:
+            DivergedError: If it is not finite.
+        """
+        held, result = score(self._model, self._holdout), self._result
+        if not math.isfinite(held):
+            raise DivergedError(f"the held-out loss is {held} after step {step}")
+        epoch = round(step / self._per_epoch, 4)
+        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, held)
+        result.history.append(dict(zip(HISTORY[1:], point, strict=True)))
+        if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
+            result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = held, step, epoch
+            self._best = copy.deepcopy(self._model.state_dict())
+        return held
+
+    def restore_best(self) -> None:
+        """Put the best weights back into the model."""
+        self._model.load_state_dict(self._best)
+
+
 def descend(
     model: ImageFlow,
     training: Training,
@@ -151,64 +188,53 @@ def descend(
     Raises:
         DivergedError: When a loss is not finite.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
     per_epoch = math.ceil(len(images) / training.batch_size)
     steps = max(1, round(training.epochs * per_epoch))
-    schedule = make_schedule(optimizer, training, steps)
     looks = {round(steps * (look + 1) / training.validations) for look in range(training.validations)} | {steps}
-    total, since, best = torch.zeros((), device=images.device), 0, None
-
-    def look(step: int) -> str:
-        nonlocal best
-        mean = float(total) / since if since else None
-        held = score(model, holdout)
-        if not math.isfinite(held):
-            raise DivergedError(f"held-out loss is {held} after step {step} of {steps}")
-        result.history.append(
-            {
-                "step": step,
-                "epoch": round(step / per_epoch, 4),
-                "seconds": round(result.seconds, 3),
-                "learning_rate": float(schedule.get_last_lr()[0]),
-                "train_bits_per_dim": mean,
-                "holdout_bits_per_dim": held,
-            }
-        )
-        if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
-            result.best_holdout_bits_per_dim, result.best_step = held, step
-            result.best_epoch = round(step / per_epoch, 4)
-            best = copy.deepcopy(model.state_dict())
-        return f"held out {held:.3f} bits/dim"
-
-    held_out = look(0)
-    order = images.new_empty(0)
-    begin = time.perf_counter()
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    schedule = make_schedule(optimizer, training, steps)
+    lookout = Lookout(model, holdout, per_epoch, result)
+    held = lookout.look(0, float(schedule.get_last_lr()[0]), None)
+    note, losses = "first step", Losses(images.device)
     model.train()
+    begin = time.perf_counter()
     with Progress(name, steps) as progress:
         for step in range(1, steps + 1):
             position = (step - 1) % per_epoch
             if position == 0:
                 order = torch.randperm(len(images), generator=generator, device=images.device)
             batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
-            loss = optimise(model, optimizer, batch, generator, training.clip_norm)
+            losses.add(optimise(model, optimizer, batch, generator, training.clip_norm))
             schedule.step()
-            total, since = total + loss, since + 1
             if step % CHECK_EVERY == 0 or step in looks:
-                mean = float(total) / since
-                if not math.isfinite(mean):
-                    raise DivergedError(f"training loss is {mean} at step {step} of {steps}")
-                note = f"{mean:.3f} bits/dim, {held_out}"
-            elif step == 1:
-                note = held_out
+                mean = losses.mean(step)
+                note = f"{mean:.3f} bits/dim, held out {held:.3f}"
             if step in looks:
                 result.seconds += time.perf_counter() - begin
-                held_out = look(step)
-                total, since = torch.zeros_like(total), 0
+                held = lookout.look(step, float(schedule.get_last_lr()[0]), mean)
+                losses = Losses(images.device)
                 begin = time.perf_counter()
             progress.step(note)
     result.epochs, result.steps = round(steps / per_epoch, 4), steps
-    if best is not None:
-        model.load_state_dict(best)
+    lookout.restore_best()
+
+
+class Losses:
+    """The mean of losses, summed on their device so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum, self._count = torch.zeros((), device=device), 0
+
+    def add(self, loss: Tensor) -> None:
+        """Count one loss."""
+        self._sum, self._count = self._sum + loss, self._count + 1
+
+    def mean(self, step: int) -> float:
+        """The mean so far; `DivergedError`, naming the step, if it is not finite."""
+        mean = float(self._sum) / self._count
+        if not math.isfinite(mean):
+            raise DivergedError(f"the training loss is {mean} by step {step}")
+        return mean
 
 
 def optimise(

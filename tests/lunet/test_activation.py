@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from random_flows import CPU_DTYPES, seeded
+from torch import Tensor
+
+from lunet import LeakySoftplus
+
+SLOPES = [0.001, 0.01, 0.1, 0.5, 0.9, 0.999]
+
+
+def arguments(dtype: torch.dtype) -> Tensor:
+    """Dense around the bend, and tails of both signs up to 1e4."""
+    tail = torch.logspace(-8, 4, 2001, dtype=torch.float64)
+    return torch.cat([torch.linspace(-60, 60, 20_001, dtype=torch.float64), tail, -tail, torch.zeros(1)]).to(dtype)
+
+
+def residuals(activation: LeakySoftplus, y: Tensor) -> Tensor:
+    """What is left of the equation phi(x) = y, in units of the rounding error that any x in this dtype must leave."""
+    x = activation.inverse(y)
+    value, log_slope = activation(x.double())
+    unit = torch.finfo(y.dtype).eps * (1 + y.abs() + x.abs() * log_slope.exp())
+    return (value - y.double()).abs() / unit
+
+
+# Value and slope
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_value_is_the_formula(slope: float) -> None:
+    x = torch.tensor([-1e4, -30.0, -1.5, 0.0, 0.7, 30.0, 1e4], dtype=torch.float64)
+    expected = [slope * v + (1 - slope) * (max(v, 0) + math.log1p(math.exp(-abs(v)))) for v in x.tolist()]
+    torch.testing.assert_close(LeakySoftplus(slope)(x)[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_log_slope_is_the_derivative(slope: float) -> None:
+    x = arguments(torch.float64).requires_grad_()
+    value, log_slope = LeakySoftplus(slope)(x)
+    (derivative,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(log_slope.exp(), derivative, rtol=1e-14, atol=0)
+    assert log_slope.exp().min() >= slope * (1 - 1e-15)
+    assert log_slope.max() <= 0
+
+
+def test_value_is_increasing_between_its_asymptotes() -> None:
+    x = torch.linspace(-60, 60, 10_001, dtype=torch.float64)
+    value, _ = LeakySoftplus(0.1)(x)
+    assert (value.diff() > 0).all()
+    assert (value >= torch.maximum(0.1 * x, x)).all()
+    assert (value <= torch.maximum(0.1 * x, x) + 0.9 * math.log(2) + 1e-15).all()
+
+
+# Invertibility
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_inverse_leaves_a_rounding_error(slope: float, dtype: torch.dtype) -> None:
+    y = arguments(dtype)
+    assert LeakySoftplus(slope).inverse(y).dtype == dtype
+    assert residuals(LeakySoftplus(slope), y).max() <= 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_inverse_leaves_a_rounding_error_on_a_gpu(slope: float, dtype: torch.dtype) -> None:
+    assert residuals(LeakySoftplus(slope), arguments(dtype).cuda()).max() <= 4
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_inverse_returns_the_arguments(slope: float) -> None:
+    x = arguments(torch.float64)
+    torch.testing.assert_close(LeakySoftplus(slope).inverse(LeakySoftplus(slope)(x)[0]), x, rtol=1e-12, atol=1e-12)
+
+
+def test_one_step_less_would_not_do() -> None:
+    class Hasty(LeakySoftplus):
+        STEPS = 4
+
+    assert residuals(Hasty(0.001), arguments(torch.float64)).max() > 1e3
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_gradient_of_the_inverse(slope: float) -> None:
+    y = torch.randn(30, generator=seeded(), dtype=torch.float64) * 4
+    y = torch.cat([y, torch.tensor([-300.0, 300.0], dtype=torch.float64)]).requires_grad_()
+    assert torch.autograd.gradcheck(LeakySoftplus(slope).inverse, y)
+
+
+def test_gradient_of_the_inverse_is_one_over_the_slope() -> None:
+    activation = LeakySoftplus(0.1)
+    y = arguments(torch.float64).requires_grad_()
+    x = activation.inverse(y)
+    (gradient,) = torch.autograd.grad(x.sum(), y)
+    torch.testing.assert_close(gradient, (-activation(x.detach())[1]).exp(), rtol=1e-12, atol=0)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, -0.1, 2.0, math.nan])
+def test_a_slope_outside_0_to_1_is_refused(slope: float) -> None:
+    with pytest.raises(ValueError, match=f"slope is {slope}.*between 0 and 1"):
+        LeakySoftplus(slope)
+
+
+def test_config_makes_it_again() -> None:
+    assert LeakySoftplus(**LeakySoftplus(0.3).config()).slope == 0.3
+    assert "slope=0.3" in repr(LeakySoftplus(0.3))
