@@ -97,6 +97,7 @@ class Training(Section):
     batch_size: Count
     learning_rate: Positive
     schedule: Literal["constant", "one_cycle"]
+    warmup: Share
     clip_norm: Positive | None
     holdout: Annotated[Share, Field(le=0.5)]
     validations: Count

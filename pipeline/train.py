@@ -262,7 +262,7 @@ def make_schedule(
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # One more step than there are, since the schedule is advanced after the last one too.
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=steps + 1, cycle_momentum=False
+        optimizer, training.learning_rate, total_steps=steps + 1, pct_start=training.warmup, cycle_momentum=False
     )
 
 

@@ -1,0 +1,143 @@
+"""The pipeline as DVC sees it: what each stage depends on, and one whole run on the small subset."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.params import read_yaml
+
+ROOT = Path(__file__).parents[2]
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+
+
+# Dependencies
+
+
+def imported(module: Path) -> set[Path]:
+    """The project's own files that a module imports, itself included, and what those import."""
+    found: set[Path] = set()
+    queue = [module]
+    while queue:
+        path = queue.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                candidate = ROOT / Path(*name.split("."))
+                queue += [file for file in (candidate.with_suffix(".py"), candidate / "__init__.py") if file.is_file()]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_import_of_a_stage_is_a_dependency(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if "${" not in dep}
+    needed = {path.relative_to(ROOT) for path in imported(ROOT / "pipeline" / f"{stage}.py")}
+    needed -= {Path("pipeline/__init__.py"), Path("pipeline/subset/__init__.py")}
+    missing = {str(path) for path in needed if not {path.as_posix(), path.parts[0]} & listed}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_module_that_a_stage_depends_on_is_imported(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
+    assert listed <= {path.relative_to(ROOT).as_posix() for path in imported(ROOT / "pipeline" / f"{stage}.py")}
+
+
+@pytest.mark.parametrize("stage", ["collect", "report"])
+def test_collect_and_report_do_without_torch(stage: str) -> None:
+    code = f"import sys, pipeline.{stage}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, run once with the smoke preset."""
+    folder = tmp_path_factory.mktemp("a copy") / "lunet"
+    folder.mkdir()
+    for name in ("lunet", "pipeline"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+    run(folder, "dvc", "config", "core.no_scm", "true")
+    run(folder, "pipeline.preset", "smoke")
+    output = run(folder, "dvc", "repro")
+    assert output.count("Running stage") == 28
+    return folder
+
+
+def run(folder: Path, module: str, *arguments: str) -> str:
+    """The output of a module of this interpreter, offline: every proxy is a closed port."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    offline = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
+    command = [sys.executable, "-m", module, *arguments]
+    finished = subprocess.run(
+        command, cwd=folder, env={**os.environ, **offline, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout + finished.stderr
+
+
+def changed(folder: Path) -> set[str]:
+    """The stages that the next `dvc repro` would begin with."""
+    status: dict[str, Any] = json.loads(run(folder, "dvc", "status", "--json").splitlines()[-1])
+    return set(status)
+
+
+def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) -> None:
+    metrics = json.loads((checkout / "reports/metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics) == {"mnist", "fashion_mnist"}
+    assert all(set(found) == {"gaussian", "histogram", "lunet", "realnvp"} for found in metrics.values())
+    bits = {(d, r): found["bits_per_dim"]["mean"] for d, by in metrics.items() for r, found in by.items()}
+    assert all(0.5 < value < 8 for value in bits.values())
+    for dataset in metrics:
+        assert bits[dataset, "lunet"] < bits[dataset, "gaussian"]
+        assert bits[dataset, "realnvp"] < bits[dataset, "gaussian"]
+    assert (checkout / "reports/index.html").stat().st_size > 100_000
+
+
+def test_a_second_run_does_nothing(checkout: Path) -> None:
+    assert changed(checkout) == set()
+    assert "Running stage" not in run(checkout, "dvc", "repro")
+
+
+def test_a_template_belongs_to_the_report_alone(checkout: Path) -> None:
+    template = checkout / "pipeline/templates/page.html"
+    before = template.read_bytes()
+    template.write_bytes(before + b"\n")
+    assert changed(checkout) == {"report"}
+    template.write_bytes(before)
+    assert changed(checkout) == set()
+
+
+def test_a_recipes_parameter_belongs_to_that_recipe_alone(checkout: Path) -> None:
+    params = checkout / "params.yaml"
+    before = params.read_bytes()
+    assert b"ridge: 0.1" in before
+    params.write_bytes(before.replace(b"ridge: 0.1", b"ridge: 0.2"))
+    cells = {
+        f"{stage}@{dataset}-gaussian{seed}"
+        for stage, seed in (("train", "-0"), ("evaluate", "-0"), ("measure", ""))
+        for dataset in ("mnist", "fashion_mnist")
+    }
+    assert changed(checkout) == {*cells, "collect"}
+    params.write_bytes(before)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.console import UserError
+from pipeline.params import PRESETS, load_params, read_yaml, validate
+
+
+@pytest.fixture
+def values() -> Any:
+    return read_yaml(PRESETS / "laptop.yaml")
+
+
+def put(values: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[last] = value
+
+
+# What is allowed
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+def test_presets_are_valid_and_say_their_name(preset: str) -> None:
+    assert load_params(PRESETS / f"{preset}.yaml").preset == preset
+
+
+def test_the_committed_parameters_are_the_laptop_preset() -> None:
+    assert Path("params.yaml").read_bytes() == (PRESETS / "laptop.yaml").read_bytes()
+
+
+def test_the_paper_preset_has_the_papers_scale() -> None:
+    params = load_params(PRESETS / "paper.yaml")
+    lunet, realnvp = params.recipe("lunet"), params.recipe("realnvp")
+    assert lunet.training is not None
+    assert realnvp.training is not None
+    assert (lunet.classes, lunet.model.layers, lunet.training.epochs) == ("each", 4, 40)  # type: ignore[union-attr]
+    assert (realnvp.classes, realnvp.training.epochs, realnvp.model.planes) == ("each", 100, 64)  # type: ignore[union-attr]
+
+
+def test_margin_may_be_a_pair(values: Any) -> None:
+    put(values, "recipes.realnvp.margin", [0.05, 0])
+    assert validate(values, "params.yaml").recipe("realnvp").margin == (0.05, 0)
+
+
+# What is refused, with the key, the value and what is allowed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("device", "gpu", ["device", "'gpu'", "'auto', 'cpu' or 'cuda'"]),
+        ("grid.datasets", ["cifar"], ["grid.datasets.0", "'cifar'", "'mnist' or 'fashion_mnist'"]),
+        ("grid.recipes", ["lunett"], ["grid.recipes", "'lunett'", "lunet, realnvp"]),
+        ("grid.seeds", [0, 0], ["grid", "twice"]),
+        ("grid.seeds", [], ["grid.seeds", "at least 1"]),
+        ("recipes.lunet.model.slope", 2, ["recipes.lunet.model.slope", "2", "less than 1"]),
+        ("recipes.lunet.model.layers", 0, ["recipes.lunet.model.layers", "greater than or equal to 1"]),
+        ("recipes.lunet.model.layerz", 3, ["recipes.lunet.model.layerz", "unknown key", "'layers'"]),
+        ("recipes.lunet.margin", 0.7, ["recipes.lunet.margin", "0.7", "below 0.5"]),
+        ("recipes.lunet.training", None, ["recipes.lunet", "training is needed"]),
+        ("recipes.gaussian.model.kind", "gauss", ["recipes.gaussian.model", "'gauss'", "'gaussian'"]),
+        ("recipes.realnvp.training.epochs", "3", ["recipes.realnvp.training.epochs", "'3'", "number"]),
+        ("recipes.realnvp.training.learning_rate", float("nan"), ["learning_rate", "nan"]),
+        ("evaluate.draws", 0, ["evaluate.draws", "0"]),
+        ("measure.repetitions", 1.5, ["measure.repetitions", "1.5", "integer"]),
+        ("sead", 1, ["sead", "unknown key", "'seeds'"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(values: Any, key: str, value: Any, words: list[str]) -> None:
+    put(values, key, value)
+    with pytest.raises(UserError) as caught:
+        validate(values, "params.yaml")
+    for word in ["params.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(values: Any) -> None:
+    put(values, "device", "gpu")
+    put(values, "evaluate.draws", 0)
+    with pytest.raises(UserError, match=r"2 mistake\(s\)"):
+        validate(values, "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00", "just words"])
+def test_a_file_that_is_not_a_set_of_parameters_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        load_params(path)
+
+
+def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python -m pipeline\.preset laptop"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="lunet, realnvp, gaussian, histogram"):
+        load_params(PRESETS / "laptop.yaml").recipe("glow")

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lunet import load_flow
+from pipeline.datasets import Dataset
+from pipeline.evaluate import LatentMoments, draw_samples, evaluate
+from pipeline.measure import Work, measure
+from pipeline.models import build, groups
+from pipeline.params import PRESETS, Measure, Params, Recipe, read_yaml, validate
+from pipeline.train import HISTORY, train, write_history
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def values() -> Any:
+    """The smoke preset, cut to a few steps."""
+    values = read_yaml(PRESETS / "smoke.yaml")
+    for name in ("lunet", "realnvp"):
+        values["recipes"][name]["training"] |= {"epochs": 1, "batch_size": 32, "validations": 2}
+    return values
+
+
+@pytest.fixture
+def params(values: Any) -> Params:
+    return validate(values, "params.yaml")
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """Two classes of 8x8 images: a bright left half, and a bright right half."""
+    random = np.random.default_rng(0)
+
+    def images(count: int) -> tuple[Any, Any]:
+        labels = np.arange(count, dtype=np.uint8) % 2
+        shade = np.where((np.arange(8) < 4) == (labels[:, None, None] == 0), 200, 40) + np.zeros((count, 8, 8))
+        return (shade + random.integers(-30, 30, shade.shape)).astype(np.uint8), labels
+
+    (train_images, train_labels), (test_images, test_labels) = images(400), images(100)
+    return Dataset("halves", "Halves", ("left", "right"), train_images, train_labels, test_images, test_labels, {})
+
+
+def recipe_of(values: Any, name: str, **changes: Any) -> Recipe:
+    values["recipes"][name] |= changes
+    return validate(values, "params.yaml").recipe(name)
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", ["lunet", "realnvp", "gaussian", "histogram"])
+def test_a_run_saves_the_weights_that_did_best(params: Params, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    fits, parameters = train(dataset, params.recipe(name), 0, CPU, tmp_path, name)
+    fit = fits["all"]
+    assert fit.status == "complete"
+    assert parameters["free"] > 0
+    assert load_flow(tmp_path / "all").flow.features == 64
+    if params.recipe(name).training is None:
+        assert fit.history == []
+        assert fit.train_images == 400
+        return
+    assert (fit.train_images, fit.holdout_images) == (360, 40)
+    held = [point["holdout_bits_per_dim"] for point in fit.history]
+    assert fit.best_holdout_bits_per_dim == min(held, key=lambda value: value or 0)
+    assert fit.history[0]["train_bits_per_dim"] is None
+    assert held[-1] is not None
+    assert held[0] is not None
+    assert held[-1] < held[0] - 0.1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    params: Params, dataset: Dataset, tmp_path: Path
+) -> None:
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(dataset, params.recipe("lunet"), seed, CPU, tmp_path / folder, "lunet")
+    first, same, other = ((tmp_path / folder / "all/weights.safetensors").read_bytes() for folder in "abc")
+    assert first == same
+    assert first != other
+
+
+def test_one_model_a_class_sees_its_class_alone(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_of(values, "lunet", classes="each")
+    assert groups(dataset, recipe) == {"0": 0, "1": 1}
+    fits, _ = train(dataset, recipe, 0, CPU, tmp_path, "lunet")
+    assert {key: fit.train_images + fit.holdout_images for key, fit in fits.items()} == {"0": 200, "1": 200}
+    models = {key: load_flow(tmp_path / key) for key in fits}
+    left, right = (model.sample(20, torch.Generator().manual_seed(0)).float() for model in models.values())
+    assert left[..., :4].mean() > 150 > 90 > left[..., 4:].mean()
+    assert right[..., 4:].mean() > 150 > 90 > right[..., :4].mean()
+
+
+def test_a_run_that_diverges_is_a_status_and_saves_no_flow(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    training = values["recipes"]["lunet"]["training"] | {"learning_rate": 1e6, "clip_norm": None, "epochs": 5}
+    fits, _ = train(dataset, recipe_of(values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
+    assert fits["all"].status == "diverged"
+    assert "loss is" in (fits["all"].message or "")
+    assert not (tmp_path / "all").exists()
+
+
+def test_history_is_a_table_with_a_row_for_each_look(params: Params, dataset: Dataset, tmp_path: Path) -> None:
+    fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path / "flows", "lunet")
+    write_history(tmp_path / "history.csv", fits)
+    with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == HISTORY
+    assert [row["step"] for row in rows] == ["0", "6", "12"]
+    assert [float(row["epoch"]) for row in rows] == [0, 0.5, 1]
+
+
+# Evaluation
+
+
+def test_evaluation_scores_each_image_by_the_model_of_its_class(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_of(values, "gaussian", classes="each")
+    settings = validate(values, "params.yaml").evaluate
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
+    right, _ = evaluate(models, dataset, recipe, settings, 0)
+    swapped, _ = evaluate({"0": models["1"], "1": models["0"]}, dataset, recipe, settings, 0)
+    assert right["test"]["bits_per_dim"]["mean"] < swapped["test"]["bits_per_dim"]["mean"] - 1
+    assert right["sample_class_accuracy"] == 1
+    assert swapped["sample_class_accuracy"] == 0
+    assert right["per_class"]["0"]["images"] == 50
+    assert right["round_trip"]["pixels_exact"] == 1
+    assert right["latents"]["images"] == 100
+
+
+def test_one_draw_is_an_unbiased_estimate_of_several(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = validate(values, "params.yaml").recipe("gaussian")
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    models = {"all": load_flow(tmp_path / "all")}
+    means = []
+    for draws in (1, 20):
+        values["evaluate"]["draws"] = draws
+        result, _ = evaluate(models, dataset, recipe, validate(values, "params.yaml").evaluate, 0)
+        means.append(result["test"]["bits_per_dim"]["mean"])
+    assert means[0] == pytest.approx(means[1], abs=0.01)
+    assert means[0] != means[1]
+
+
+def test_the_released_figure_follows_from_the_honest_one(params: Params, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = params.recipe("gaussian")
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    model = load_flow(tmp_path / "all")
+    result, _ = evaluate({"all": model}, dataset, recipe, params.evaluate, 0)
+    images = torch.from_numpy(dataset.test_images)
+    _, log_slope = model.preprocess(images, torch.Generator().manual_seed(0))
+    slope_bits = float(log_slope.mean()) / (64 * np.log(2))
+    honest, released = result["test"]["bits_per_dim"]["mean"], result["test"]["poster_bits_per_pixel"]
+    assert honest - released == pytest.approx(8.5 - slope_bits, abs=1e-4)
+
+
+def test_moments_of_latents_are_those_of_all_batches_together() -> None:
+    z = 3 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(4)
+    moments = LatentMoments()
+    for part in z.split(128):
+        moments.add(part)
+    found, variance = moments.summary(), z.double().var(0, correction=0)
+    assert found["mean"] == pytest.approx(float(z.double().mean()))
+    assert found["variance"] == pytest.approx(float(variance.mean()))
+    assert found["variance_max"] == pytest.approx(float(variance.max()))
+    assert found["mean_of_squared_norm_over_features"] == pytest.approx(float(z.double().square().mean()))
+
+
+def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:
+    model = build(params.recipe("lunet"), (1, 8, 8)).eval()
+    samples = draw_samples({"all": model}, params.evaluate, 0)
+    assert samples.shape == (params.evaluate.sample_rows, params.evaluate.sample_columns, 8, 8)
+    first = model.sample(samples.shape[0] * samples.shape[1], torch.Generator().manual_seed(0))
+    assert torch.equal(samples.flatten(0, 1), first[:, 0])
+
+
+# Measurement
+
+
+@pytest.mark.parametrize("name", ["lunet", "gaussian"])
+def test_every_quantity_that_applies_is_measured(params: Params, dataset: Dataset, name: str) -> None:
+    settings = Measure(repetitions=5, seconds=0.05, warmup=1, large_batch=20)
+    result = measure(Work(params.recipe(name), torch.from_numpy(dataset.train_images), CPU, settings))
+    assert result["status"] == "complete"
+    stepped = name == "lunet"
+    assert (result["times"]["step"] is not None) == (result["times"]["optimizer_step"] is not None) == stepped
+    assert (result["memory"]["training"] is not None) == (result["determinant"] is not None) == stepped
+    for quantity in ("density_small", "density_large", "sampling_small", "sampling_large"):
+        assert len(result["times"][quantity]["samples"]) >= 5
+        assert min(result["times"][quantity]["samples"]) > 0
+    assert result["times"]["density_large"]["batch"] == 20
+    weighed = result["memory"]["sampling"]
+    assert weighed["process_peak_mib"] >= weighed["process_start_mib"] > 10
+
+
+# The command line: one clear message, no traceback, nothing half-written
+
+
+def stage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", *arguments]
+    environment = {**os.environ, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def folder_with(tmp_path: Path, **changes: Any) -> Path:
+    text = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
+    for before, after in changes.values():
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        (("slope: 0.1", "slope: 1.5"), ("--recipe", "lunet"), ["recipes.lunet.model.slope", "1.5", "less than 1"]),
+        (("preset: smoke", "preset: smoke"), ("--recipe", "glow"), ["'glow'", "lunet, realnvp"]),
+        (("preset: smoke", "preset: paper"), ("--recipe", "lunet"), ["CUDA GPU", "python -m pipeline.preset laptop"]),
+        (("device: cpu", "device: cuda"), ("--recipe", "lunet"), ["device: cuda", "auto or cpu"]),
+        (("preset: smoke", "preset: smoke"), ("--recipe", "lunet"), ["dataset.json", "missing"]),
+    ],
+)
+def test_a_mistake_ends_a_stage_with_one_message(
+    tmp_path: Path, change: tuple[str, str], arguments: tuple[str, ...], words: list[str]
+) -> None:
+    folder = folder_with(tmp_path, change=change)
+    finished = stage("pipeline.train", "--dataset", "mnist", *arguments, "--out", "runs/x", cwd=folder)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: ")
+    assert "Traceback" not in finished.stderr
+    for word in words:
+        assert word in finished.stderr
+    assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+def test_an_evaluation_of_a_diverged_run_says_so_and_goes_on(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path)
+    assert stage("pipeline.data", "--dataset", "mnist", "--out", "data/mnist", cwd=folder).returncode == 0
+    run = folder / "runs/train/mnist-lunet-0"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"status": "diverged", "message": "the loss is nan"}), encoding="utf-8")
+    finished = stage(
+        "pipeline.evaluate", "--dataset", "mnist", "--recipe", "lunet", "--out", "runs/evaluate/x.json", cwd=folder
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((folder / "runs/evaluate/x.json").read_text(encoding="utf-8"))
+    assert (result["status"], result["test"]) == ("diverged", None)
+    assert np.load(folder / "runs/samples/mnist-lunet-0/samples.npy").shape == (0, 4, 28, 28)
