@@ -78,10 +78,10 @@ def _gpu_driver() -> str | None:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the code and whether the code differs from it; nothing is known outside of a git checkout."""
+    """The commit, and whether the code differs from it; parameters are recorded apart. Nothing is known without git."""
     try:
         head = _git("rev-parse", "HEAD")
-        return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline", "params.yaml"))
+        return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

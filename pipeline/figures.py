@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -91,20 +92,18 @@ def _plain(value: float, _position: int = 0) -> str:
     return f"{value:g}"
 
 
-def curves(path: Path, rows: Sequence[Mapping[str, Any]], recipes: Mapping[str, Look]) -> None:
+def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
     """Held-out (solid) and training (dashed) bits/dim against the epoch, a line for each model and seed."""
     with _figure(path, 3.4) as axes:
         shown: list[float] = []
         for recipe, look in recipes.items():
-            own = [row for row in rows if row["recipe"] == recipe]
-            models = sorted({(row["seed"], row["model"]) for row in own})
-            for number, model in enumerate(models):
-                line = [row for row in own if (row["seed"], row["model"]) == model]
-                strong = 1.0 if len(models) <= 3 else 0.45
-                held = [(row["epoch"], row["holdout_bits_per_dim"]) for row in line]
-                train = [(row["epoch"], row["train_bits_per_dim"]) for row in line]
+            lines = [line for _, line in rows[rows["recipe"] == recipe].groupby(["seed", "model"])]
+            strong = 1.0 if len(lines) <= 3 else 0.45
+            for number, line in enumerate(lines):
+                held = line[["epoch", "holdout_bits_per_dim"]].dropna().to_numpy()
+                train = line[["epoch", "train_bits_per_dim"]].dropna().to_numpy()
                 axes.plot(
-                    *_known(held),
+                    *held.T,
                     color=look.colour,
                     marker=look.marker,
                     markersize=4,
@@ -112,9 +111,9 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], recipes: Mapping[str, 
                     alpha=strong,
                     label=look.label if number == 0 else None,
                 )
-                axes.plot(*_known(train), color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=strong)
+                axes.plot(*train.T, color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=strong)
                 # An untrained model may start far above all others: the axis shows where training goes.
-                shown += [value for _, value in held[1:] + train if value is not None]
+                shown += [*held[1:, 1], *train[:, 1]]
         if shown:
             pad = 0.06 * (max(shown) - min(shown) or 1)
             axes.set_ylim(min(shown) - pad, max(shown) + pad)
@@ -123,11 +122,6 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], recipes: Mapping[str, 
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
         axes.set_xlabel("epoch")
         axes.set_ylabel("bits per dimension")
-
-
-def _known(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float]]:
-    known = [(x, y) for x, y in points if y is not None]
-    return [x for x, _ in known], [y for _, y in known]
 
 
 def likelihoods(
@@ -174,7 +168,7 @@ TIMES = {
 
 def times(
     path: Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: pd.DataFrame,
     recipes: Mapping[str, Look],
     poster: Mapping[str, Mapping[str, float]],
 ) -> None:
@@ -186,20 +180,18 @@ def times(
         recipes: The recipes' looks.
         poster: For each quantity that can be compared, the poster's figures in milliseconds by recipe.
     """
-    groups = [(quantity, title) for quantity, title in TIMES.items() if any(r["quantity"] == quantity for r in rows)]
+    samples = rows.groupby(["quantity", "recipe"])["value"]
     lines: list[tuple[float, str, str]] = []
     place, titles = 0.0, []
-    for quantity, title in groups:
-        titles.append((place, title))
-        place += 1
-        for recipe in recipes:
-            if any(row["quantity"] == quantity and row["recipe"] == recipe for row in rows):
-                lines.append((place, quantity, recipe))
-                place += 1
-        place += 0.4
+    for quantity, title in TIMES.items():
+        measured = [recipe for recipe in recipes if (quantity, recipe) in samples.groups]
+        if measured:
+            titles.append((place, title))
+            lines += [(place + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
+            place += len(measured) + 1.4
     with _figure(path, 0.8 + 0.2 * place) as axes:
         for height, quantity, recipe in lines:
-            values = [row["value"] for row in rows if (row["quantity"], row["recipe"]) == (quantity, recipe)]
+            values = samples.get_group((quantity, recipe)).to_numpy()
             look = recipes[recipe]
             axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
             axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
@@ -215,15 +207,11 @@ def times(
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_ylim(place, -0.7)
-        _logarithmic(axes)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("milliseconds, logarithmic")
-
-
-def _logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def memory(path: Path, found: Mapping[str, Mapping[str, float]], recipes: Mapping[str, Look]) -> None:
@@ -250,7 +238,7 @@ def memory(path: Path, found: Mapping[str, Mapping[str, float]], recipes: Mappin
         axes.set_xlabel("MiB at the peak")
 
 
-def determinant(path: Path, rows: Sequence[Mapping[str, Any]], look: Look) -> None:
+def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
     """Median times of both log-determinants against the width, both axes logarithmic."""
     with _figure(path, 3.0) as axes:
         styles = {
@@ -258,19 +246,11 @@ def determinant(path: Path, rows: Sequence[Mapping[str, Any]], look: Look) -> No
             "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
         }
         for quantity, (colour, marker, label) in styles.items():
-            own = [row for row in rows if row["quantity"] == quantity]
-            widths = sorted({row["width"] for row in own})
-            medians = [float(np.median([row["value"] for row in own if row["width"] == width])) for width in widths]
-            points: Any = {
-                "color": colour,
-                "marker": marker,
-                "linestyle": "none",
-                "markersize": 3,
-                "alpha": 0.35,
-                "mew": 0,
-            }
-            axes.plot([row["width"] for row in own], [row["value"] for row in own], **points)
-            axes.plot(widths, medians, color=colour, marker=marker, markersize=4.5, linewidth=1.5, label=label)
+            own = rows[rows["quantity"] == quantity].astype({"width": "int64"})
+            medians = own.groupby("width")["value"].median()
+            about: Any = {"color": colour, "marker": marker}
+            axes.plot(own["width"], own["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **about)
+            axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **about)
         axes.set_yscale("log")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
@@ -280,14 +260,11 @@ def determinant(path: Path, rows: Sequence[Mapping[str, Any]], look: Look) -> No
         axes.legend(loc="upper left")
 
 
-def images(path: Path, grid: NDArray[np.uint8], gap: int = 2) -> None:
+def images(path: Path, grid: NDArray[np.uint8]) -> None:
     """A grid of images of shape (rows, columns, height, width) as a PNG, a thin gap of mid-grey between them."""
-    rows, columns, height, width = grid.shape
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), 128, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = grid[row, column]
+    framed = np.pad(grid, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=128)
+    rows, columns, height, width = framed.shape
+    canvas = framed.swapaxes(1, 2).reshape(rows * height, columns * width)[:-2, :-2]
     # Three equal channels: matplotlib's grey colour map would shift some values by one.
     imsave(path, np.repeat(canvas[:, :, None], 3, axis=2), format="png", metadata={"Software": ""})
 

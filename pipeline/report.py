@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from ruamel.yaml import YAML
@@ -20,6 +20,7 @@ from pipeline.console import UserError, exit_with, say
 from pipeline.figures import INK
 from pipeline.files import read_json, write_text
 from pipeline.params import load_params
+from pipeline.tables import RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
 TIMES = {
@@ -36,8 +37,6 @@ MEMORY = {
     "memory_sampling_mib": "Sampling, at the peak",
     "memory_sampling_above_start_mib": "Sampling, above the start",
 }
-
-Row = dict[str, str]
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def render(reports: Path, title: str) -> str:
         UserError: If a file is missing or damaged.
     """
     found = {name: read_json(reports / f"{name}.json") for name in ("metrics", "timings", "claims", "provenance")}
-    tables = {name: read_csv(reports / f"{name}.csv") for name in ("results", "timings")}
+    results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     provenance = found["provenance"]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -96,33 +95,24 @@ def render(reports: Path, title: str) -> str:
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
         times=TIMES,
         memory=MEMORY,
-        warnings={name: mixtures(rows) for name, rows in tables.items()},
-        datasets=[dataset_view(name, reports / "figures", found, tables) for name in provenance["datasets"]],
+        warnings={"results": mixtures(results), "timings": mixtures(timings)},
+        datasets=[dataset_view(name, reports / "figures", found, results) for name in provenance["datasets"]],
     )
 
 
-def read_csv(path: Path) -> list[Row]:
-    """The rows of a table that collect has written."""
-    try:
-        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
-
-
-def dataset_view(
-    name: str, folder: Path, found: Mapping[str, Any], tables: Mapping[str, Sequence[Row]]
-) -> dict[str, Any]:
+def dataset_view(name: str, folder: Path, found: Mapping[str, Any], results: pd.DataFrame) -> dict[str, Any]:
     """What the page shows of one data set.
 
     Args:
         name: The data set.
         folder: The folder of the figures.
         found: The contents of the JSON files, by name without suffix.
-        tables: The rows of the CSV files, by name without suffix.
+        results: The table of all results.
     """
     metrics, timings = found["metrics"][name], found["timings"][name]
     recipes = found["provenance"]["recipes"]
-    rows = [row for row in tables["results"] if row["dataset"] == name]
+    rows = results[results["dataset"] == name]
+    worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
     figures = {kind: f"{kind}-{name}.svg" for kind in ("curves", "likelihood", "times", "memory", "determinant")}
     return {
         "name": name,
@@ -130,7 +120,7 @@ def dataset_view(
         "metrics": metrics,
         "timings": timings,
         "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
-        "worst": {recipe: mean_of(rows, recipe, "all", "worst_percent_share") for recipe in recipes},
+        "worst": {recipe: worst.get(recipe) for recipe in recipes},
         "classes": class_table(rows, recipes),
         "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
         "samples": [recipe for recipe in recipes if (folder / f"samples-{name}-{recipe}.png").is_file()],
@@ -157,19 +147,14 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
     }
 
 
-def class_table(rows: Sequence[Row], recipes: Iterable[str]) -> list[dict[str, Any]]:
+def class_table(rows: pd.DataFrame, recipes: Iterable[str]) -> list[dict[str, Any]]:
     """Bits/dim of each class, a column for each recipe: the mean over the complete seeds."""
-    classes = {row["class"]: row["class_name"] for row in rows if row["class"] != "all"}
+    own = rows[rows["class"] != "all"]
+    bits = own.groupby(["class", "recipe"])["bits_per_dim_mean"].mean().to_dict()
     return [
-        {"class": label, "name": name, "bits": {r: mean_of(rows, r, label, "bits_per_dim_mean") for r in recipes}}
-        for label, name in classes.items()
+        {"class": label, "name": name, "bits": {recipe: bits.get((label, recipe)) for recipe in recipes}}
+        for label, name in dict(zip(own["class"], own["class_name"], strict=True)).items()
     ]
-
-
-def mean_of(rows: Iterable[Row], recipe: str, label: str, column: str) -> float | None:
-    """The mean of a column over a recipe's complete seeds; None where there is none."""
-    values = [float(row[column]) for row in rows if (row["recipe"], row["class"]) == (recipe, label) and row[column]]
-    return sum(values) / len(values) if values else None
 
 
 def count_verdicts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -185,10 +170,10 @@ def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**item, "values": [column.get(name) for column in columns]} for name, item in labels.items()]
 
 
-def mixtures(rows: Sequence[Row]) -> list[str]:
+def mixtures(table: pd.DataFrame) -> list[str]:
     """What a table mixes that should be alike: machines, devices, or states of the code."""
     names = {"host": "machines", "device": "devices", "commit": "states of the code"}
-    kinds = {name: sorted({row[name] for row in rows if row[name]}) for name in names}
+    kinds = {name: sorted(table[name].dropna().unique()) for name in names}
     warnings = [
         f"This table mixes {len(kinds[name])} {word}: {', '.join(kinds[name])}."
         for name, word in names.items()

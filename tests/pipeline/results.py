@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from pipeline.collect import collect
 from pipeline.files import sha256, write_json
-from pipeline.params import PRESETS, read_yaml, validate
+from pipeline.params import PRESETS, load_params, read_yaml, validate
+from pipeline.records import Results, read_results
 
-Key = tuple[str, str, int]
+LAPTOP = PRESETS / "laptop.yaml"
+SMALL = {"grid__datasets": ["mnist"], "grid__recipes": ["lunet", "realnvp"], "grid__seeds": [0]}
 
 ENVIRONMENT = {
     "time": "2026-01-02T03:04:05+00:00",
@@ -46,7 +49,7 @@ CENTRES = {
 
 def parameters(**changes: Any) -> dict[str, Any]:
     """The laptop preset as plain values; ``changes`` name keys with two underscores for each dot."""
-    values = read_yaml(PRESETS / "laptop.yaml")
+    values = read_yaml(LAPTOP)
     values["evaluate"] |= {"sample_rows": 3, "sample_columns": 4}
     for dotted, value in changes.items():
         *above, last = dotted.split("__")
@@ -201,12 +204,29 @@ class Project:
             place[last] = value
         file.write_text(json.dumps(content), encoding="utf-8")
 
+    def read(self) -> Results:
+        """What stands in the files."""
+        return read_results(load_params(self.params), self.data, self.runs)
+
+    def collect(self) -> None:
+        """Write ``reports/``."""
+        collect(self.params, self.data, self.runs, self.reports, paper=LAPTOP)
+
     def fail(self, key: str, status: str = "diverged", message: str = "the loss is not finite at step 7") -> None:
         """Make a training one that failed, as train and evaluate write it."""
         self.change(f"train/{key}/run.json", status=status, message=message)
         nothing = dict.fromkeys(("test", "per_class", "round_trip", "latents", "sample_class_accuracy"))
         self.change(f"evaluate/{key}.json", status=status, message=message, **nothing)
         np.save(self.runs / "samples" / key / "samples.npy", np.zeros((0, 4, 28, 28), dtype=np.uint8))
+
+
+def with_failures(root: Path) -> Project:
+    """Two data sets, four recipes, three seeds, one of which diverged and three of which ran out of memory."""
+    project = Project(root, parameters(grid__seeds=[0, 1, 2]))
+    project.fail("mnist-realnvp-1")
+    for seed in range(3):
+        project.fail(f"fashion_mnist-realnvp-{seed}", "out_of_memory", "needed 9 GiB, see /home/someone/runs/log.txt")
+    return project
 
 
 def spread(mean: float) -> dict[str, float]:

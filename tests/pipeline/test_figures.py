@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.figures import INK, KNOWN, curves, images, likelihoods, looks, memory, real_images, times
@@ -18,8 +19,8 @@ def texts(path: Path) -> list[str]:
     return re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
 
 
-def timing(recipe: str, quantity: str, *values: float) -> list[dict[str, Any]]:
-    return [{"recipe": recipe, "quantity": quantity, "value": value} for value in values]
+def timing(recipe: str, quantity: str, *values: float) -> pd.DataFrame:
+    return pd.DataFrame({"recipe": recipe, "quantity": quantity, "value": values})
 
 
 def luminance(colour: str) -> float:
@@ -50,7 +51,7 @@ def test_looks_do_not_depend_on_the_other_recipes() -> None:
 
 
 def test_the_same_values_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
-    rows = timing("lunet", "step", 1.0, 1.1) + timing("realnvp", "step", 9.0, 9.9)
+    rows = pd.concat([timing("lunet", "step", 1.0, 1.1), timing("realnvp", "step", 9.0, 9.9)])
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         times(tmp_path / folder / "times.svg", rows, LOOKS, {})
@@ -109,17 +110,8 @@ def test_likelihoods_are_sorted_with_the_published_ones_among_them(tmp_path: Pat
 
 
 def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> None:
-    rows = [
-        {
-            "recipe": "lunet",
-            "seed": 0,
-            "model": "all",
-            "epoch": n,
-            "train_bits_per_dim": train,
-            "holdout_bits_per_dim": held,
-        }
-        for n, train, held in ((0, None, 900.0), (1, 2.1, 2.2), (2, 1.9, 2.0))
-    ]
+    bits = {"train_bits_per_dim": [None, 2.1, 1.9], "holdout_bits_per_dim": [900.0, 2.2, 2.0]}
+    rows = pd.DataFrame({"recipe": "lunet", "seed": 0, "model": "all", "epoch": [0, 1, 2], **bits})
     curves(tmp_path / "curves.svg", rows, LOOKS)
     ticks = [float(text) for text in texts(tmp_path / "curves.svg") if re.fullmatch(r"\d+\.\d+", text)]
     assert ticks

@@ -6,12 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from results import Project, parameters
 
-from pipeline.collect import collect
 from pipeline.console import UserError
-from pipeline.params import PRESETS
 from pipeline.report import inline_svg, mixtures, poster_row, render
 
 HOSTILE = """</style></title><script>alert("1")</script><img src=x onerror='a()'>{{ 7 * 7 }}"""
@@ -55,7 +54,7 @@ class Page(HTMLParser):
 
 def collected(root: Path, **changes: Any) -> Project:
     project = Project(root, parameters(**changes))
-    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    project.collect()
     return project
 
 
@@ -65,7 +64,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("report"), parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1", message=HOSTILE)
     project.change("measure/mnist-realnvp.json", environment__host="other000")
-    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    project.collect()
     return project
 
 
@@ -190,7 +189,7 @@ def test_all_cells_failed(tmp_path: Path) -> None:
         history = project.runs / "train" / f"mnist-{recipe}-0" / "history.csv"
         history.write_text(history.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
         project.change(f"measure/mnist-{recipe}.json", status="diverged", times=None, memory=None, determinant=None)
-    collect(project.params, project.data, project.runs, project.reports, paper=PRESETS / "laptop.yaml")
+    project.collect()
     page = Page(render(project.reports, "Nothing"))
     assert "4 cells of the grid did not finish" in page.words
     assert "10 are not tested" in page.words
@@ -242,9 +241,9 @@ def test_the_poster_s_density_is_what_its_stopwatch_would_say() -> None:
 
 def test_mixtures_are_named_and_alike_rows_are_not() -> None:
     row = {"host": "a", "device": "cpu", "commit": "1"}
-    assert mixtures([row, row]) == []
-    assert mixtures([row, row | {"device": "cuda"}]) == ["This table mixes 2 devices: cpu, cuda."]
-    assert any("not committed" in warning for warning in mixtures([row | {"commit": "1+"}]))
+    assert mixtures(pd.DataFrame([row, row])) == []
+    assert mixtures(pd.DataFrame([row, row | {"device": "cuda"}])) == ["This table mixes 2 devices: cpu, cuda."]
+    assert any("not committed" in warning for warning in mixtures(pd.DataFrame([row | {"commit": "1+"}])))
 
 
 def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:

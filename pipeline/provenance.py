@@ -1,0 +1,88 @@
+"""Where the results come from: parameters, data, machines and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import figures
+from pipeline.params import Params
+from pipeline.records import Results, StageRecord
+from pipeline.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL
+
+
+def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
+    """The content of `provenance.json`; ``paper`` are the parameters that ours are compared with."""
+    params = results.params
+    ours = _resolved(params)
+    recipes = figures.looks(params.grid.recipes)
+    return {
+        "preset": params.preset,
+        "intervals": {"mean": MEAN_INTERVAL, "median": MEDIAN_INTERVAL},
+        "datasets": {name: dataset.info for name, dataset in results.datasets.items()},
+        "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
+        "seeds": list(params.grid.seeds),
+        "cells": statuses(results),
+        "environments": environments(results),
+        "commands": commands(results),
+        "params": ours,
+        "differences": differences(ours, _resolved(paper)),
+    }
+
+
+def _resolved(params: Params) -> dict[str, Any]:
+    """The parameters as plain values, without the report's own and without folders of the machine."""
+    values = params.model_dump(mode="json", exclude={"report"})
+    for source in values["data"].values():
+        source["folder"] = source["folder"] and "<path>"
+    return values
+
+
+def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], above: str = "") -> list[dict[str, Any]]:
+    """The keys whose values differ, with both values; None where a side lacks the key."""
+    rows = []
+    for key in sorted({*ours, *paper}):
+        here, there = ours.get(key), paper.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            rows += differences(here, there, f"{above}{key}.")
+        elif here != there:
+            here, there = ("(a section)" if isinstance(value, Mapping) else value for value in (here, there))
+            rows.append({"key": f"{above}{key}", "ours": here, "paper": there})
+    return rows
+
+
+def statuses(results: Results) -> list[dict[str, Any]]:
+    """What became of every cell of the grid."""
+    return [
+        {"stage": stage, **found.key._asdict(), "status": found.status, "message": found.message}
+        for stage, all_found in (("train", results.cells), ("measure", results.measurements))
+        for found in all_found
+    ]
+
+
+def environments(results: Results) -> list[dict[str, Any]]:
+    """Each distinct environment once, with the cells that ran in it and when the first and the last of them did."""
+    ran: list[tuple[str, StageRecord]] = []
+    for cell in results.cells:
+        ran += [("train", cell.run), ("evaluate", cell.evaluation)]
+    ran += [("measure", measured) for measured in results.measurements]
+    groups: dict[str, dict[str, Any]] = {}
+    for stage, record in ran:
+        time, about = record.environment.time, record.environment.model_dump(exclude={"time"})
+        group = groups.setdefault(repr(about), {"environment": about, "cells": {}, "first": time, "last": time})
+        group["cells"].setdefault(stage, []).append(str(record.key))
+        group |= {"first": min(group["first"], time), "last": max(group["last"], time)}
+    return list(groups.values())
+
+
+def commands(results: Results) -> dict[str, list[str]]:
+    """The exact commands of every cell, by stage."""
+    data = "python -m pipeline.data --dataset {0} --out data/{0}"
+    return {
+        "data": [data.format(dataset) for dataset in results.datasets],
+        "train": [cell.key.command("train") for cell in results.cells],
+        "evaluate": [cell.key.command("evaluate") for cell in results.cells],
+        "measure": [measured.key.command("measure") for measured in results.measurements],
+        "collect": ["python -m pipeline.collect"],
+        "report": ["python -m pipeline.report"],
+    }

@@ -1,0 +1,306 @@
+"""What the stages wrote about the grid's cells: read, checked, and refused with the file and the command to mend it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from pipeline.console import UserError
+from pipeline.datasets import Dataset, load_dataset
+from pipeline.files import read_json
+from pipeline.params import Params
+
+COMMANDS = {
+    "train": "python -m pipeline.train --dataset {0} --recipe {1} --seed {2} --out runs/train/{key}",
+    "evaluate": "python -m pipeline.evaluate --dataset {0} --recipe {1} --seed {2} --out runs/evaluate/{key}.json",
+    "measure": "python -m pipeline.measure --dataset {0} --recipe {1} --out runs/measure/{key}.json",
+}
+
+
+class Key(NamedTuple):
+    """Which cell of the grid; measurements have no seed."""
+
+    dataset: str
+    recipe: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return "-".join(str(part) for part in self if part is not None)
+
+    def command(self, stage: str) -> str:
+        """The exact command with which a stage writes this cell."""
+        return COMMANDS[stage].format(*self, key=self)
+
+
+def without_paths(message: str) -> str:
+    """A message in which absolute paths, which tell of the machine, are left out."""
+    return re.sub(r"(?<![\w.])(?:[A-Za-z]:\\|~?/)[\w.+-]+(?:[\\/][\w.+-]+)+", "<path>", message)
+
+
+Message = Annotated[str, AfterValidator(without_paths)]
+PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Status = Literal["complete", "diverged", "out_of_memory"]
+
+
+class Record(BaseModel):
+    """A part of a stage's file: what collect reads of it, every number finite; more may stand in the file."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Environment(Record):
+    """Where and when a cell ran."""
+
+    time: str
+    host: str
+    system: str
+    processor: str
+    cores: int
+    memory_gib: FiniteFloat
+    device: str
+    gpu: str | None
+    gpu_driver: str | None
+    cuda: str | None
+    threads: int
+    python: str
+    torch: str
+    numpy: str
+    commit: str | None
+    dirty: bool | None
+
+
+class StageRecord(Record):
+    """What the files of all three stages say."""
+
+    dataset: str
+    recipe: str
+    seed: int | None = None
+    status: Status
+    message: Message | None
+    environment: Environment
+
+    @property
+    def key(self) -> Key:
+        """Which cell the file is about."""
+        return Key(self.dataset, self.recipe, self.seed)
+
+
+class Parameters(Record):
+    """How many numbers a model holds, and how many of them are free."""
+
+    stored: int
+    free: int
+
+
+class Model(Record):
+    """How the training of one model went."""
+
+    holdout_images: int
+    best_epoch: FiniteFloat | None
+    best_holdout_bits_per_dim: FiniteFloat | None
+
+
+class Run(StageRecord):
+    """`runs/train/<key>/run.json`."""
+
+    seed: int
+    seconds: FiniteFloat
+    parameters: Parameters | None
+    recipe_params: dict[str, Any]
+    models: dict[str, Model]
+
+
+class Spread(Record):
+    """Bits per dimension over some images."""
+
+    mean: FiniteFloat
+    median: FiniteFloat
+    std: FiniteFloat
+    min: FiniteFloat
+    max: FiniteFloat
+    worst_percent_share: FiniteFloat
+
+
+class Likelihood(Record):
+    """The likelihood of the images of one class, or of all."""
+
+    images: int
+    bits_per_dim: Spread
+    poster_bits_per_pixel: FiniteFloat | None = None
+
+
+class RoundTrip(Record):
+    """What survives the way to the latent and back."""
+
+    pixels_exact: FiniteFloat
+    pixels_within_one: FiniteFloat
+
+
+class Latents(Record):
+    """Moments of the latents of test images."""
+
+    mean: FiniteFloat
+    variance: FiniteFloat
+    variance_min: FiniteFloat
+    variance_max: FiniteFloat
+
+
+class Evaluation(StageRecord):
+    """`runs/evaluate/<key>.json`."""
+
+    seed: int
+    classes: Literal["all", "each"]
+    draws: int
+    test: Likelihood | None
+    per_class: dict[str, Likelihood] | None
+    round_trip: RoundTrip | None
+    latents: Latents | None
+    sample_class_accuracy: FiniteFloat | None
+
+
+class Timing(Record):
+    """The raw samples of one time."""
+
+    unit: str
+    per: str
+    batch: int
+    samples: list[PositiveTime] = Field(min_length=1)
+
+
+class Memory(Record):
+    """Memory of a process, in MiB; the last three only on a GPU."""
+
+    process_start_mib: FiniteFloat
+    process_peak_mib: FiniteFloat
+    allocated_peak_mib: FiniteFloat | None
+    reserved_peak_mib: FiniteFloat | None
+    gpu_process_mib: FiniteFloat | None
+
+
+class Determinant(Record):
+    """Raw times of both ways to a log-determinant, a list of samples for each width."""
+
+    widths: list[int]
+    diagonal_ms: list[list[PositiveTime]]
+    slogdet_ms: list[list[PositiveTime]]
+
+
+class Measurement(StageRecord):
+    """`runs/measure/<key>.json`."""
+
+    times: dict[str, Timing | None] | None
+    memory: dict[str, Memory | None] | None
+    determinant: Determinant | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training with its evaluation; ``history`` and ``samples`` are files that stand beside them."""
+
+    key: Key
+    run: Run
+    evaluation: Evaluation
+    history: Path
+    samples: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether both training and evaluation came to their end."""
+        return self.status == "complete"
+
+    @property
+    def status(self) -> Status:
+        """What became of the cell: of its training, or else of its evaluation."""
+        return self.run.status if self.run.status != "complete" else self.evaluation.status
+
+    @property
+    def message(self) -> str | None:
+        """What the failing stage said."""
+        return self.run.message or self.evaluation.message
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that collect reads: exactly what the grid names."""
+
+    params: Params
+    datasets: dict[str, Dataset]
+    cells: list[Cell]
+    measurements: list[Measurement]
+
+
+def read_results(params: Params, data: Path, runs: Path) -> Results:
+    """Read exactly the grid's cells.
+
+    Args:
+        params: The parameters, whose grid says which cells are read.
+        data: The folder of the data sets.
+        runs: The folder of the train, evaluate and measure stages.
+
+    Raises:
+        UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
+            command that writes it.
+    """
+    grid = params.grid
+    pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
+    return Results(
+        params,
+        {name: load_dataset(data / name) for name in grid.datasets},
+        [read_cell(runs, params, pair._replace(seed=seed)) for pair in pairs for seed in grid.seeds],
+        [_read(Measurement, runs / "measure" / f"{pair}.json", "measure", pair) for pair in pairs],
+    )
+
+
+def read_cell(runs: Path, params: Params, key: Key) -> Cell:
+    """Read one training and its evaluation."""
+    folder = runs / "train" / str(key)
+    run = _read(Run, folder / "run.json", "train", key)
+    if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
+        raise UserError(
+            f"{folder / 'run.json'} was trained with other parameters than recipes.{key.recipe} has now; "
+            f"train it again with: {key.command('train')}"
+        )
+    evaluation = _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
+    history = _present(folder / "history.csv", "train", key)
+    return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
+
+
+def read_samples(cell: Cell) -> NDArray[np.uint8]:
+    """The grid of samples of a complete cell, of shape (rows, columns, height, width)."""
+    grid: NDArray[np.uint8] = np.load(_present(cell.samples, "evaluate", cell.key), allow_pickle=False)
+    if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
+        raise UserError(
+            f"{cell.samples} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
+            f"{grid.dtype}; write it again with: {cell.key.command('evaluate')}"
+        )
+    return grid
+
+
+R = TypeVar("R", bound=StageRecord)
+
+
+def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
+    try:
+        record = kind.model_validate(read_json(_present(path, stage, key)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: {place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
+            f"write it again with: {key.command(stage)}"
+        ) from None
+    if record.key != key:
+        raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
+    return record
+
+
+def _present(path: Path, stage: str, key: Key) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the grid asks for it. Run: dvc repro, or: {key.command(stage)}")
+    return path
