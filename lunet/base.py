@@ -21,8 +21,8 @@ class Flow(nn.Module, ABC):
     r"""An invertible map :math:`f: \mathbb{R}^D \to \mathbb{R}^D` from data to standard normal latents.
 
     A subclass writes `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow. Shapes, dtypes and
-    devices are checked in every call; values (NaN, a singular layer) outside of training and compilation only, since
-    looking at a value makes a GPU wait.
+    devices are checked in every call; that results are finite, outside of training and compilation only, since looking
+    at a value makes a GPU wait. The error names the cause, such as a NaN in the data or a singular layer.
 
     Args:
         features: The number :math:`D` of features.
@@ -66,13 +66,14 @@ class Flow(nn.Module, ABC):
             The latents, with shape :math:`(N, D)`, and :math:`\ln |\det dz / dx|`, with shape :math:`(N,)`.
 
         Raises:
-            ValueError: If the shape is another, or, in eval mode, a value is not finite or a layer is singular.
+            ValueError: If the shape is another, or, in eval mode, a result is not finite.
             TypeError: If dtype or device are not those of the flow.
         """
         self._check(x, "x")
+        z, log_det = self._forward(x)
         if not self.training and not torch.compiler.is_compiling():
-            self._check_values(x, "x")
-        return Transformed(*self._forward(x))
+            self._require_finite(x, "x", z, log_det)
+        return Transformed(z, log_det)
 
     def inverse(self, z: Tensor) -> Tensor:
         r"""The data whose latents are ``z``.
@@ -84,13 +85,14 @@ class Flow(nn.Module, ABC):
             Data, with shape :math:`(N, D)`.
 
         Raises:
-            ValueError: If the shape is another, a value is not finite, or a layer is singular.
+            ValueError: If the shape is another, or a result is not finite.
             TypeError: If dtype or device are not those of the flow.
         """
         self._check(z, "z")
+        x = self._inverse(z)
         if not torch.compiler.is_compiling():
-            self._check_values(z, "z")
-        return self._inverse(z)
+            self._require_finite(z, "z", x)
+        return x
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""The log-densities of data in nats, with a standard normal latent.
@@ -136,13 +138,15 @@ class Flow(nn.Module, ABC):
         if value.device != like.device:
             raise TypeError(f"{name} is on {value.device}; this flow is on {like.device}: move one to the other")
 
-    def _check_values(self, value: Tensor, name: str) -> None:
-        if value.is_meta:
+    def _require_finite(self, value: Tensor, name: str, *results: Tensor) -> None:
+        """Raise ``ValueError``, with the cause, for a result that is not finite."""
+        if value.is_meta or all(bool(result.isfinite().all()) for result in results):
             return
         if not value.isfinite().all():
             row = int((~value.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"{name} has a value that is not finite, first in row {row}")
         self.check_invertible()
+        raise ValueError(f"{name} leaves the range of {value.dtype} on its way through the flow")
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

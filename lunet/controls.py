@@ -117,13 +117,12 @@ class Histogram(Flow):
 
     def _inverse(self, z: Tensor) -> Tensor:
         latent = z.double()
-        lower = torch.special.ndtr(latent)
+        # torch.special.ndtr loses the digits of the lower tail, torch.erfc keeps them.
+        lower, upper = 0.5 * torch.erfc(-latent / 2**0.5), 0.5 * torch.erfc(latent / 2**0.5)
         cumulative = self.probability.double().cumsum(1)
         bins = torch.searchsorted(cumulative, lower.mT.contiguous(), right=True).mT.clamp(max=self.levels - 1)
         probability, below, above = self._masses(bins)
-        share = torch.where(
-            latent < 0, (lower - below) / probability, 1 - (torch.special.ndtr(-latent) - above) / probability
-        )
+        share = torch.where(latent < 0, (lower - below) / probability, 1 - (upper - above) / probability)
         return ((bins + share.clamp(0, 1)) / self.levels).to(z.dtype)
 
     def _masses(self, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:

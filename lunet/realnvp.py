@@ -76,6 +76,8 @@ class RealNVP(Flow):
         return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(x):  # torch squeezes and normalises no empty batch
+            return x, x.new_zeros(0)
         return self._through(x, start=False)
 
     def _through(self, x: Tensor, *, start: bool) -> tuple[Tensor, Tensor]:
@@ -95,6 +97,8 @@ class RealNVP(Flow):
         return torch.cat([*latents, h.flatten(1)], dim=1), log_det
 
     def _inverse(self, z: Tensor) -> Tensor:
+        if not len(z):
+            return z
         factored, h = z.chunk(2, dim=1)
         channels, height, width = self.shape
         half = (2 * channels, height // 2, width // 2)

@@ -33,7 +33,9 @@ def residuals(activation: LeakySoftplus, y: Tensor) -> Tensor:
 def test_value_is_the_formula(slope: float) -> None:
     x = torch.tensor([-1e4, -30.0, -1.5, 0.0, 0.7, 30.0, 1e4], dtype=torch.float64)
     expected = [slope * v + (1 - slope) * (max(v, 0) + math.log1p(math.exp(-abs(v)))) for v in x.tolist()]
-    torch.testing.assert_close(LeakySoftplus(slope)(x)[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        LeakySoftplus(slope)(x)[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0
+    )
 
 
 @pytest.mark.parametrize("slope", SLOPES)

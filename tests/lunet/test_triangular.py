@@ -53,7 +53,7 @@ def test_pack_reads_each_matrix_in_its_own_triangle() -> None:
 def test_solve_undoes_multiply(features: int, dtype: torch.dtype) -> None:
     lu = random_lu(features).to(dtype)
     x = torch.randn(9, features, generator=seeded(), dtype=dtype)
-    tolerance = 100 * torch.finfo(dtype).eps
+    tolerance = 1000 * torch.finfo(dtype).eps
     torch.testing.assert_close(triangular.solve(lu, triangular.multiply(lu, x)), x, rtol=0, atol=tolerance)
     torch.testing.assert_close(triangular.multiply(lu, triangular.solve(lu, x)), x, rtol=0, atol=tolerance)
 

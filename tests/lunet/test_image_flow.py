@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from random_flows import CPU_DTYPES, correlated, random_lu_net, random_realnvp, seeded
+from torch import Tensor
+
+from lunet import Gaussian, Histogram, ImageFlow, LUNet
+
+SHAPE = (1, 4, 4)
+
+
+def random_images(n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, *shape), generator=seeded(seed), dtype=torch.uint8)
+
+
+@pytest.fixture
+def flow() -> ImageFlow:
+    return ImageFlow(random_lu_net(16), SHAPE).eval()
+
+
+# Bits per pixel
+
+
+@pytest.mark.parametrize("bound", ["mean", "log_mean_exp"])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+def test_a_uniform_model_has_exactly_8_bits_on_any_image(dtype: torch.dtype, bound: str) -> None:
+    uniform = ImageFlow(Histogram(784).to(dtype), (1, 28, 28), margin=None)
+    extremes = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 28, 28)
+    images = torch.cat([random_images(5, (1, 28, 28)), extremes])
+    bits = uniform.bits_per_dim(images, draws=2, generator=seeded(), bound=bound)  # type: ignore[arg-type]
+    assert torch.equal(bits, torch.full((7,), 8, dtype=dtype))
+
+
+def test_a_histogram_of_two_levels_has_one_bit() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *SHAPE)
+    flow = ImageFlow(Histogram(16, pseudocount=1e-9).double(), SHAPE, margin=None)
+    flow.flow.fit_(flow.preprocess(images, seeded())[0])  # type: ignore[operator]
+    torch.testing.assert_close(
+        flow.bits_per_dim(images, generator=seeded(1)), torch.ones(2).double(), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("margin", "mean", "std"), [(1e-6, 0.7, 1.5), (5e-6, -1.0, 0.8), (0.0, 0.0, 2.0),
+                                                     ((0.05, 0.0), 0.5, 0.5)])  # fmt: skip
+@torch.no_grad()
+def test_probabilities_of_all_images_sum_to_one(margin: float | tuple[float, float], mean: float, std: float) -> None:
+    gaussian = Gaussian(1).double()
+    gaussian.mean.fill_(mean)
+    gaussian.whitening.fill_(1 / std)
+    every_image = torch.arange(256, dtype=torch.uint8).repeat(2000)[:, None, None, None]
+    bits = ImageFlow(gaussian, (1, 1, 1), margin).bits_per_dim(every_image, 3, seeded(), bound="log_mean_exp")
+    # 255 for 256 would give 1.004, a margin left out of the slope 0.95, a factor of 2 pi far more.
+    assert (-bits).exp2().sum().item() / 2000 == pytest.approx(1, abs=5e-4)
+
+
+@torch.no_grad()
+def test_colour_images_are_scored_by_value() -> None:
+    images = random_images(6, (2, 2, 4))
+    flow = ImageFlow(random_realnvp((2, 2, 4)).double(), (2, 2, 4), (0.05, 0.0))
+    values, log_det = flow.preprocess(images, seeded(1))
+    expected = 8 - (flow.flow.log_prob(values) + log_det) / (16 * math.log(2))
+    torch.testing.assert_close(flow.bits_per_dim(images, generator=seeded(1)), expected)
+
+
+def test_preprocessing_counts_its_jacobian(flow: ImageFlow) -> None:
+    images = random_images(3)
+    flow = flow.double()
+    logits, log_det = flow.preprocess(images, seeded())
+    p = logits.sigmoid()
+    torch.testing.assert_close(log_det, (math.log(1 - 2e-6) - p.log() - (1 - p).log()).sum(1), rtol=1e-6, atol=0)
+
+
+# Several draws
+
+
+@torch.no_grad()
+def test_draws_are_the_mean_of_single_draws(flow: ImageFlow) -> None:
+    images, stream = random_images(5), seeded(1)
+    singles = torch.stack([flow.bits_per_dim(images, generator=stream) for _ in range(7)])
+    torch.testing.assert_close(flow.bits_per_dim(images, draws=7, generator=seeded(1)), singles.mean(0))
+    assert (singles.std(0) > 0).all()
+
+
+@torch.no_grad()
+def test_log_mean_exp_is_tighter_and_the_formula(flow: ImageFlow) -> None:
+    images, stream = random_images(50), seeded(1)
+    flow = flow.double()
+    singles = torch.stack([flow.bits_per_dim(images, generator=stream) for _ in range(5)])
+    tight = flow.bits_per_dim(images, draws=5, generator=seeded(1), bound="log_mean_exp")
+    nats = -singles * 16 * math.log(2)
+    torch.testing.assert_close(tight, -(nats.logsumexp(0) - math.log(5)) / (16 * math.log(2)))
+    assert (tight < flow.bits_per_dim(images, draws=5, generator=seeded(1))).all()
+
+
+@torch.no_grad()
+def test_log_mean_exp_of_one_draw_is_that_draw(flow: ImageFlow) -> None:
+    images = random_images(5)
+    one = flow.bits_per_dim(images, generator=seeded(1), bound="log_mean_exp")
+    assert torch.equal(one, flow.bits_per_dim(images, generator=seeded(1)))
+
+
+# Samples
+
+
+@pytest.mark.parametrize("margin", [1e-6, (0.05, 0.0), 0.0], ids=str)
+@torch.no_grad()
+def test_postprocess_undoes_preprocess(margin: float | tuple[float, float]) -> None:
+    images = random_images(200)
+    for dtype in CPU_DTYPES:
+        flow = ImageFlow(LUNet(16).to(dtype), SHAPE, margin)
+        assert torch.equal(flow.postprocess(flow.preprocess(images, seeded())[0]), images)
+
+
+@torch.no_grad()
+def test_samples_are_8_bit_images(flow: ImageFlow) -> None:
+    images = flow.sample(6, seeded(4))
+    assert images.shape == (6, *SHAPE)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, flow.sample(6, seeded(4)))
+    assert not torch.equal(images, flow.sample(6, seeded(5)))
+    assert flow.sample(0).shape == (0, *SHAPE)
+
+
+@torch.no_grad()
+def test_samples_of_a_histogram_have_its_pixels() -> None:
+    images = (random_images(4000) > 127).to(torch.uint8) * 200
+    flow = ImageFlow(Histogram(16, pseudocount=1e-3), SHAPE, margin=None).eval()
+    flow.flow.fit_(flow.preprocess(images, seeded())[0])  # type: ignore[operator]
+    draws = flow.sample(4000, seeded(1))
+    assert set(draws.unique().tolist()) <= {*range(256)}
+    assert (((draws == 0) | (draws == 200)).float().mean()) > 0.999
+    assert (draws == 200).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+# Arguments
+
+
+def test_images_of_one_channel_may_leave_it_out(flow: ImageFlow) -> None:
+    images = random_images(3)
+    assert torch.equal(
+        flow.bits_per_dim(images[:, 0], generator=seeded()), flow.bits_per_dim(images, generator=seeded())
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 16), (3, 1, 4, 5), (3, 1, 8, 2)], ids=str)
+def test_images_of_another_shape_are_refused(flow: ImageFlow, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images have shape .*this flow takes"):
+        flow.bits_per_dim(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool], ids=str)
+def test_images_of_another_dtype_are_refused(flow: ImageFlow, dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=r"8-bit images have dtype torch\.uint8"):
+        flow.bits_per_dim(torch.zeros(3, *SHAPE).to(dtype))
+
+
+def test_a_flow_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"an image of shape \(1, 4, 5\) has 20 values, not 16"):
+        ImageFlow(LUNet(16), (1, 4, 5))
+
+
+@pytest.mark.parametrize("margin", [-0.1, 0.5, (0.1, -1e-9), math.nan], ids=str)
+def test_a_margin_that_leaves_no_room_is_refused(margin: float | tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="margin is"):
+        ImageFlow(LUNet(16), SHAPE, margin)
+
+
+def test_draws_and_bound_are_checked(flow: ImageFlow) -> None:
+    with pytest.raises(ValueError, match="draws is 0"):
+        flow.bits_per_dim(random_images(1), draws=0)
+    with pytest.raises(ValueError, match="bound is 'max'"):
+        flow.bits_per_dim(random_images(1), bound="max")  # type: ignore[arg-type]
+
+
+def test_a_half_precision_flow_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"dtype is torch\.bfloat16"):
+        ImageFlow(LUNet(16).bfloat16(), SHAPE).bits_per_dim(random_images(1))
+
+
+# A whole fit
+
+
+@torch.no_grad()
+def test_the_gaussian_in_bits_matches_its_closed_form() -> None:
+    """A model of values that are Gaussian in logit space scores its own differential entropy and the Jacobian."""
+    latents = 0.4 * correlated(20_000, 4)
+    latents = (latents - latents.mean(0)) / 2
+    images = ((latents.sigmoid()) * 256).floor().to(torch.uint8).reshape(-1, 1, 2, 2)
+    flow = ImageFlow(Gaussian(4).double(), (1, 2, 2), 1e-6).eval()
+    logits, log_det = flow.preprocess(images, seeded())
+    flow.flow.fit_(logits)  # type: ignore[operator]
+    entropy = 0.5 * (4 * math.log(2 * math.pi * math.e) + logits.T.cov(correction=0).logdet())
+    expected = 8 + (entropy - log_det.mean()) / (4 * math.log(2))
+    torch.testing.assert_close(flow.bits_per_dim(images, generator=seeded()).mean(), expected, rtol=1e-10, atol=0)
