@@ -36,11 +36,12 @@ class LeakySoftplus(Activation):
     :math:`a x` and :math:`x`, the start :math:`\min(y, y / a)` is never left of the solution, and each step moves left
     towards it without passing it: the iteration needs no safeguard. It starts within :math:`(1 - a) \ln 2` of the
     wanted value and converges quadratically; `STEPS` steps leave a residual of a few units of the last place of
-    :math:`|x| + |y|` for each slope from 0.001 on. Gradients pass through the last step alone, which is the implicit
-    function theorem: :math:`d x / d y = 1 / \phi'(x)`.
+    :math:`1 + |x| \phi'(x) + |y|` for each slope that is allowed. First derivatives pass through the last step alone,
+    which is the implicit function theorem: :math:`d x / d y = 1 / \phi'(x)`; second derivatives are not those of the
+    inverse.
 
     Args:
-        slope: The lower slope :math:`a`, between 0 and 1.
+        slope: The lower slope :math:`a`, at least 0.001 and below 1.
 
     References:
         LU-Net: Invertible Neural Networks Based on Matrix Factorization (Chan, Penquitt and Gottschalk, 2023),
@@ -51,8 +52,8 @@ class LeakySoftplus(Activation):
 
     def __init__(self, slope: float = 0.1) -> None:
         super().__init__()
-        if not 0 < slope < 1:
-            raise ValueError(f"slope is {slope}; the leaky softplus needs one between 0 and 1, both excluded")
+        if not 0.001 <= slope < 1:
+            raise ValueError(f"slope is {slope}; the leaky softplus needs one between 0.001 and 1")
         self.slope = float(slope)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

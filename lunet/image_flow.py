@@ -30,11 +30,8 @@ class ImageFlow(nn.Module):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         if math.prod(self.shape) != flow.features:
             raise ValueError(f"an image of shape {self.shape} has {math.prod(self.shape)} values, not {flow.features}")
-        ends = margin if isinstance(margin, tuple) else (margin, margin)
-        if margin is not None and not all(0 <= end < 0.5 for end in ends if end is not None):
-            raise ValueError(f"margin is {margin}; each end is at least 0 and below 0.5")
         self.flow = flow
-        self.margin = None if margin is None else (float(ends[0] or 0), float(ends[1] or 0))
+        self.margin = None if margin is None else _ends(margin)
 
     def config(self) -> dict[str, Any]:
         """Shape and margin, as JSON can hold them."""
@@ -111,3 +108,11 @@ class ImageFlow(nn.Module):
     def _log_prob_of_values(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         y, log_det = self.preprocess(images, generator)
         return self.flow.log_prob(y) + log_det
+
+
+def _ends(margin: float | tuple[float, float]) -> tuple[float, float]:
+    """Both ends of a margin."""
+    ends = margin if isinstance(margin, tuple) else (margin, margin)
+    if len(ends) != 2 or not all(isinstance(end, int | float) and 0 <= end < 0.5 for end in ends):
+        raise ValueError(f"margin is {margin}; give one number or a pair (low, high), each at least 0 and below 0.5")
+    return float(ends[0]), float(ends[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lunet import triangular
-from lunet.activation import LeakySoftplus
+from lunet.activation import Activation, LeakySoftplus
 from lunet.base import Flow
 
 
@@ -26,7 +26,7 @@ class LULayer(nn.Module):
         activation: The elementwise :math:`\phi`, or ``None`` for the identity.
     """
 
-    def __init__(self, features: int, activation: LeakySoftplus | None = None) -> None:
+    def __init__(self, features: int, activation: Activation | None = None) -> None:
         super().__init__()
         self.lu = nn.Parameter(torch.eye(features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -97,9 +97,13 @@ class LUNet(Flow):
             x: The sample, with shape :math:`(N, D)`, at least two rows.
             offset: How far the arguments of the activations are moved to the right, where the leaky softplus is nearly
                 the identity. The last layer's output has mean 0.
+
+        Raises:
+            ValueError: If a feature is constant on the sample, or a value is not finite.
         """
         self._check(x, "x")
         self._standardise_from(0, x, offset)
+        self.check_invertible()
         return self
 
     @torch.no_grad()
@@ -122,8 +126,10 @@ class LUNet(Flow):
         self._check(x, "x")
         mean, factor = whitening(x)
         eigenvalues, vectors = torch.linalg.eigh(factor.mT @ factor)
-        root = (vectors * eigenvalues.sqrt()) @ vectors.mT
-        cholesky = torch.linalg.cholesky(root)
+        root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.mT
+        cholesky, failure = torch.linalg.cholesky_ex(root)
+        if failure:
+            raise ValueError(f"the covariance of {len(x)} rows is too near to singular to whiten; standardise instead")
         diagonal = cholesky.diagonal()
         first = self.layers[0]
         first.lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT))
@@ -131,6 +137,7 @@ class LUNet(Flow):
         if first.activation is not None:
             first.bias.add_(offset)
         self._standardise_from(1, first(x)[0], offset)
+        self.check_invertible()
         return self
 
     def _standardise_from(self, start: int, h: Tensor, offset: float) -> None:

@@ -66,8 +66,8 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         flow = KINDS[config["kind"]](**options)
         margin = None if image["margin"] is None else tuple(image["margin"])
-        image_flow = ImageFlow(flow, tuple(image["shape"]), margin).to(device, getattr(torch, config["dtype"]))
-        flow.load_state_dict(load_file(folder / "weights.safetensors", device=str(device)))
+        image_flow = ImageFlow(flow, tuple(image["shape"]), margin).to(getattr(torch, config["dtype"]))
+        flow.load_state_dict(load_file(folder / "weights.safetensors"))
         flow.eval().check_invertible()
     except SavedFlowError:
         raise
@@ -76,4 +76,4 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
         raise SavedFlowError(f"{folder} is not a saved flow: {' and '.join(missing)} missing") from None
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise SavedFlowError(f"{folder} is not a flow that can be read: {type(error).__name__}: {error}") from error
-    return image_flow.eval()
+    return image_flow.eval().to(device)

@@ -19,11 +19,15 @@ def say(message: str) -> None:
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's ``main``; turn a `UserError` into one clear message and exit status 1."""
+    """Run a stage's ``main``; turn a `UserError` or a failing file into one message and exit status 1."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr, flush=True)

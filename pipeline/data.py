@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import ARRAYS, DESCRIPTION, Bytes, load_dataset
-from pipeline.files import replacing, write_json
+from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.params import load_params
 from pipeline.sources import FILES, ORIGINS, fetch, idx_bytes
 
@@ -35,14 +35,19 @@ def main() -> None:
         "--params", type=Path, default=Path("params.yaml"), help="the parameter file (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    settings = getattr(load_params(arguments.params).data, arguments.dataset)
+    params = load_params(arguments.params)
+    if params.preset == "paper":
+        from pipeline.environment import choose_device  # it needs torch, which takes seconds to import
+
+        choose_device(params)
+    settings = getattr(params.data, arguments.dataset)
     subset = settings.source == "bundled"
     try:
         out = arguments.out.resolve()
         if is_current(out, arguments.dataset, subset=subset):
             say(f"{arguments.dataset}: {arguments.out} already holds the verified data; nothing fetched")
             return
-        refuse_foreign(out)
+        refuse_foreign(out, DESCRIPTION)
         files, source = fetch(arguments.dataset, settings)
         arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
         write_dataset(out, arguments.dataset, arrays, subset=subset)
@@ -59,13 +64,6 @@ def is_current(out: Path, name: str, *, subset: bool) -> bool:
         return False
     expected = describe(name, {array: getattr(dataset, array) for array in ARRAYS}, subset=subset)
     return dataset.info == expected and expected["idx_sha256"] == ORIGINS[name].known(subset=subset)
-
-
-def refuse_foreign(out: Path) -> None:
-    """Refuse to replace what is not a data set of this stage."""
-    foreign = any(out.iterdir()) and not (out / DESCRIPTION).is_file() if out.is_dir() else out.exists()
-    if foreign:
-        raise UserError(f"{out} holds something else than a data set; give another --out, or delete it first")
 
 
 def write_dataset(out: Path, name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> None:

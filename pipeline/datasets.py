@@ -33,8 +33,12 @@ class Dataset:
     info: dict[str, Any]
 
 
-def load_dataset(folder: Path) -> Dataset:
+def load_dataset(folder: Path, name: str | None = None) -> Dataset:
     """The data set in ``folder``, every array checked against the SHA-256 in its `dataset.json`.
+
+    Args:
+        folder: The folder that the data stage wrote.
+        name: Which data set it must be; any, where left out.
 
     Raises:
         UserError: If a file is missing, truncated or changed; the message names it and says how to write it again.
@@ -42,12 +46,14 @@ def load_dataset(folder: Path) -> Dataset:
     description = Path(folder) / DESCRIPTION
     info = read_json(description)
     try:
-        name, title, class_names = info["name"], info["title"], tuple(info["class_names"])
+        found, title, class_names = info["name"], info["title"], tuple(info["class_names"])
         checksums = {array: info["sha256"][f"{array}.npy"] for array in ARRAYS}
     except (KeyError, TypeError):
         raise _unusable(description, "lacks a name, a title, class names or checksums") from None
+    if name not in (None, found):
+        raise UserError(f"{folder} holds the data set {found}, not {name}")
     arrays = {array: _load(description.with_name(f"{array}.npy"), checksum) for array, checksum in checksums.items()}
-    return Dataset(name=name, title=title, class_names=class_names, info=info, **arrays)
+    return Dataset(name=found, title=title, class_names=class_names, info=info, **arrays)
 
 
 def _load(path: Path, checksum: str) -> Bytes:

@@ -37,6 +37,12 @@ def choose_device(params: Params) -> torch.device:
     return torch.device("cuda" if available and params.device != "cpu" else "cpu")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device or of the machine did not suffice."""
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Time, machine, versions and commit, for the record beside every result; the machine's name only as a digest."""
     commit, dirty = _commit()

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 from lunet import ImageFlow, SavedFlowError, load_flow, pixel_bits, poster_bits_per_pixel, standard_normal_log_prob
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment
-from pipeline.files import read_json, replacing, write_json
+from pipeline.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.files import read_json, refuse_foreign, replacing, write_json
 from pipeline.models import groups
-from pipeline.params import Evaluate, Recipe, load_params
+from pipeline.params import DatasetName, Evaluate, Recipe, load_params
 
 # The batch over which the released RealNVP code averages, the short last batch included.
 RELEASED_BATCH = 128
@@ -32,7 +32,7 @@ def main() -> None:
         description="Score a trained run on the test set. Writes one JSON file and a folder with samples.npy.",
         epilog="example: python -m pipeline.evaluate --dataset mnist --recipe lunet --out mnist-lunet-0.json",
     )
-    parser.add_argument("--dataset", required=True, help="which data set")
+    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
     parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
     parser.add_argument("--seed", type=int, default=0, help="which trained run (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
@@ -44,9 +44,11 @@ def main() -> None:
     cell = f"{arguments.dataset}-{arguments.recipe}-{arguments.seed}"
     params = load_params(arguments.params)
     recipe, device = params.recipe(arguments.recipe), choose_device(params)
-    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset)
+    samples_folder = arguments.samples or Path("runs/samples") / cell
+    refuse_foreign(samples_folder, "samples.npy")
+    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     folder = arguments.run or Path("runs/train") / cell
-    run = read_json(folder / "run.json")
+    run = read_run(folder, {"dataset": arguments.dataset, "recipe": arguments.recipe, "seed": arguments.seed}, recipe)
     result = {
         "dataset": arguments.dataset,
         "recipe": arguments.recipe,
@@ -61,16 +63,36 @@ def main() -> None:
     begin = time.perf_counter()
     if run["status"] == "complete":
         models = {key: _load(folder / "flows" / key, device) for key in groups(dataset, recipe)}
-        measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
-        result |= measured
+        try:
+            measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
+            result |= measured
+        except ValueError as error:
+            result |= {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            result |= {"status": "out_of_memory", "message": str(error).splitlines()[0]}
     result["seconds"] = round(time.perf_counter() - begin, 3)
     result["environment"] = describe_environment(device)
-    with replacing(arguments.samples or Path("runs/samples") / cell) as fresh:
+    with replacing(samples_folder) as fresh:
         fresh.mkdir()
         np.save(fresh / "samples.npy", samples, allow_pickle=False)
     write_json(arguments.out, result)
     bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
-    say(f"{cell}: {run['status']}{bits}, written to {arguments.out}")
+    say(f"{cell}: {result['status']}{bits}, written to {arguments.out}")
+
+
+def read_run(folder: Path, names: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The `run.json` of a trained run; a `UserError` if the run is another cell's or has other parameters."""
+    run: dict[str, Any] = read_json(folder / "run.json")
+    wanted = {**names, "recipe_params": recipe.model_dump(mode="json")}
+    differing = [key for key, value in wanted.items() if run.get(key) != value]
+    if differing or "status" not in run:
+        raise UserError(
+            f"{folder / 'run.json'} is not the run that was asked for: {', '.join(differing) or 'status'} differ; "
+            "train it again with: dvc repro"
+        )
+    return run
 
 
 @torch.no_grad()
@@ -81,15 +103,18 @@ def evaluate(
 
     With one model a class, each test image is scored by the model of its own class, as in the paper.
 
+    Raises:
+        ValueError: If an image has no finite likelihood, no finite way back, or a sample leaves the numbers' range.
+
     Returns:
         The fields test, per_class, round_trip, latents and sample_class_accuracy, and samples with shape
         (rows, columns, H, W).
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), LatentMoments()
+    generator = torch.Generator().manual_seed(seed)
     for rows, model in _by_model(models, labels):
         device = next(iter(model.state_dict().values())).device
-        generator = torch.Generator(device).manual_seed(seed)
         for part in rows.split(settings.batch_size):
             batch = images[part].to(device)
             for _ in range(settings.draws):
@@ -100,7 +125,7 @@ def evaluate(
                 bits[part] += pixel_bits(log_prob + log_slope, y.shape[1]).cpu() / settings.draws
                 released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
     if not bits.isfinite().all():
-        raise UserError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood under these weights")
+        raise ValueError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
     has_poster_figure = recipe.model.kind != "histogram"
     samples = draw_samples(models, settings, seed)
     return {
@@ -163,7 +188,6 @@ class LatentMoments:
             "images": self._count,
             "mean": float(mean.mean()),
             "variance": float(variance.mean()),
-            "mean_of_squared_norm_over_features": float(square.mean()),
             "variance_min": float(variance.min()),
             "variance_max": float(variance.max()),
         }
@@ -193,16 +217,16 @@ def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor) -> 
 def draw_samples(models: dict[str, ImageFlow], settings: Evaluate, seed: int) -> Tensor:
     """The first samples of each model, none chosen: a row a class, or rows of one model, with shape (R, C, H, W)."""
     columns = settings.sample_columns
+    generator = torch.Generator().manual_seed(seed)
     rows = []
     for model in models.values():
         count = columns if len(models) > 1 else settings.sample_rows * columns
-        generator = torch.Generator("cpu").manual_seed(seed)
         rows.append(model.sample(count, generator).cpu().flatten(0, 1).unflatten(0, (-1, columns)))
     return torch.cat(rows)
 
 
 def class_accuracy(samples: Tensor, dataset: Dataset) -> float:
-    """The share of samples (classes, C, H, W) whose nearest training image has the class that was asked for."""
+    """The share of samples (classes, columns, H, W) whose nearest training image has the class that was asked for."""
     train = torch.from_numpy(dataset.train_images).flatten(1).float()
     labels = torch.from_numpy(dataset.train_labels)
     wanted = torch.arange(len(samples)).repeat_interleave(samples.shape[1])

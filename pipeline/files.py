@@ -27,14 +27,32 @@ def replacing(path: Path) -> Iterator[Path]:
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    fresh, old = holder / path.name, holder / "old" / path.name
     try:
-        fresh = holder / path.name
         yield fresh
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        fresh.replace(path)
+        if path.exists() or path.is_symlink():
+            old.parent.mkdir()
+            path.rename(old)
+        try:
+            fresh.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, marker: str) -> None:
+    """Refuse to replace a folder that does not hold ``marker``: a mistyped path must not delete what is there.
+
+    Raises:
+        UserError: If there is a file in its place, or a folder that holds other things.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder / marker).is_file() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise UserError(f"{folder} holds something else than this stage writes; give another folder, or delete it first")
 
 
 def write_text(path: Path, text: str) -> None:

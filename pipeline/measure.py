@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import psutil
 import pynvml
@@ -24,10 +24,10 @@ from torch import Tensor
 from lunet import ImageFlow, triangular
 from pipeline.console import exit_with, say
 from pipeline.datasets import load_dataset
-from pipeline.environment import choose_device, describe_environment
+from pipeline.environment import choose_device, describe_environment, is_out_of_memory
 from pipeline.files import write_json
-from pipeline.models import Shape, build
-from pipeline.params import LUNetModel, Measure, Recipe, load_params
+from pipeline.models import build
+from pipeline.params import DatasetName, LUNetModel, Measure, Recipe, load_params
 from pipeline.train import optimise
 
 MINIMUM_REPETITIONS = 5
@@ -47,10 +47,13 @@ class Work:
 
     def model(self) -> ImageFlow:
         """The untrained model on the device; times and memory do not depend on what it has learnt."""
-        height, width = self.images.shape[1:]
-        shape: Shape = (1, height, width)
         torch.manual_seed(0)
-        return build(self.recipe, shape).to(self.device)
+        return self.architecture().to(self.device)
+
+    def architecture(self) -> ImageFlow:
+        """The untrained model, still in the machine's memory."""
+        height, width = self.images.shape[1:]
+        return build(self.recipe, (1, height, width))
 
     def batch(self, size: int) -> Tensor:
         """``size`` images on the device."""
@@ -71,7 +74,7 @@ def main() -> None:
         "process of its own, warmed up and synchronised; every raw sample is kept. Let nothing else run meanwhile.",
         epilog="example: python -m pipeline.measure --dataset mnist --recipe lunet --out runs/measure/mnist-lunet.json",
     )
-    parser.add_argument("--dataset", required=True, help="which data set")
+    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
     parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
     parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
@@ -79,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     recipe, device = params.recipe(arguments.recipe), choose_device(params)
-    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset)
+    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     largest = max(params.measure.large_batch, 1 if recipe.training is None else recipe.training.batch_size)
     images = torch.from_numpy(dataset.train_images[:largest].copy())
     work = Work(recipe, images, device, params.measure)
@@ -90,7 +93,7 @@ def main() -> None:
 
 def measure(work: Work) -> dict[str, Any]:
     """All quantities of one architecture, null where one does not apply; running out of memory is a status."""
-    model = work.model()
+    model = work.architecture()
     result: dict[str, Any] = {
         "status": "complete",
         "message": None,
@@ -103,7 +106,6 @@ def measure(work: Work) -> dict[str, Any]:
         "memory": dict.fromkeys(MEMORY),
         "determinant": None,
     }
-    del model
     try:
         for name, time_it in TIMES.items():
             result["times"][name] = apart(time_it, work)
@@ -111,7 +113,12 @@ def measure(work: Work) -> dict[str, Any]:
             result["memory"][name] = apart(weigh, work)
         if isinstance(work.recipe.model, LUNetModel):
             result["determinant"] = apart(time_determinants, work)
-    except (torch.OutOfMemoryError, MemoryError, BrokenProcessPool) as error:
+    except BrokenProcessPool:
+        result["status"] = "out_of_memory"
+        result["message"] = "a measuring process was killed, as the system does when memory runs out"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         result["status"], result["message"] = "out_of_memory", str(error).splitlines()[0]
     return result
 

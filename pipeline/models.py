@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lunet import Flow, Gaussian, Histogram, ImageFlow, LUNet, RealNVP
+from pipeline.console import UserError
 from pipeline.datasets import Dataset
 from pipeline.params import GaussianModel, HistogramModel, LUNetModel, RealNVPModel, Recipe
 
@@ -29,8 +30,15 @@ def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
         generator: Where the dequantisation noise comes from.
 
     Raises:
-        ValueError: If the images cannot determine the model, such as a covariance from too few of them.
+        UserError: If the images cannot determine the model, such as a covariance from too few of them.
     """
+    try:
+        _start(model, recipe, images, generator)
+    except ValueError as error:
+        raise UserError(f"a {recipe.model.kind} cannot be started from {len(images)} images: {error}") from None
+
+
+def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
     match recipe.model, model.flow:
         case LUNetModel(start="standardise" | "whiten" as kind), LUNet() as flow:
             sample = model.preprocess(images, generator)[0]

@@ -62,7 +62,7 @@ class LUNetModel(Section):
 
     kind: Literal["lunet"]
     layers: Count
-    slope: Annotated[float, Field(gt=0, lt=1)]
+    slope: Annotated[float, Field(ge=0.001, lt=1)]
     start: Literal["identity", "standardise", "whiten"]
 
 

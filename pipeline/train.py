@@ -9,18 +9,18 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from lunet import ImageFlow, save_flow
-from pipeline.console import UserError, exit_with, say
+from pipeline.console import exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment
-from pipeline.files import replacing, write_json
+from pipeline.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.models import build, groups, start_
-from pipeline.params import Recipe, Training, load_params
+from pipeline.params import DatasetName, Recipe, Training, load_params
 from pipeline.progress import Progress
 
 HISTORY = ["model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"]
@@ -56,7 +56,7 @@ def main() -> None:
         description="Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json.",
         epilog="example: python -m pipeline.train --dataset mnist --recipe lunet --out runs/train/mnist-lunet-0",
     )
-    parser.add_argument("--dataset", required=True, help="which data set")
+    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
     parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and noise (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write; an older one is replaced")
@@ -65,7 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     recipe, device = params.recipe(arguments.recipe), choose_device(params)
-    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset)
+    refuse_foreign(arguments.out, "run.json")
+    dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     name = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
     with replacing(arguments.out) as fresh:
         fresh.mkdir()
@@ -104,35 +105,39 @@ def train(
     for index, (key, label) in enumerate(groups(dataset, recipe).items()):
         own_seed = 1_000_003 * seed + index
         torch.manual_seed(own_seed)
-        model = build(recipe, (1, height, width)).to(device)
+        model = build(recipe, (1, height, width))
         own = images if label is None else images[labels == label]
-        fits[key] = fit(model, recipe, own, own_seed, name if label is None else f"{name} class {key}")
+        fits[key] = fit(model, recipe, own, device, own_seed, name if label is None else f"{name} class {key}")
         if fits[key].status == "complete":
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     return fits, {"stored": stored, "free": model.flow.free_parameters()}
 
 
-def fit(model: ImageFlow, recipe: Recipe, images: Tensor, seed: int, name: str) -> Fit:
-    """Fit one model to uint8 images of shape (N, H, W), in place; a failed descent is told, not raised."""
-    device = next(iter(model.state_dict().values())).device
+def fit(model: ImageFlow, recipe: Recipe, images: Tensor, device: torch.device, seed: int, name: str) -> Fit:
+    """Fit one model to uint8 images of shape (N, H, W), in place; divergence and lack of memory are told, not raised.
+
+    Raises:
+        UserError: If the images cannot determine the model's start.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     held = 0 if recipe.training is None else max(1, round(recipe.training.holdout * len(images)))
-    holdout, own = images[order[:held]].to(device), images[order[held:]].to(device)
-    result = Fit(train_images=len(own), holdout_images=held)
+    result = Fit(train_images=len(images) - held, holdout_images=held)
     begin = time.perf_counter()
     try:
+        model.to(device)
+        holdout, own = images[order[:held]].to(device), images[order[held:]].to(device)
         start_(model, recipe, own, generator)
         result.seconds = time.perf_counter() - begin
         if recipe.training is not None:
             descend(model, recipe.training, own, holdout, generator, name, result)
     except DivergedError as error:
         result.status, result.message = "diverged", str(error)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         result.status, result.message = "out_of_memory", str(error).splitlines()[0]
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
     if result.status != "complete":
         say(f"{name}: {result.status}: {result.message}")
     return result
@@ -158,7 +163,10 @@ class Lookout:
         Raises:
             DivergedError: If it is not finite.
         """
-        held, result = score(self._model, self._holdout), self._result
+        try:
+            held, result = score(self._model, self._holdout), self._result
+        except ValueError as error:
+            raise DivergedError(f"held-out images have no likelihood after step {step}: {error}") from None
         if not math.isfinite(held):
             raise DivergedError(f"the held-out loss is {held} after step {step}")
         epoch = round(step / self._per_epoch, 4)
@@ -260,9 +268,11 @@ def make_schedule(
     """The learning rate of each of ``steps`` steps."""
     if training.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    # One more step than there are, since the schedule is advanced after the last one too.
+    # One more step than there are, since the schedule is advanced after the last one too; and a rise of at least one
+    # step, as torch divides by its length.
+    rise = max(training.warmup, 2 / (steps + 1))
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=steps + 1, pct_start=training.warmup, cycle_momentum=False
+        optimizer, training.learning_rate, total_steps=steps + 1, pct_start=min(rise, 1.0), cycle_momentum=False
     )
 
 

@@ -25,6 +25,7 @@ def dense_jacobian(flow: LUNet, x: Tensor) -> Tensor:
         weight = (layer.lu.tril(-1) + torch.eye(flow.features, dtype=x.dtype)) @ layer.lu.triu()
         x, jacobian = weight @ x + layer.bias, weight @ jacobian
         if layer.activation is not None:
+            assert isinstance(layer.activation, LeakySoftplus)
             slope = layer.activation.slope
             jacobian = (slope + (1 - slope) * torch.sigmoid(x))[:, None] * jacobian
             x = slope * x + (1 - slope) * torch.nn.functional.softplus(x)

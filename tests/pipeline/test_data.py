@@ -389,7 +389,7 @@ def test_failure_while_writing_leaves_the_old_data(
 
 def test_foreign_folder_is_not_replaced(tmp_path: Path, stage: Stage) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="something else than a data set"):
+    with pytest.raises(UserError, match="something else than this stage writes"):
         stage(tmp_path, "bundled")
     assert (tmp_path / "thesis.tex").exists()
 

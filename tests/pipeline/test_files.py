@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.console import UserError
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import read_json, refuse_foreign, replacing, write_json
 
 
 def write_half(path: Path) -> None:
@@ -52,3 +52,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*a\.json"):
         write_json(tmp_path / "file" / "a.json", 1)
+
+
+@pytest.mark.parametrize("content", [[], ["run.json", "flows"]])
+def test_a_folder_of_the_same_kind_may_be_replaced(tmp_path: Path, content: list[str]) -> None:
+    for name in content:
+        (tmp_path / name).touch()
+    refuse_foreign(tmp_path, "run.json")
+    refuse_foreign(tmp_path / "missing", "run.json")
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mnist-lunet-0").mkdir()
+    with pytest.raises(UserError, match="holds something else"):
+        refuse_foreign(tmp_path, "run.json")
+    with pytest.raises(UserError, match="holds something else"):
+        refuse_foreign(Path(__file__), "run.json")
+
+
+def test_the_old_file_stays_when_the_new_one_was_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
