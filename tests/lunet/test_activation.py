@@ -110,7 +110,7 @@ def test_gradient_of_the_inverse_is_one_over_the_slope() -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.0009, 1.0, -0.1, 2.0, math.nan])
-def test_a_slope_outside_0_to_1_is_refused(slope: float) -> None:
+def test_a_slope_out_of_range_is_refused(slope: float) -> None:
     with pytest.raises(ValueError, match=f"slope is {slope}.*between 0.001 and 1"):
         LeakySoftplus(slope)
 
