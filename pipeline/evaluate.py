@@ -138,7 +138,7 @@ def evaluate(
             str(label): {"images": int((labels == label).sum()), "bits_per_dim": summary(bits[labels == label])}
             for label in range(len(dataset.class_names))
         },
-        "round_trip": round_trip(models, images[: settings.round_trip_images], labels[: settings.round_trip_images]),
+        "round_trip": round_trip(models, images, labels, settings),
         "latents": latents.summary(),
         "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
     }, samples.numpy()
@@ -193,12 +193,13 @@ class LatentMoments:
         }
 
 
-def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor) -> dict[str, float]:
-    """How exactly images come back from their latents, in latent space and in 8-bit pixels."""
+def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> dict[str, float]:
+    """How exactly the first images come back from their latents, in latent space and in 8-bit pixels."""
+    images, labels = images[: settings.round_trip_images], labels[: settings.round_trip_images]
     largest, exact, within_one = 0.0, 0, 0
     for rows, model in _by_model(models, labels):
         device = next(iter(model.state_dict().values())).device
-        for part in rows.split(500):
+        for part in rows.split(settings.batch_size):
             y, _ = model.preprocess(images[part].to(device), torch.Generator(device).manual_seed(0))
             z, _ = model.flow(y)
             back = model.flow.inverse(z)

@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 
 HISTORY = ["model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"]
 CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
-SCORING_BATCH = 500
+SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
 
 
 class DivergedError(Exception):
