@@ -22,7 +22,8 @@ from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-INK = "#010203"
+from pipeline.ink import INK
+
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from pipeline.claims import LABELS, shown
 from pipeline.console import UserError, exit_with, say
-from pipeline.figures import INK
 from pipeline.files import read_json, write_text
+from pipeline.ink import INK
 from pipeline.params import load_params
 from pipeline.tables import RESULTS, TIMINGS, read_table
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.figures import INK, KNOWN, curves, images, likelihoods, looks, memory, real_images, times
+from pipeline.figures import KNOWN, curves, images, likelihoods, looks, memory, real_images, times
+from pipeline.ink import INK
 
 LOOKS = looks(["lunet", "realnvp"])
 
