@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
         description="Write a complete set of parameters, comments included, and print what changes. "
-        "smoke: the whole pipeline in two minutes on a small subset; laptop: the default; paper: the paper's scale.",
+        "smoke: all of it on a small subset, in about two minutes; laptop: the default; paper: the paper's scale.",
     )
     parser.add_argument("preset", choices=["smoke", "laptop", "paper"])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
