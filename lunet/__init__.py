@@ -1,9 +1,19 @@
 """LU-Net and RealNVP, normalizing flows for images, with exact inverses and likelihoods in bits per pixel."""
 
-from lunet.activation import Activation, LeakySoftplus
-from lunet.base import Flow, Transformed, standard_normal_log_prob
+from lunet.activation import Activation, LeakySoftplus, activation_from
+from lunet.base import (
+    Diagnostics,
+    Flow,
+    FlowDistribution,
+    LayerDiagnostics,
+    NonFiniteError,
+    Transformed,
+    standard_normal_log_prob,
+)
+from lunet.class_flows import ClassFlows
 from lunet.controls import Gaussian, Histogram
-from lunet.image_flow import ImageFlow
+from lunet.image_flow import ImageDiagnostics, ImageFlow
+from lunet.learned_monotone import LearnedMonotone
 from lunet.likelihood import pixel_bits, poster_bits_per_pixel, poster_nll
 from lunet.lu_net import LULayer, LUNet
 from lunet.realnvp import RealNVP
@@ -11,16 +21,24 @@ from lunet.saving import SavedFlowError, load_flow, save_flow
 
 __all__ = [
     "Activation",
+    "ClassFlows",
+    "Diagnostics",
     "Flow",
+    "FlowDistribution",
     "Gaussian",
     "Histogram",
+    "ImageDiagnostics",
     "ImageFlow",
     "LULayer",
     "LUNet",
+    "LayerDiagnostics",
     "LeakySoftplus",
+    "LearnedMonotone",
+    "NonFiniteError",
     "RealNVP",
     "SavedFlowError",
     "Transformed",
+    "activation_from",
     "load_flow",
     "pixel_bits",
     "poster_bits_per_pixel",

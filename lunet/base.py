@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+
+class NonFiniteError(ValueError):
+    """A value, or a parameter of a flow, that is not finite, or a linear layer that is singular."""
 
 
 class Transformed(NamedTuple):
@@ -15,6 +22,21 @@ class Transformed(NamedTuple):
 
     z: Tensor
     log_det: Tensor
+
+
+class LayerDiagnostics(NamedTuple):
+    r"""How near a layer's linear part is to singular: its smallest :math:`|u_{dd}|`, its estimated condition number."""
+
+    name: str
+    smallest_diagonal: float
+    condition: float
+
+
+class Diagnostics(NamedTuple):
+    """How well a flow can be inverted: its linear layers, and the largest error of latents that went back and forth."""
+
+    layers: list[LayerDiagnostics]
+    latent_error: float
 
 
 class Flow(nn.Module, ABC):
@@ -51,10 +73,10 @@ class Flow(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def check_invertible(self) -> None:
-        """Raise ``ValueError``, naming the layer, where the parameters do not make an invertible map."""
+        """Raise `NonFiniteError`, naming the layer, where the parameters do not make an invertible map."""
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
             if not tensor.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite: the flow has no likelihood and no inverse")
+                raise NonFiniteError(f"{name} has values that are not finite: no likelihood and no inverse")
 
     def forward(self, x: Tensor) -> Transformed:
         r"""The latents of data and the log-determinants of the map.
@@ -66,7 +88,8 @@ class Flow(nn.Module, ABC):
             The latents, with shape :math:`(N, D)`, and :math:`\ln |\det dz / dx|`, with shape :math:`(N,)`.
 
         Raises:
-            ValueError: If the shape is another, or, in eval mode, a result is not finite.
+            ValueError: If the shape is another.
+            NonFiniteError: If, in eval mode, a result is not finite.
             TypeError: If dtype or device are not those of the flow.
         """
         self._check(x, "x")
@@ -85,7 +108,8 @@ class Flow(nn.Module, ABC):
             Data, with shape :math:`(N, D)`.
 
         Raises:
-            ValueError: If the shape is another, or a result is not finite.
+            ValueError: If the shape is another.
+            NonFiniteError: If a result is not finite.
             TypeError: If dtype or device are not those of the flow.
         """
         self._check(z, "z")
@@ -106,21 +130,58 @@ class Flow(nn.Module, ABC):
         z, log_det = self(x)
         return standard_normal_log_prob(z) + log_det
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        r"""``n`` independent draws from the model, with shape :math:`(n, D)`."""
-        return self.inverse(self._draw_latents(n, generator))
+    def sample(self, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0) -> Tensor:
+        r"""``n`` independent draws from the model, with shape :math:`(n, D)`.
 
-    def sample_and_log_prob(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        r"""``n`` draws, with shape :math:`(n, D)`, and their log-densities in nats, with shape :math:`(n,)`."""
-        x = self.sample(n, generator)
+        Args:
+            n: How many.
+            generator: Where the latents come from.
+            temperature: The standard deviation of the latents; below 1 draws keep nearer to the middle, and are no
+                longer draws from the model.
+        """
+        return self.inverse(self._draw_latents(n, generator, temperature))
+
+    def sample_and_log_prob(
+        self, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        r"""``n`` draws, with shape :math:`(n, D)`, and their log-densities in nats, with shape :math:`(n,)`.
+
+        The densities are the model's own, at temperature 1, whatever the temperature of the draws.
+        """
+        x = self.sample(n, generator, temperature=temperature)
         return x, self.log_prob(x)
 
-    def _draw_latents(self, n: int, generator: torch.Generator | None) -> Tensor:
+    def distribution(self) -> FlowDistribution:
+        """This flow as a `torch.distributions.Distribution`."""
+        return FlowDistribution(self)
+
+    @torch.no_grad()
+    def diagnostics(self, x: Tensor) -> Diagnostics:
+        r"""How well the flow can be inverted, judged on data with shape :math:`(N, D)`.
+
+        The error is the largest :math:`|f(f^{-1}(z)) - z|` over the latents :math:`z = f(x)`, in the flow's own dtype.
+
+        Raises:
+            NonFiniteError: If a layer is singular or a value is not finite; the message names the layer.
+        """
+        self.check_invertible()
+        z, _ = self(x)
+        again, _ = self(self.inverse(z))
+        return Diagnostics(self._layer_diagnostics(), float((again - z).abs().amax()) if len(x) else 0.0)
+
+    def _layer_diagnostics(self) -> list[LayerDiagnostics]:
+        """Of each linear layer; a flow that has none, has none."""
+        return []
+
+    def _draw_latents(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
         if n < 0:
             raise ValueError(f"n is {n}; the number of draws is 0 or more")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it is finite and at least 0")
         like = self._like()
         source = like.device if generator is None else generator.device
-        return torch.randn(n, self.features, generator=generator, device=source, dtype=like.dtype).to(like.device)
+        z = torch.randn(n, self.features, generator=generator, device=source, dtype=like.dtype).to(like.device)
+        return z if temperature == 1 else temperature * z
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and the device of the flow."""
@@ -139,14 +200,39 @@ class Flow(nn.Module, ABC):
             raise TypeError(f"{name} is on {value.device}; this flow is on {like.device}: move one to the other")
 
     def _require_finite(self, value: Tensor, name: str, *results: Tensor) -> None:
-        """Raise ``ValueError``, with the cause, for a result that is not finite."""
+        """Raise `NonFiniteError`, with the cause, for a result that is not finite."""
         if value.is_meta or all(bool(result.isfinite().all()) for result in results):
             return
         if not value.isfinite().all():
             row = int((~value.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"{name} has a value that is not finite, first in row {row}")
+            raise NonFiniteError(f"{name} has a value that is not finite, first in row {row}")
         self.check_invertible()
-        raise ValueError(f"{name} leaves the range of {value.dtype} on its way through the flow")
+        raise NonFiniteError(f"{name} leaves the range of {value.dtype} on its way through the flow")
+
+
+class FlowDistribution(Distribution):
+    r"""A flow's model as a distribution over :math:`\mathbb{R}^D`, for code that speaks `torch.distributions`.
+
+    Args:
+        flow: The flow; its parameters stay its own, so gradients reach them through `rsample` and `log_prob`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        super().__init__(event_shape=torch.Size([flow.features]), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""The log-densities in nats, with shape :math:`S`, of values with shape :math:`S + (D,)`."""
+        return self.flow.log_prob(value.reshape(-1, value.shape[-1])).reshape(value.shape[:-1])
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        r"""Draws with shape :math:`S + (D,)` for the sample shape :math:`S`, differentiable in the parameters."""
+        shape = torch.Size(sample_shape)
+        return self.flow.sample(shape.numel()).reshape(*shape, self.flow.features)
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lunet.base import Flow, standard_normal_log_prob
+from lunet.base import Flow, NonFiniteError, standard_normal_log_prob
 from lunet.lu_net import whitening
 
 
@@ -38,11 +38,11 @@ class Gaussian(Flow):
         return self.features + self.features * (self.features + 1) // 2
 
     def check_invertible(self) -> None:
-        """Raise ``ValueError`` for a variance that is not above zero or a value that is not finite."""
+        """Raise `NonFiniteError` for a variance that is not above zero or a value that is not finite."""
         super().check_invertible()
         singular = (self.whitening.diagonal() <= 0).nonzero()
         if len(singular):
-            raise ValueError(f"whitening is singular: entry {int(singular[0])} of its diagonal is not above zero")
+            raise NonFiniteError(f"whitening is singular: entry {int(singular[0])} of its diagonal is not above zero")
 
     def fit_(self, x: Tensor) -> Self:
         r"""Take mean and covariance of a sample with shape :math:`(N, D)`; ``ValueError`` if they are singular."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lunet import pixels
-from lunet.base import Flow
+from lunet.base import Flow, LayerDiagnostics
 from lunet.likelihood import pixel_bits
+
+
+class ImageDiagnostics(NamedTuple):
+    """`Diagnostics`, and the shares of 8-bit pixels that come back exactly and at most one level off."""
+
+    layers: list[LayerDiagnostics]
+    latent_error: float
+    pixels_exact: float
+    pixels_within_one: float
 
 
 class ImageFlow(nn.Module):
@@ -101,9 +110,19 @@ class ImageFlow(nn.Module):
         log_prob = log_probs.mean(0) if bound == "mean" else log_probs.logsumexp(0) - math.log(draws)
         return pixel_bits(log_prob, self.flow.features)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`."""
-        return self.postprocess(self.flow.sample(n, generator))
+    def sample(self, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0) -> Tensor:
+        r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`; see `Flow.sample`."""
+        return self.postprocess(self.flow.sample(n, generator, temperature=temperature))
+
+    @torch.no_grad()
+    def diagnostics(self, images: Tensor) -> ImageDiagnostics:
+        """How well the flow can be inverted, judged on 8-bit images, at least one; see `Flow.diagnostics`."""
+        y, _ = self.preprocess(images, torch.Generator(images.device).manual_seed(0))
+        back = self.postprocess(self.flow.inverse(self.flow(y).z))
+        off = (back.flatten(1).int() - images.flatten(1).int()).abs()
+        return ImageDiagnostics(
+            *self.flow.diagnostics(y), float((off == 0).double().mean()), float((off <= 1).double().mean())
+        )
 
     def _log_prob_of_values(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         y, log_det = self.preprocess(images, generator)

@@ -52,7 +52,7 @@ def poster_nll(flow: LUNet, x: Tensor) -> Tensor:
         \frac{N D}{2} \ln 2 \pi + \frac{1}{2} \sum_n \sum_d f_d(x_n)^2
         - \sum_n \sum_m \sum_d \ln \phi_m'((L_m U_m x_n)_d + b_{m, d}) - N \sum_m \sum_d \ln |u_{m, dd}|
 
-    It equals ``-flow.log_prob(x).sum()``.
+    It equals ``-flow.log_prob(x).sum()``. A leading activation, which the paper has not, adds its log-slopes.
 
     Args:
         flow: The LU-Net.
@@ -64,8 +64,10 @@ def poster_nll(flow: LUNet, x: Tensor) -> Tensor:
     """
     n, features = x.shape
     constant = 0.5 * n * features * math.log(2 * math.pi)
-    log_slopes = x.new_zeros(())
-    log_diagonals = x.new_zeros(())
+    log_slopes, log_diagonals = x.new_zeros(()), x.new_zeros(())
+    if flow.leading is not None:
+        x, log_slope = flow.leading(x)
+        log_slopes = log_slope.sum()
     for layer in flow.layers:
         h = triangular.multiply(layer.lu, x) + layer.bias
         log_diagonals = log_diagonals + layer.lu.diagonal().abs().log().sum()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from lunet import triangular
-from lunet.activation import Activation, LeakySoftplus
-from lunet.base import Flow
+from lunet.activation import Activation, LeakySoftplus, activation_from
+from lunet.base import Flow, LayerDiagnostics, NonFiniteError
+from lunet.learned_monotone import LearnedMonotone
+
+# Rows of a sample that pass through an activation at once, which bounds the memory of a start.
+CHUNK = 4096
 
 
 class LULayer(nn.Module):
@@ -34,8 +39,8 @@ class LULayer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""The values, with shape :math:`(N, D)`, and the log-determinants, with shape :math:`(N,)`."""
-        h = triangular.multiply(self.lu, x) + self.bias
-        log_det = triangular.log_abs_det(self.lu)
+        product, log_det = triangular.transform(self.lu, x)
+        h = product + self.bias
         if self.activation is None:
             return h, log_det.expand(len(x))
         z, log_slope = self.activation(h)
@@ -50,12 +55,14 @@ class LULayer(nn.Module):
 class LUNet(Flow):
     r"""LU-Net: :math:`M` layers :math:`\phi(L U x + b)`, the last without :math:`\phi`.
 
-    Cost: :math:`O(M N D^2)` in both directions; :math:`M (D^2 + D)` parameters.
+    Cost: :math:`O(M N D^2)` in both directions; :math:`M (D^2 + D)` parameters and those of the activations.
 
     Args:
         features: The number :math:`D` of features.
         layers: The number :math:`M` of LU layers.
         slope: The lower slope of the leaky softplus.
+        activation: What :math:`\phi` is instead, or its description; each layer gets a copy of its own.
+        leading: An activation before the first layer, or its description; none if ``None``.
 
     Example:
         >>> flow = LUNet(features=2, layers=3)
@@ -68,41 +75,52 @@ class LUNet(Flow):
         https://arxiv.org/abs/2302.10524
     """
 
-    def __init__(self, features: int, layers: int = 4, slope: float = 0.1) -> None:
+    def __init__(
+        self,
+        features: int,
+        layers: int = 4,
+        slope: float = 0.1,
+        *,
+        activation: Activation | Mapping[str, Any] | None = None,
+        leading: Activation | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(features)
         if layers < 1:
             raise ValueError(f"layers is {layers}; an LU-Net needs at least 1")
-        self.slope = slope
-        activations = [LeakySoftplus(slope) if index < layers - 1 else None for index in range(layers)]
-        stack = nn.ModuleList(LULayer(features, activation) for activation in activations)
+        self._activation = _own(LeakySoftplus(slope) if activation is None else activation).describe()
+        self.leading = None if leading is None else _own(leading)
+        activations = [_own(activation or LeakySoftplus(slope)) for _ in range(layers - 1)]
+        stack = nn.ModuleList(LULayer(features, activation) for activation in (*activations, None))
         self.layers = cast("Sequence[LULayer]", stack)
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an LU-Net of this architecture again."""
-        return {"features": self.features, "layers": len(self.layers), "slope": self.slope}
+        leading = None if self.leading is None else self.leading.describe()
+        return {
+            "features": self.features, "layers": len(self.layers), "activation": self._activation, "leading": leading
+        }  # fmt: skip
 
     def check_invertible(self) -> None:
-        """Raise ``ValueError``, naming the layer, for a zero on a diagonal or a value that is not finite."""
+        """Raise `NonFiniteError`, naming the layer, for a zero on a diagonal or a value that is not finite."""
         super().check_invertible()
         for index, layer in enumerate(self.layers):
             zeros = (layer.lu.diagonal() == 0).nonzero()
             if len(zeros):
-                raise ValueError(f"layers.{index} is singular: entry {int(zeros[0])} of U's diagonal is zero")
+                raise NonFiniteError(f"layers.{index} is singular: entry {int(zeros[0])} of U's diagonal is zero")
 
     @torch.no_grad()
     def standardise_(self, x: Tensor, *, offset: float = 1.0) -> Self:
-        r"""Start where each layer's argument of the activation has variance 1 and mean ``offset`` on a sample.
+        r"""Start where each layer's output before its activation has variance 1 on a sample.
 
         Args:
             x: The sample, with shape :math:`(N, D)`, at least two rows.
-            offset: How far the arguments of the activations are moved to the right, where the leaky softplus is nearly
-                the identity. The last layer's output has mean 0.
+            offset: The mean of that output before a leaky softplus, which is nearly the identity far to the right. It
+                is 0 before other activations and in the last layer. A leading `LearnedMonotone` is fitted first.
 
         Raises:
             ValueError: If a feature is constant on the sample, or a value is not finite.
         """
-        self._check(x, "x")
-        self._standardise_from(0, x, offset)
+        self._standardise_from(0, self._start_leading(x), offset)
         self.check_invertible()
         return self
 
@@ -112,6 +130,7 @@ class LUNet(Flow):
 
         The first layer's :math:`L U` becomes :math:`\Sigma^{-1/2}`, which keeps each feature near its own place; as it
         is positive definite, its Cholesky factor gives both triangles. The other layers are set as in `standardise_`.
+        A leading `LearnedMonotone` is fitted first, and the Gaussian is that of its values.
 
         Cost: :math:`O(N D^2 + D^3)`, once, in float64.
 
@@ -123,8 +142,8 @@ class LUNet(Flow):
         Raises:
             ValueError: If a value is not finite, or the sample's covariance is singular.
         """
-        self._check(x, "x")
-        mean, factor = whitening(x)
+        h = self._start_leading(x)
+        mean, factor = whitening(h)
         eigenvalues, vectors = torch.linalg.eigh(factor.mT @ factor)
         root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.mT
         cholesky, failure = torch.linalg.cholesky_ex(root)
@@ -134,11 +153,19 @@ class LUNet(Flow):
         first = self.layers[0]
         first.lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT))
         first.bias.copy_(-root @ mean)
-        if first.activation is not None:
-            first.bias.add_(offset)
-        self._standardise_from(1, first(x)[0], offset)
+        h = self._finish_start(first, h, offset)
+        self._standardise_from(1, h, offset)
         self.check_invertible()
         return self
+
+    def _start_leading(self, x: Tensor) -> Tensor:
+        """What the first layer is given of a sample, once the leading activation has been fitted to it."""
+        self._check(x, "x")
+        if self.leading is None:
+            return x
+        if isinstance(self.leading, LearnedMonotone):
+            self.leading.fit_(x)
+        return torch.cat([self.leading(rows)[0] for rows in x.split(CHUNK)])
 
     def _standardise_from(self, start: int, h: Tensor, offset: float) -> None:
         """Set the layers from ``start`` on, whose input on the sample is ``h``."""
@@ -146,21 +173,39 @@ class LUNet(Flow):
             std, mean = torch.std_mean(h, dim=0)
             layer.lu.copy_(std.reciprocal().diag())
             layer.bias.copy_(-mean / std)
-            if layer.activation is not None:
-                layer.bias.add_(offset)
-            h, _ = layer(h)
+            h = self._finish_start(layer, h, offset)
+
+    def _finish_start(self, layer: LULayer, h: Tensor, offset: float) -> Tensor:
+        """The output on the sample of a layer whose linear part has been set; its bias moves by ``offset``."""
+        if isinstance(layer.activation, LeakySoftplus):
+            layer.bias.add_(offset)
+        return torch.cat([layer(rows)[0] for rows in h.split(CHUNK)])
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
+        if self.leading is not None:
+            x, log_slope = self.leading(x)
+            log_det = log_slope.sum(1)
         for layer in self.layers:
             x, layer_log_det = layer(x)
             log_det = log_det + layer_log_det
         return x, log_det
 
+    def _layer_diagnostics(self) -> list[LayerDiagnostics]:
+        return [
+            LayerDiagnostics(f"layers.{index}", float(layer.lu.diagonal().abs().amin()), triangular.condition(layer.lu))
+            for index, layer in enumerate(self.layers)
+        ]
+
     def _inverse(self, z: Tensor) -> Tensor:
         for layer in reversed(self.layers):
             z = layer.inverse(z)
-        return z
+        return z if self.leading is None else self.leading.inverse(z)
+
+
+def _own(activation: Activation | Mapping[str, Any]) -> Activation:
+    """An activation of one's own: a copy, or a new one by its description."""
+    return copy.deepcopy(activation) if isinstance(activation, Activation) else activation_from(activation)
 
 
 def whitening(x: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -183,7 +228,7 @@ def whitening(x: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     mean = x.mean(0, dtype=torch.float64)
     identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     covariance = torch.zeros_like(identity)
-    for rows in x.split(4096):
+    for rows in x.split(CHUNK):
         centred = rows.double() - mean
         covariance += centred.mT @ centred
     covariance = covariance / len(x) + ridge * identity

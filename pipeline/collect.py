@@ -30,6 +30,7 @@ HEADLINES = (
     "parameters_stored",
     "pixels_exact",
     "sample_class_accuracy",
+    "classification_accuracy",
 )
 PHASES = ("training", "sampling")
 Subjects = Mapping[str, Mapping[str, Subject]]
@@ -139,6 +140,7 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
         "holdout_improvement": _over_models(run, gains),
         "best_epoch": _over_models(run, {name: model.best_epoch for name, model in run.models.items()}),
         "sample_class_accuracy": evaluation.sample_class_accuracy,
+        "classification_accuracy": evaluation.classification_accuracy,
     }
     if run.parameters:
         values |= {"parameters_free": run.parameters.free, "parameters_stored": run.parameters.stored}

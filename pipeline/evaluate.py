@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, SavedFlowError, load_flow, pixel_bits, poster_bits_per_pixel, standard_normal_log_prob
+from lunet import (
+    ClassFlows,
+    ImageFlow,
+    NonFiniteError,
+    SavedFlowError,
+    load_flow,
+    pixel_bits,
+    poster_bits_per_pixel,
+    standard_normal_log_prob,
+)
+from pipeline.cell import cell_parser
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, is_out_of_memory
 from pipeline.files import read_json, refuse_foreign, replacing, write_json
 from pipeline.models import groups
-from pipeline.params import DatasetName, Evaluate, Recipe, load_params
+from pipeline.params import Evaluate, Recipe, load_params
 
 # The batch over which the released RealNVP code averages, the short last batch included.
 RELEASED_BATCH = 128
+RESULTS = ("test", "per_class", "round_trip", "latents", "sample_class_accuracy", "classification_accuracy")
 
 
 def main() -> None:
     """Evaluate the cell that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.evaluate",
-        description="Score a trained run on the test set. Writes one JSON file and a folder with samples.npy.",
-        epilog="example: python -m pipeline.evaluate --dataset mnist --recipe lunet --out mnist-lunet-0.json",
+    parser = cell_parser(
+        "evaluate",
+        "Score a trained run on the test set. Writes one JSON file and a folder with samples.npy.",
+        out="runs/evaluate/mnist-lunet-0.json",
+        out_help="the JSON file to write",
+        seed=True,
     )
-    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
-    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
-    parser.add_argument("--seed", type=int, default=0, help="which trained run (default: %(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
     parser.add_argument("--samples", type=Path, help="the folder for samples.npy (default: runs/samples/<cell>)")
     parser.add_argument("--run", type=Path, help="the trained run (default: runs/train/<cell>)")
-    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     cell = f"{arguments.dataset}-{arguments.recipe}-{arguments.seed}"
     params = load_params(arguments.params)
@@ -57,7 +63,7 @@ def main() -> None:
         "message": run["message"],
         "classes": recipe.classes,
         "draws": params.evaluate.draws,
-        **dict.fromkeys(("test", "per_class", "round_trip", "latents", "sample_class_accuracy")),
+        **dict.fromkeys(RESULTS),
     }
     samples = np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)
     begin = time.perf_counter()
@@ -66,7 +72,7 @@ def main() -> None:
         try:
             measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
             result |= measured
-        except ValueError as error:
+        except NonFiniteError as error:
             result |= {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -104,11 +110,10 @@ def evaluate(
     With one model a class, each test image is scored by the model of its own class, as in the paper.
 
     Raises:
-        ValueError: If an image has no finite likelihood, no finite way back, or a sample leaves the numbers' range.
+        NonFiniteError: If an image has no finite latent or no finite way back, or a sample leaves the numbers' range.
 
     Returns:
-        The fields test, per_class, round_trip, latents and sample_class_accuracy, and samples with shape
-        (rows, columns, H, W).
+        The fields `RESULTS`, and samples with shape (rows, columns, H, W).
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), LatentMoments()
@@ -125,7 +130,7 @@ def evaluate(
                 bits[part] += pixel_bits(log_prob + log_slope, y.shape[1]).cpu() / settings.draws
                 released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
     if not bits.isfinite().all():
-        raise ValueError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
+        raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
     has_poster_figure = recipe.model.kind != "histogram"
     samples = draw_samples(models, settings, seed)
     return {
@@ -141,6 +146,9 @@ def evaluate(
         "round_trip": round_trip(models, images, labels, settings),
         "latents": latents.summary(),
         "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
+        "classification_accuracy": (
+            classification_accuracy(models, images, labels, settings) if recipe.classes == "each" else None
+        ),
     }, samples.numpy()
 
 
@@ -233,6 +241,19 @@ def class_accuracy(samples: Tensor, dataset: Dataset) -> float:
     wanted = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
     nearest = torch.cdist(samples.flatten(0, 1).flatten(1).float(), train).argmin(1)
     return float((labels[nearest] == wanted).double().mean())
+
+
+def classification_accuracy(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> float:
+    """The share of test images that Bayes' rule, with all classes alike, gives to their own class."""
+    classifier = ClassFlows(models)
+    device = next(iter(classifier.state_dict().values())).device
+    generator = torch.Generator(device).manual_seed(0)
+    names = torch.tensor([int(name) for name in classifier.names])
+    found = [
+        names[classifier.classify(batch.to(device), generator=generator).cpu()]
+        for batch in images.split(settings.batch_size)
+    ]
+    return float((torch.cat(found) == labels).double().mean())
 
 
 def _by_model(models: dict[str, ImageFlow], labels: Tensor) -> Iterator[tuple[Tensor, ImageFlow]]:

@@ -1,294 +1,117 @@
-"""The measure stage: times and memory of one recipe's architecture, each quantity in a process of its own."""
+"""The measure stage: times and memory of one recipe's architecture, each quantity in a process of its own.
+
+This process imports no torch: a server does, once, and every measuring process is forked from it.
+"""
 
 from __future__ import annotations
 
-import argparse
-import gc
 import multiprocessing
-import os
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
-import psutil
-import pynvml
-import torch
-from torch import Tensor
+import numpy as np
 
-from lunet import ImageFlow, triangular
-from pipeline.console import exit_with, say
+from pipeline.cell import cell_parser
+from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import load_dataset
-from pipeline.environment import choose_device, describe_environment, is_out_of_memory
 from pipeline.files import write_json
-from pipeline.models import build
-from pipeline.params import DatasetName, LUNetModel, Measure, Recipe, load_params
-from pipeline.train import optimise
+from pipeline.params import Params, load_params
 
-MINIMUM_REPETITIONS = 5
-WIDTHS = (64, 128, 256, 512, 1024)
-Samples = list[float]
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a measuring process is given: the architecture, images with shape (N, H, W), the device and the settings."""
-
-    recipe: Recipe
-    images: Tensor
-    device: torch.device
-    settings: Measure
-
-    def model(self) -> ImageFlow:
-        """The untrained model on the device; times and memory do not depend on what it has learnt."""
-        torch.manual_seed(0)
-        return self.architecture().to(self.device)
-
-    def architecture(self) -> ImageFlow:
-        """The untrained model, still in the machine's memory."""
-        height, width = self.images.shape[1:]
-        return build(self.recipe, (1, height, width))
-
-    def batch(self, size: int) -> Tensor:
-        """``size`` images on the device."""
-        return self.images[torch.arange(size) % len(self.images)].to(self.device)
-
-    @property
-    def training_batch(self) -> int:
-        """The batch size of the recipe's training; 0 where nothing is trained by steps."""
-        return 0 if self.recipe.training is None else self.recipe.training.batch_size
+TIMES = ("step", "optimizer_step", "density_small", "density_large", "sampling_small", "sampling_large")
+MEMORY = ("training", "sampling")
 
 
 def main() -> None:
     """Measure the cell that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.measure",
-        description="Measure one recipe's architecture: time of a whole optimisation step, of optimizer.step() alone, "
-        "of density and sampling per image, and peak memory of training and sampling. Every quantity is taken in a "
-        "process of its own, warmed up and synchronised; every raw sample is kept. Let nothing else run meanwhile.",
-        epilog="example: python -m pipeline.measure --dataset mnist --recipe lunet --out runs/measure/mnist-lunet.json",
+    parser = cell_parser(
+        "measure",
+        "Measure one recipe's architecture: time of a whole optimisation step, of optimizer.step() alone, of density "
+        "and sampling per image, and peak memory of training and sampling. Every quantity is taken in a process of "
+        "its own, warmed up and synchronised; every raw sample is kept. Let nothing else run meanwhile.",
+        out="runs/measure/mnist-lunet.json",
+        out_help="the JSON file to write",
+        seed=False,
     )
-    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
-    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
-    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
-    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    recipe, device = params.recipe(arguments.recipe), choose_device(params)
+    recipe = params.recipe(arguments.recipe)
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     largest = max(params.measure.large_batch, 1 if recipe.training is None else recipe.training.batch_size)
-    images = torch.from_numpy(dataset.train_images[:largest].copy())
-    work = Work(recipe, images, device, params.measure)
-    result = {"dataset": arguments.dataset, "recipe": arguments.recipe, **measure(work)}
-    write_json(arguments.out, result | {"environment": describe_environment(device)})
+    result = measure(params, arguments.recipe, dataset.train_images[:largest].copy())
+    write_json(arguments.out, {"dataset": arguments.dataset, "recipe": arguments.recipe, **result})
     say(f"{arguments.dataset} {arguments.recipe}: {result['status']}, written to {arguments.out}")
 
 
-def measure(work: Work) -> dict[str, Any]:
-    """All quantities of one architecture, null where one does not apply; running out of memory is a status."""
-    model = work.architecture()
+def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
+    """All quantities of one architecture, null where one does not apply; running out of memory is a status.
+
+    Args:
+        params: The parameters.
+        recipe: The name of the recipe.
+        images: uint8 images with shape (N, H, W), as many as the largest batch.
+    """
+
+    def take(quantity: str) -> Any:
+        return apart(quantity, params, recipe, images)
+
     result: dict[str, Any] = {
         "status": "complete",
         "message": None,
-        "device": work.device.type,
-        "parameters": {
-            "stored": sum(tensor.numel() for tensor in model.state_dict().values()),
-            "free": model.flow.free_parameters(),
-        },
         "times": dict.fromkeys(TIMES),
         "memory": dict.fromkeys(MEMORY),
         "determinant": None,
+        **take("about"),
     }
     try:
-        for name, time_it in TIMES.items():
-            result["times"][name] = apart(time_it, work)
-        for name, weigh in MEMORY.items():
-            result["memory"][name] = apart(weigh, work)
-        if isinstance(work.recipe.model, LUNetModel):
-            result["determinant"] = apart(time_determinants, work)
-    except BrokenProcessPool:
-        result["status"] = "out_of_memory"
-        result["message"] = "a measuring process was killed, as the system does when memory runs out"
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        result["status"], result["message"] = "out_of_memory", str(error).splitlines()[0]
+        for name in TIMES:
+            result["times"][name] = take(f"time_{name}")
+        for name in MEMORY:
+            result["memory"][name] = take(f"weigh_{name}")
+        result["determinant"] = take("time_determinants")
+    except MemoryError as error:
+        result["status"], result["message"] = "out_of_memory", str(error)
     return result
 
 
-def apart(task: Callable[[Work], Result], work: Work) -> Result:
-    """The result of a task in a fresh process, where it can one forked from a server that has only imported modules."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["pipeline.train"])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(task, work).result()
+def apart(quantity: str, *work: Any) -> Any:
+    """One quantity, taken in a fresh process, where it can one forked from a server that has only imported modules.
 
-
-def time_step(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of one whole optimisation step: preprocessing, forward, backward and update."""
-    if work.recipe.training is None:
-        return None
-    model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer, generator = _adam(model), torch.Generator(work.device)
-    clip_norm = work.recipe.training.clip_norm
-    samples = stopwatch(lambda: optimise(model, optimizer, batch, generator, clip_norm), work)
-    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": samples}
-
-
-def time_optimizer(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of ``optimizer.step()`` alone, with gradients at hand."""
-    if work.recipe.training is None:
-        return None
-    model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer = _adam(model)
-    model.bits_per_dim(batch).mean().backward()
-    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": stopwatch(optimizer.step, work)}
-
-
-def time_density(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds an image for the bits per dimension of 8-bit images, preprocessing included."""
-    size = work.settings.large_batch if large else 1
-    model, batch = work.model().eval(), work.batch(size)
-    with torch.no_grad():
-        samples = stopwatch(lambda: model.bits_per_dim(batch), work)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [sample / size for sample in samples]}
-
-
-def time_sampling(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds an image for drawing 8-bit images."""
-    size = work.settings.large_batch if large else 1
-    model = work.model().eval()
-    with torch.no_grad():
-        samples = stopwatch(lambda: model.sample(size), work)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [sample / size for sample in samples]}
-
-
-def time_determinants(work: Work) -> dict[str, Any]:
-    """Milliseconds of the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
-    diagonal_ms, slogdet_ms = [], []
-    for width in WIDTHS:
-        matrix = torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(work.device)
-        diagonal_ms.append(stopwatch(partial(triangular.log_abs_det, matrix), work))
-        slogdet_ms.append(stopwatch(partial(torch.linalg.slogdet, matrix), work))
-    return {"widths": list(WIDTHS), "diagonal_ms": diagonal_ms, "slogdet_ms": slogdet_ms}
-
-
-def weigh_training(work: Work) -> dict[str, float | None] | None:
-    """Peak memory of a process that takes optimisation steps."""
-    if work.recipe.training is None:
-        return None
-    clip_norm = work.recipe.training.clip_norm
-
-    def steps() -> None:
-        model, batch = work.model().train(), work.batch(work.training_batch)
-        optimizer, generator = _adam(model), torch.Generator(work.device)
-        for _ in range(3):
-            optimise(model, optimizer, batch, generator, clip_norm)
-
-    return weigh(steps, work.device)
-
-
-def weigh_sampling(work: Work) -> dict[str, float | None]:
-    """Peak memory of a process that draws the large batch."""
-
-    def draw() -> None:
-        with torch.no_grad():
-            work.model().eval().sample(work.settings.large_batch)
-
-    return weigh(draw, work.device)
-
-
-TIMES: dict[str, Callable[[Work], dict[str, Any] | None]] = {
-    "step": time_step,
-    "optimizer_step": time_optimizer,
-    "density_small": partial(time_density, large=False),
-    "density_large": partial(time_density, large=True),
-    "sampling_small": partial(time_sampling, large=False),
-    "sampling_large": partial(time_sampling, large=True),
-}
-MEMORY: dict[str, Callable[[Work], dict[str, float | None] | None]] = {
-    "training": weigh_training,
-    "sampling": weigh_sampling,
-}
-
-
-def stopwatch(function: Callable[[], object], work: Work) -> Samples:
-    """Milliseconds of each call, after the warm-up; the device has finished before each reading of the clock.
-
-    Stops early once ``settings.seconds`` have passed and the least number of repetitions is done.
+    Raises:
+        MemoryError: If memory did not suffice, or the system killed the process as it does then.
+        UserError: If the process died otherwise.
     """
-    for _ in range(work.settings.warmup):
-        function()
-    _synchronize(work.device)
-    samples: Samples = []
-    gc.disable()
-    begin = time.perf_counter()
-    while len(samples) < work.settings.repetitions:
-        start = time.perf_counter()
-        function()
-        _synchronize(work.device)
-        end = time.perf_counter()
-        samples.append(1000 * (end - start))
-        if len(samples) >= MINIMUM_REPETITIONS and end - begin > work.settings.seconds:
-            break
-    gc.enable()
-    return samples
-
-
-def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
-    """MiB of the process before and at its peak, and on a GPU what the allocator and the driver saw."""
-    start = psutil.Process().memory_info().rss / 2**20
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    function()
-    _synchronize(device)
-    on_gpu = device.type == "cuda"
-    return {
-        "process_start_mib": round(start, 2),
-        "process_peak_mib": round(_process_peak_mib(), 2),
-        "allocated_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
-        "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
-        "gpu_process_mib": _gpu_process_mib(device) if on_gpu else None,
-    }
-
-
-def _adam(model: ImageFlow) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), fused=True)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _process_peak_mib() -> float:
-    if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _gpu_process_mib(device: torch.device) -> float | None:
-    """What the driver books for this process, its context included; ``None`` where it does not tell processes apart."""
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
+    if forked:
+        context.set_forkserver_preload(["pipeline.quantities"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send, args=(sender, quantity, *work))
+    process.start()
+    sender.close()
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        booked = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-        used = booked.get(os.getpid())
-        return None if used is None else used / 2**20
-    except pynvml.NVMLError:
-        return None
+        outcome = receiver.recv()
+    except EOFError:
+        outcome = None
+    process.join()
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if process.exitcode == -signal.SIGKILL:
+        raise MemoryError(f"the process of {quantity} was killed, as the system does when memory runs out")
+    if process.exitcode:
+        raise UserError(f"the process that took {quantity} ended with exit status {process.exitcode}")
+    return outcome
+
+
+def send(sender: Connection, quantity: str, *work: Any) -> None:
+    """Take a quantity and send it, or the error it ended with."""
+    from pipeline.quantities import take
+
+    try:
+        sender.send(take(quantity, *work))
+    except Exception as error:
+        sender.send(error)
 
 
 if __name__ == "__main__":

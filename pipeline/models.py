@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from lunet import Flow, Gaussian, Histogram, ImageFlow, LUNet, RealNVP
+from lunet import Flow, Gaussian, Histogram, ImageFlow, LearnedMonotone, LUNet, RealNVP
 from pipeline.console import UserError
 from pipeline.datasets import Dataset
-from pipeline.params import GaussianModel, HistogramModel, LUNetModel, RealNVPModel, Recipe
+from pipeline.params import GaussianModel, HistogramModel, LearnedLUNetModel, LUNetModel, RealNVPModel, Recipe
 
 Shape = tuple[int, int, int]
+# Training images that set a model's start, the first of a random order; enough for a covariance of 784 pixels.
+START_IMAGES = 20_000
 
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
@@ -40,8 +42,8 @@ def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
 
 def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
     match recipe.model, model.flow:
-        case LUNetModel(start="standardise" | "whiten" as kind), LUNet() as flow:
-            sample = model.preprocess(images, generator)[0]
+        case LUNetModel(start=kind) | LearnedLUNetModel(start=kind), LUNet() as flow if kind != "identity":
+            sample = model.preprocess(images[:START_IMAGES], generator)[0]
             _ = flow.whiten_(sample) if kind == "whiten" else flow.standardise_(sample)
         case RealNVPModel(), RealNVP() as flow:
             flow.standardise_(model.preprocess(images[:1024], generator)[0])
@@ -61,6 +63,9 @@ def _flow(recipe: Recipe, shape: Shape) -> Flow:
     match recipe.model:
         case LUNetModel(layers=layers, slope=slope):
             return LUNet(features, layers, slope)
+        case LearnedLUNetModel(layers=layers, bins=bins, leading_bins=leading_bins):
+            activation, leading = LearnedMonotone(features, bins), LearnedMonotone(features, leading_bins)
+            return LUNet(features, layers, activation=activation, leading=leading)
         case RealNVPModel() as model:
             full, squeezed, final = model.couplings
             shared = model.networks == "shared"

@@ -66,6 +66,16 @@ class LUNetModel(Section):
     start: Literal["identity", "standardise", "whiten"]
 
 
+class LearnedLUNetModel(Section):
+    """LU-Net with splines of ``bins`` bins as phi, and one of ``leading_bins`` before the first layer."""
+
+    kind: Literal["lunet_learned"]
+    layers: Count
+    bins: Annotated[int, Field(ge=2)]
+    leading_bins: Annotated[int, Field(ge=2)]
+    start: Literal["identity", "standardise", "whiten"]
+
+
 class RealNVPModel(Section):
     """RealNVP: couplings with checkerboard masks, then channel masks after a squeeze, then final checkerboard ones."""
 
@@ -88,6 +98,9 @@ class HistogramModel(Section):
 
     kind: Literal["histogram"]
     pseudocount: Positive
+
+
+Model = LUNetModel | LearnedLUNetModel | RealNVPModel | GaussianModel | HistogramModel
 
 
 class Training(Section):
@@ -114,7 +127,7 @@ def _margin(value: Any) -> float | tuple[float, float] | None:
 class Recipe(Section):
     """A named way to train a model: architecture, preprocessing, objective and optimiser."""
 
-    model: Annotated[LUNetModel | RealNVPModel | GaussianModel | HistogramModel, Field(discriminator="kind")]
+    model: Annotated[Model, Field(discriminator="kind")]
     classes: Literal["all", "each"]
     margin: Annotated[Any, AfterValidator(_margin)]
     training: Training | None

@@ -162,6 +162,7 @@ class Evaluation(StageRecord):
     round_trip: RoundTrip | None
     latents: Latents | None
     sample_class_accuracy: FiniteFloat | None
+    classification_accuracy: FiniteFloat | None
 
 
 class Timing(Record):

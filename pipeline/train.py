@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, save_flow
+from lunet import ImageFlow, NonFiniteError, save_flow
+from pipeline.cell import cell_parser
 from pipeline.console import exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
 from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.models import build, groups, start_
-from pipeline.params import DatasetName, Recipe, Training, load_params
+from pipeline.params import Recipe, Training, load_params
 from pipeline.progress import Progress
 
-HISTORY = ["model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"]
+HISTORY = [
+    "model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim",
+    "smallest_diagonal", "condition", "latent_error", "pixels_exact",
+]  # fmt: skip
+DIAGNOSED = 100  # held-out images that go through the flow and back at each look
 CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
 
@@ -51,20 +55,17 @@ class Fit:
 
 def main() -> None:
     """Train the cell that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.train",
-        description="Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json.",
-        epilog="example: python -m pipeline.train --dataset mnist --recipe lunet --out runs/train/mnist-lunet-0",
+    parser = cell_parser(
+        "train",
+        "Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json.",
+        out="runs/train/mnist-lunet-0",
+        out_help="the folder to write; an older one is replaced",
+        seed=True,
     )
-    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
-    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and noise (default: %(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write; an older one is replaced")
-    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     recipe, device = params.recipe(arguments.recipe), choose_device(params)
+    keep_freed_memory()
     refuse_foreign(arguments.out, "run.json")
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     name = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
@@ -163,14 +164,14 @@ class Lookout:
         Raises:
             DivergedError: If it is not finite.
         """
+        result = self._result
         try:
-            held, result = score(self._model, self._holdout), self._result
-        except ValueError as error:
-            raise DivergedError(f"held-out images have no likelihood after step {step}: {error}") from None
-        if not math.isfinite(held):
-            raise DivergedError(f"the held-out loss is {held} after step {step}")
+            held = score(self._model, self._holdout)
+            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED])
+        except NonFiniteError as error:
+            raise DivergedError(f"held-out images fail after step {step}: {error}") from None
         epoch = round(step / self._per_epoch, 4)
-        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, held)
+        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, held, *diagnosis)
         result.history.append(dict(zip(HISTORY[1:], point, strict=True)))
         if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
             result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = held, step, epoch
@@ -285,6 +286,16 @@ def score(model: ImageFlow, images: Tensor) -> float:
     bits = torch.cat([model.bits_per_dim(batch, generator=generator) for batch in images.split(SCORING_BATCH)])
     model.train(was_training)
     return float(bits.mean())
+
+
+def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | None, float, float]:
+    """Smallest diagonal entry, largest condition number, latent error, and the share of pixels that come back."""
+    was_training = model.training
+    found = model.eval().diagnostics(images)
+    model.train(was_training)
+    smallest = min((layer.smallest_diagonal for layer in found.layers), default=None)
+    condition = max((layer.condition for layer in found.layers), default=None)
+    return smallest, condition, found.latent_error, found.pixels_exact
 
 
 def write_history(path: Path, fits: dict[str, Fit]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lunet import Flow, Gaussian, Histogram, LUNet, RealNVP
+from lunet import Flow, Gaussian, Histogram, LearnedMonotone, LUNet, RealNVP
 
 CPU_DTYPES = [torch.float32, torch.float64]
 
@@ -32,6 +32,25 @@ def random_lu_net(features: int, layers: int = 4, slope: float = 0.1, seed: int 
     return flow.eval()
 
 
+def random_learned(features: int, layers: int = 3, bins: int = 6, seed: int = 0) -> LUNet:
+    """An LU-Net with learned activations that bend, the leading one over knots of its own for each feature."""
+    flow = LUNet(
+        features, layers, activation=LearnedMonotone(features, bins), leading=LearnedMonotone(features, 2 * bins)
+    )
+    assert isinstance(flow.leading, LearnedMonotone)
+    generator = seeded(seed)
+    with torch.no_grad():
+        for index, layer in enumerate(flow.layers):
+            layer.lu.copy_(random_lu(features, seed + index))
+        for name, parameter in flow.named_parameters():
+            if not name.endswith("lu"):
+                parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
+        flow.leading.left.sub_(torch.rand(features, 1, generator=generator))
+        flow.leading.width.mul_(0.5 + torch.rand(features, 1, generator=generator))
+        flow.leading.anchor.copy_(torch.randint(0, 2 * bins, (features, 1), generator=generator))
+    return flow.eval()
+
+
 def randomise_(flow: RealNVP, seed: int = 0) -> RealNVP:
     """Move every parameter, the last layers of the networks included, which start at zero."""
     generator = seeded(seed)
@@ -44,6 +63,14 @@ def randomise_(flow: RealNVP, seed: int = 0) -> RealNVP:
 def random_realnvp(shape: tuple[int, int, int] = (1, 4, 4), *, shared: bool = False, seed: int = 0) -> RealNVP:
     torch.manual_seed(seed)
     return randomise_(RealNVP(shape, planes=4, blocks=1, shared=shared), seed)
+
+
+@torch.no_grad()
+def scale_(flow: Flow, factor: float) -> None:
+    """Multiply all that a flow has learnt."""
+    for tensor in flow.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.mul_(factor)
 
 
 def correlated(n: int, features: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,6 +98,8 @@ def every_flow() -> dict[str, Flow]:
         "lunet-one-layer": random_lu_net(6, layers=1),
         "lunet-steep": random_lu_net(4, layers=3, slope=0.01),
         "lunet-flat": random_lu_net(4, layers=3, slope=0.9),
+        "lunet-learned": random_learned(5),
+        "lunet-learned-one-feature": random_learned(1, bins=2),
         "realnvp": random_realnvp(),
         "realnvp-shared": random_realnvp(shared=True),
         "realnvp-colour": random_realnvp((2, 2, 4)),

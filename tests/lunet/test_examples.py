@@ -13,7 +13,7 @@ FINDER = doctest.DocTestFinder(exclude_empty=True)
 EXAMPLES = [
     example
     for module in pkgutil.iter_modules(lunet.__path__, "lunet.")
-    for example in FINDER.find(importlib.import_module(module.name), extraglobs={"torch": torch})
+    for example in FINDER.find(importlib.import_module(module.name), extraglobs={**vars(lunet), "torch": torch})
     if example.examples
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, every_flow, seeded
+from random_flows import CPU_DTYPES, every_flow, scale_, seeded
 from torch import Tensor
 
 from lunet import Flow, Histogram, standard_normal_log_prob
@@ -184,8 +184,7 @@ def test_a_deep_copy_is_apart(name: str) -> None:
     scores = flow.log_prob(x)
     twin = copy.deepcopy(flow)
     assert torch.equal(twin.log_prob(x), scores)
-    for tensor in twin.state_dict().values():
-        tensor.mul_(1.5)
+    scale_(twin, 1.5)
     assert torch.equal(flow.log_prob(x), scores)
     assert not torch.equal(twin.log_prob(x), scores)
 
@@ -193,8 +192,7 @@ def test_a_deep_copy_is_apart(name: str) -> None:
 @torch.no_grad()
 def test_load_state_dict_replaces_everything(name: str) -> None:
     flow, blank = make(name), make(name)
-    for tensor in blank.state_dict().values():
-        tensor.mul_(1.5)
+    scale_(blank, 1.5)
     x = data(flow)
     assert not torch.equal(blank.log_prob(x), flow.log_prob(x))
     blank.load_state_dict(flow.state_dict())

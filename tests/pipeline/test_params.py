@@ -55,7 +55,7 @@ def test_margin_may_be_a_pair(values: Any) -> None:
     [
         ("device", "gpu", ["device", "'gpu'", "'auto', 'cpu' or 'cuda'"]),
         ("grid.datasets", ["cifar"], ["grid.datasets.0", "'cifar'", "'mnist' or 'fashion_mnist'"]),
-        ("grid.recipes", ["lunett"], ["grid.recipes", "'lunett'", "lunet, realnvp"]),
+        ("grid.recipes", ["lunett"], ["grid.recipes", "'lunett'", "lunet, lunet_learned"]),
         ("grid.seeds", [0, 0], ["grid", "twice"]),
         ("grid.seeds", [], ["grid.seeds", "at least 1"]),
         ("recipes.lunet.model.slope", 2, ["recipes.lunet.model.slope", "2", "less than 1"]),
@@ -100,5 +100,5 @@ def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="lunet, realnvp, gaussian, histogram"):
+    with pytest.raises(UserError, match="lunet, lunet_learned, realnvp, gaussian, histogram"):
         load_params(PRESETS / "laptop.yaml").recipe("glow")

@@ -20,7 +20,8 @@ from pipeline.tables import (
     write_table,
 )
 
-HEADER = "model,step,epoch,seconds,learning_rate,train_bits_per_dim,holdout_bits_per_dim\n"
+HEADER = ",".join(list(CURVES)[3:]) + "\n"
+DIAGNOSIS = ",0.5,9,1e-5,1.0\n"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def test_results_have_a_row_for_every_cell_and_class(whole: Results) -> None:
     table = results_table(whole)
-    assert len(table[table["class"] == "all"]) == 2 * 4 * 3
+    assert len(table[table["class"] == "all"]) == 2 * 5 * 3
     own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 2)]
     assert own["class"].tolist() == ["all", "0", "1", "2"]
     assert own["bits_per_dim_mean"].tolist() == pytest.approx([1.87, 1.77, 1.87, 1.97])
@@ -62,7 +63,7 @@ def test_curves_are_the_histories_one_after_the_other(whole: Results) -> None:
     own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 0)]
     assert own["step"].tolist() == [0, 10, 20, 30]
     assert own["train_bits_per_dim"].isna().tolist() == [True, False, False, False]
-    assert set(table["recipe"]) == {"lunet", "realnvp"}
+    assert set(table["recipe"]) == {"lunet", "lunet_learned", "realnvp"}
 
 
 # Histories
@@ -71,7 +72,9 @@ def test_curves_are_the_histories_one_after_the_other(whole: Results) -> None:
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
 def test_nan_in_the_history_of_a_complete_run_is_refused(tmp_path: Path, number: str) -> None:
     path = tmp_path / "history.csv"
-    path.write_text(f"{HEADER}all,0,0,0,0.002,,1.9\nall,40,4,10.0,0.002,{number},1.9\n", encoding="utf-8")
+    path.write_text(
+        f"{HEADER}all,0,0,0,0.002,,1.9{DIAGNOSIS}all,40,4,10.0,0.002,{number},1.9{DIAGNOSIS}", encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"history\.csv holds a number that is not finite"):
         read_history(path, complete=True)
 
@@ -81,12 +84,12 @@ def test_the_history_of_a_diverged_model_ends_before_its_nan(tmp_path: Path) -> 
     rows = (
         "0,0,0,0,0,,3\n1,0,0,0,0,,3\n1,40,4,10.0,0.002,nan,1.9\n1,50,5,11.0,0.002,1.0,1.0\n2,40,4,10.0,0.002,1.5,1.6\n"
     )
-    path.write_text(HEADER + rows, encoding="utf-8")
+    path.write_text(HEADER + rows.replace("\n", DIAGNOSIS), encoding="utf-8")
     history = read_history(path, complete=False)
     assert list(zip(history["model"], history["step"], strict=True)) == [("0", 0), ("1", 0), ("2", 40)]
 
 
-@pytest.mark.parametrize("text", ["", "model,step\nall,1\n", f"{HEADER}all,1,1,1,1,1,one\n"])
+@pytest.mark.parametrize("text", ["", "model,step\nall,1\n", f"{HEADER}all,1,1,1,1,1,one{DIAGNOSIS}"])
 def test_a_damaged_history_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.csv"
     path.write_text(text, encoding="utf-8")

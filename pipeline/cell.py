@@ -1,0 +1,34 @@
+"""The command line that the stages of one cell share: a data set, a recipe and, where it matters, a seed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from pipeline.params import DatasetName
+
+
+def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: bool) -> argparse.ArgumentParser:
+    """A parser with the arguments of one cell.
+
+    Args:
+        stage: The module of the stage.
+        description: What the stage does, for ``--help``.
+        out: What an example writes.
+        out_help: What ``--out`` is.
+        seed: Whether the cell has a seed.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.{stage}",
+        description=description,
+        epilog=f"example: python -m pipeline.{stage} --dataset mnist --recipe lunet --out {out}",
+    )
+    parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
+    parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="which seed of training (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help=out_help)
+    parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    return parser
