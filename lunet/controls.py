@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lunet.base import Flow, NonFiniteError, standard_normal_log_prob
 from lunet.lu_net import whitening
+from lunet.triangular import full_precision
 
 
 class Gaussian(Flow):
@@ -53,7 +54,9 @@ class Gaussian(Flow):
         return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.mean) @ self.whitening.mT, self.whitening.diagonal().log().sum().expand(len(x))
+        with full_precision(x):
+            z = (x - self.mean) @ self.whitening.mT
+        return z, self.whitening.diagonal().log().sum().expand(len(x))
 
     def _inverse(self, z: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.whitening, z.mT, upper=False).mT + self.mean

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lunet.activation import Activation
 
@@ -140,20 +139,23 @@ class _Spline(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         _, slopes, _, _, width = inputs
         ctx.shape = slopes.shape
-        ctx.mark_non_differentiable(*output[2:])
+        ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(width, *output[2:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_value: Tensor, grad_log_slope: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         width, index, share, beyond, slope, rise = ctx.saved_tensors
-        relative, scaled = grad_log_slope / slope, grad_value * width
-        grad_x = grad_value * slope + torch.where(beyond == 0, relative * rise / width, 0)
-        through_slope, square = relative + scaled * beyond, share.square() / 2
-        grad_right = through_slope * share + scaled * square
-        grad_left = through_slope * (1 - share) + scaled * (share - square)
-        features, knots = ctx.shape
-        none = slope.new_zeros(features * knots)
-        grad_slopes = none.index_add(0, index, grad_left.flatten()).index_add(0, index + 1, grad_right.flatten())
-        grad_values = none.index_add(0, index, grad_value.flatten())
+        grad_value, grad_log_slope, _, grad_share, grad_beyond, grad_slope, grad_rise = (
+            0.0 if grad is None else grad for grad in grads
+        )
+        scaled = torch.zeros_like(slope) + grad_value * width
+        grad_slope = grad_slope + grad_log_slope / slope + scaled * (share / 2 + beyond)
+        grad_rise = grad_rise + grad_slope * share
+        grad_share = grad_share + grad_slope * rise + scaled * (slope - rise * share / 2)
+        grad_x = torch.where(beyond == 0, grad_share, grad_beyond + scaled * slope) / width
+        grad_start = grad_slope + scaled * share / 2 - grad_rise
+        none = slope.new_zeros(ctx.shape.numel())
+        grad_slopes = none.index_add(0, index, grad_start.flatten()).index_add(0, index + 1, grad_rise.flatten())
+        grad_values = none.index_add(0, index, (scaled / width).flatten())
         return grad_x, grad_slopes.view(ctx.shape), grad_values.view(ctx.shape), None, None

@@ -6,6 +6,7 @@ lower triangular :math:`L`, whose diagonal of ones is not stored; the diagonal a
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,9 +30,15 @@ def transform(lu: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The product, with shape :math:`(N, D)`, and the log-determinant, a scalar.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         y, _, diagonal = _Product.apply(lu, x.mT)
         return y.mT, diagonal.abs().log().sum()
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Where products keep their dtype under autocast, on the device of a tensor."""
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if autocast else nullcontext()
 
 
 def multiply(lu: Tensor, x: Tensor) -> Tensor:
@@ -65,12 +72,12 @@ class _Product(torch.autograd.Function):
         blocks = _blocks(lu)
         grad_h = grad_h + grad_y + torch.cat([lu[a:, a:b].tril(-1).mT @ grad_y[a:] for a, b in blocks])
         grad_x = torch.cat([lu[:b, a:b].triu(-a).mT @ grad_h[:b] for a, b in blocks])
-        grad_lu = grad_h.new_empty(lu.shape)
+        # Made from a value that depends on all others, so that under vmap it has the batches of all of them.
+        grad_lu = (grad_h[0, 0] + x[0, 0] + grad_diagonal[0]).new_empty(lu.shape)
         for a, b in blocks:
             lower, upper = grad_y[a:b] @ h[:b].mT, grad_h[a:b] @ x[a:].mT
-            both = lower[:, a:].tril(-1) + upper[:, : b - a].triu()
+            both = lower[:, a:].tril(-1) + upper[:, : b - a].triu() + grad_diagonal[a:b].diag()
             grad_lu[a:b, :a], grad_lu[a:b, a:b], grad_lu[a:b, b:] = lower[:, :a], both, upper[:, b - a :]
-        grad_lu.diagonal().add_(grad_diagonal)
         return grad_lu, grad_x
 
 
@@ -100,6 +107,11 @@ def solve(lu: Tensor, y: Tensor) -> Tensor:
     return solve_triangular(lu, h, upper=True).mT
 
 
+def unpack(lu: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The unit lower triangular :math:`L` and the upper triangular :math:`U`, each with shape :math:`(D, D)`."""
+    return lu.tril(-1) + torch.eye(len(lu), dtype=lu.dtype, device=lu.device), lu.triu()
+
+
 @torch.no_grad()
 def condition(lu: Tensor, iterations: int = 20) -> float:
     r"""An estimate of the condition number :math:`\sigma_{\max} / \sigma_{\min}` of :math:`L U`, never above it.
@@ -112,7 +124,7 @@ def condition(lu: Tensor, iterations: int = 20) -> float:
         lu: Both triangles in compact form, with shape :math:`(D, D)`, the diagonal free of zeros.
         iterations: Steps of each iteration.
     """
-    lower, upper = lu.tril(-1) + torch.eye(len(lu)).to(lu), lu.triu()
+    lower, upper = unpack(lu)
     start = torch.randn(len(lu), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(lu)
     stretched = shrunk = start / start.norm()
     largest = smallest = start.new_tensor(1.0)

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs a CUDA GPU")
+
+
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Small tensors on several threads wait for each other, ten times as long where the cores are busy."""

@@ -118,3 +118,10 @@ def test_a_slope_out_of_range_is_refused(slope: float) -> None:
 def test_config_makes_it_again() -> None:
     assert LeakySoftplus(**LeakySoftplus(0.3).config()).slope == 0.3
     assert "slope=0.3" in repr(LeakySoftplus(0.3))
+
+
+def test_second_derivatives_of_value_slope_and_inverse() -> None:
+    activation = LeakySoftplus(0.1)
+    x = (4 * torch.randn(20, generator=seeded(), dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradgradcheck(activation, x)
+    assert torch.autograd.gradgradcheck(activation.inverse, x)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from random_flows import random_lu_net, seeded
+from random_flows import random_learned, random_lu_net, seeded
 
 from lunet import ImageFlow, LUNet, pixel_bits, poster_bits_per_pixel, poster_nll, standard_normal_log_prob
 
@@ -15,6 +15,12 @@ from lunet import ImageFlow, LUNet, pixel_bits, poster_bits_per_pixel, poster_nl
 def test_poster_loss_is_the_negative_log_likelihood(features: int, layers: int) -> None:
     flow = random_lu_net(features, layers).double()
     x = 2 * torch.randn(5, features, generator=seeded(), dtype=torch.float64)
+    torch.testing.assert_close(poster_nll(flow, x), -flow.log_prob(x).sum(), rtol=1e-12, atol=0)
+
+
+def test_poster_loss_counts_a_leading_activation() -> None:
+    flow = random_learned(6).double()
+    x = 2 * torch.randn(5, 6, generator=seeded(), dtype=torch.float64)
     torch.testing.assert_close(poster_nll(flow, x), -flow.log_prob(x).sum(), rtol=1e-12, atol=0)
 
 

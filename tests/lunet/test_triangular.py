@@ -98,3 +98,46 @@ def test_gradient_of_the_log_det_is_one_over_the_diagonal() -> None:
     lu = random_lu(5).requires_grad_()
     (gradient,) = torch.autograd.grad(triangular.log_abs_det(lu), lu)
     torch.testing.assert_close(gradient, (1 / lu.detach().diagonal()).diag())
+
+
+# The gradient
+
+
+@pytest.mark.parametrize("features", [1, 2, 7, 300])
+def test_gradient_of_the_transform_is_that_of_the_dense_product(features: int) -> None:
+    lu, x = random_lu(features).requires_grad_(), torch.randn(5, features, generator=seeded(), dtype=torch.float64)
+    x.requires_grad_()
+    L, U = triangles(lu)
+    weights = torch.randn(5, features, generator=seeded(1), dtype=torch.float64)
+
+    def loss(y: Tensor, log_det: Tensor) -> Tensor:
+        return (y.sin() * weights).sum() + 3 * log_det
+
+    expected = torch.autograd.grad(loss(x @ (L @ U).T, lu.diagonal().abs().log().sum()), (lu, x))
+    found = torch.autograd.grad(loss(*triangular.transform(lu, x)), (lu, x))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_second_derivatives_of_the_transform() -> None:
+    lu = random_lu(4).requires_grad_()
+    x = torch.randn(3, 4, generator=seeded(), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(triangular.transform, (lu, x))
+
+
+# The condition number
+
+
+@pytest.mark.parametrize("features", SIZES)
+def test_condition_is_nearly_that_of_the_singular_values_and_never_above(features: int) -> None:
+    lu = random_lu(features)
+    L, U = triangles(lu)
+    exact = torch.linalg.cond(L @ U).item()
+    assert 0.9 * exact <= triangular.condition(lu) <= exact * (1 + 1e-9)
+    assert triangular.condition(lu.float()) == pytest.approx(triangular.condition(lu), rel=1e-3)
+
+
+def test_condition_sees_a_nearly_singular_diagonal() -> None:
+    lu = random_lu(50)
+    lu[20, 20] = 1e-9
+    L, U = triangles(lu)
+    assert triangular.condition(lu) == pytest.approx(torch.linalg.cond(L @ U).item(), rel=0.05)

@@ -13,10 +13,11 @@ def test_provenance_tells_where_all_comes_from(tmp_path: Path) -> None:
     project = with_failures(tmp_path)
     project.change("train/mnist-lunet-0/run.json", environment__time="2026-01-01T00:00:00+00:00")
     provenance = provenance_of(project.read(), load_params(LAPTOP))
-    assert len(provenance["cells"]) == 2 * 4 * 4
+    pairs = 2 * len(project.values["grid"]["recipes"])
+    assert len(provenance["cells"]) == (3 + 1) * pairs
     assert len(provenance["environments"]) == 1
     environment = provenance["environments"][0]
-    assert len(environment["cells"]["train"]) == 24
+    assert len(environment["cells"]["train"]) == 3 * pairs
     assert (environment["first"], environment["last"]) == ("2026-01-01T00:00:00+00:00", "2026-01-02T03:04:05+00:00")
     checksums = json.loads((project.data / "mnist" / "dataset.json").read_text(encoding="utf-8"))["sha256"]
     assert provenance["datasets"]["mnist"]["sha256"] == checksums

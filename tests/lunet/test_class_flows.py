@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from random_flows import seeded
+from torch import Tensor
+
+from lunet import ClassFlows, Histogram, ImageFlow
+
+NAMES = ("left", "right", "dark")
+
+
+def images(name: str, n: int, seed: int = 0) -> Tensor:
+    """4x4 images, bright on one side or nowhere, with shape (n, 4, 4)."""
+    shade = torch.full((4, 4), 40)
+    if name != "dark":
+        shade[:, : 2 if name == "left" else None] = 200
+        shade[:, :2] = 200 if name == "left" else 40
+    noise = torch.randint(-30, 30, (n, 4, 4), generator=seeded(seed))
+    return (shade + noise).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> ClassFlows:
+    flows = {}
+    for name in NAMES:
+        histogram = Histogram(16)
+        flows[name] = ImageFlow(histogram, (1, 4, 4), None).eval()
+        histogram.fit_(flows[name].preprocess(images(name, 400), seeded())[0])
+    return ClassFlows(flows)
+
+
+def test_images_get_their_own_class(model: ClassFlows) -> None:
+    for index, name in enumerate(NAMES):
+        assert (model.classify(images(name, 50, seed=1), generator=seeded()) == index).double().mean() > 0.95
+
+
+def test_classification_is_bayes_rule(model: ClassFlows) -> None:
+    batch = torch.cat([images(name, 5, seed=2) for name in NAMES])
+    bits = model.bits_per_dim(batch, generator=seeded())
+    assert bits.shape == (15, 3)
+    prior = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
+    posterior = (prior.log() - bits.double() * 16 * torch.log(torch.tensor(2.0))).softmax(1)
+    chosen = model.classify(batch, generator=seeded(), prior=prior.tolist())
+    assert torch.equal(chosen, posterior.argmax(1))
+
+
+def test_a_prior_decides_where_the_flows_do_not(model: ClassFlows) -> None:
+    twins = ClassFlows({"a": model["left"], "b": model["left"]})
+    batch = images("left", 20)
+    assert (twins.classify(batch, draws=200, generator=seeded(), prior=[0.0, 1.0]) == 1).all()
+    assert (twins.classify(batch, draws=200, generator=seeded(), prior=[1.0, 0.0]) == 0).all()
+
+
+def test_samples_are_of_the_class_that_was_asked_for(model: ClassFlows) -> None:
+    samples = model.sample("right", 30, seeded())
+    assert samples.shape == (30, 1, 4, 4)
+    assert (model.classify(samples, generator=seeded()) == 1).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("prior", [[1.0], [0.5, 0.6, -0.1], [0.5, 0.5, 0.5]])
+def test_a_bad_prior_is_refused(model: ClassFlows, prior: list[float]) -> None:
+    with pytest.raises(ValueError, match="a probability for each of the 3 classes"):
+        model.classify(images("left", 2), prior=prior)
+
+
+def test_an_unknown_class_is_answered_with_those_there_are(model: ClassFlows) -> None:
+    with pytest.raises(KeyError, match="left, right, dark"):
+        model.sample("up", 1)
+
+
+def test_a_set_needs_flows_of_one_shape() -> None:
+    with pytest.raises(ValueError, match="flows is empty"):
+        ClassFlows({})
+    flows = {"a": ImageFlow(Histogram(16), (1, 4, 4), None), "b": ImageFlow(Histogram(4), (1, 2, 2), None)}
+    with pytest.raises(ValueError, match="several shapes"):
+        ClassFlows(flows)
