@@ -1,9 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
+RIVALS := nflows==0.14 zuko==1.4.1
+LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check
+.PHONY: help setup repro test check wheel rivals lowest
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,3 +29,21 @@ check: setup ## Run the linter, the formatter and the type checker
 	ruff check
 	ruff format --check
 	mypy
+
+wheel: setup ## Build the wheel and run the library's tests on it, outside this tree
+	rm -rf dist
+	pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	folder=$$(mktemp -d) && cp -r tests/lunet $$folder/tests && cd $$folder \
+	&& pip install --quiet --disable-pip-version-check --no-deps --target site $(CURDIR)/dist/*.whl \
+	&& export PYTHONPATH=$$folder/site \
+	&& python -c "import lunet; assert lunet.__file__.startswith('$$folder'), lunet.__file__" \
+	&& pytest -q -c /dev/null --rootdir . tests
+
+rivals: setup ## Install the libraries that the models are compared with, and compare
+	pip install --quiet --disable-pip-version-check --constraint requirements.lock $(RIVALS)
+	pytest tests/lunet/test_rivals.py
+
+lowest: ## Run the library's tests with the lowest torch that is supported, in a folder of its own
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) --editable .
+	.venv-lowest/bin/pytest tests/lunet
