@@ -106,7 +106,8 @@ class _LeakySoftplus(torch.autograd.Function):
     def forward(x: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
         sigmoid = torch.sigmoid(x)
         value = torch.add(x * slope, softplus(x, threshold=40), alpha=1 - slope)
-        return value, (sigmoid * (1 - slope)).add_(slope).log_(), sigmoid
+        # Not in place: torch 2.11 compiles that to another gradient.
+        return value, (sigmoid * (1 - slope) + slope).log(), sigmoid
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
