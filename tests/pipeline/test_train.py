@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from lunet import ImageFlow, load_flow
-from pipeline.datasets import Dataset
+from pipeline.data import write_dataset
+from pipeline.datasets import ARRAYS, Dataset, load_dataset
 from pipeline.evaluate import LatentMoments, draw_samples, evaluate
 from pipeline.files import write_json
 from pipeline.measure import measure
 from pipeline.models import build, groups
 from pipeline.params import PRESETS, Measure, Params, Recipe, load_params, read_yaml, validate
+from pipeline.sources import FILES, fetch
 from pipeline.tables import CURVES
 from pipeline.train import HISTORY, make_schedule, train, write_history
 
@@ -211,6 +213,28 @@ def test_the_released_figure_follows_from_the_honest_one(params: Params, dataset
     slope_bits = float(log_slope.mean()) / (64 * np.log(2))
     honest, released = result["test"]["bits_per_dim"]["mean"], result["test"]["poster_bits_per_pixel"]
     assert honest - released == pytest.approx(8.5 - slope_bits, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lunet", "lunet_learned"])
+def test_images_come_back_through_trained_nets(name: str, tmp_path: Path) -> None:
+    params = load_params(PRESETS / "smoke.yaml")
+    files, _ = fetch("mnist", params.data.mnist)
+    write_dataset(
+        tmp_path / "mnist",
+        "mnist",
+        {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)},
+        subset=True,
+    )
+    dataset = load_dataset(tmp_path / "mnist")
+    fits, _ = train(dataset, params.recipe(name), 0, CPU, tmp_path / "flows", name)
+    assert fits["all"].best_epoch
+    model, images = load_flow(tmp_path / "flows" / "all"), torch.from_numpy(dataset.test_images)
+    single, double = model.diagnostics(images), model.double().diagnostics(images)
+    assert single.pixels_exact >= 0.9999
+    assert single.pixels_within_one == 1
+    assert single.latent_error < 1e-4
+    assert double.pixels_exact == 1
+    assert double.latent_error < 1e-11
 
 
 def test_moments_of_latents_are_those_of_all_batches_together() -> None:
