@@ -16,7 +16,7 @@ from lunet.image_flow import ImageDiagnostics, ImageFlow
 from lunet.learned_monotone import LearnedMonotone
 from lunet.likelihood import pixel_bits, poster_bits_per_pixel, poster_nll
 from lunet.lu_net import LULayer, LUNet
-from lunet.realnvp import RealNVP
+from lunet.realnvp import RealNVP, ReleasedRealNVP
 from lunet.saving import SavedFlowError, load_flow, save_flow
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "LearnedMonotone",
     "NonFiniteError",
     "RealNVP",
+    "ReleasedRealNVP",
     "SavedFlowError",
     "Transformed",
     "activation_from",

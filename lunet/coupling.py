@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import instance_norm, relu
 
 
 class ResidualBlock(nn.Module):
@@ -83,6 +83,10 @@ class Coupling(nn.Module):
         log_scale, shift = self._scale_and_shift(x)
         return x * log_scale.exp() + shift, affine_log_det + log_scale.flatten(1).sum(1)
 
+    def standardise_(self, x: Tensor) -> None:
+        """Start where the coupling's affine gives a sample mean 0 and variance 1 in each channel."""
+        self.affine.standardise_(x)
+
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments, with shape :math:`(N, C, H, W)`."""
         log_scale, shift = self._scale_and_shift(y)
@@ -123,6 +127,107 @@ class ChannelAffine(nn.Module):
         std, mean = torch.std_mean(x, dim=(0, 2, 3), keepdim=True)
         self.log_scale.copy_(-std[0].log())
         self.shift.copy_(-(mean / std)[0])
+
+
+class ReleasedCoupling(nn.Module):
+    r"""A coupling as released with the LU-Net paper: :math:`y = m x + (1 - m) (x e^s + t)`, then batch normalisation.
+
+    :math:`s = a \tanh(\cdot)` and :math:`t = c (\cdot) + d` have networks of their own; :math:`a, c, d` are learned for
+    each value and start at zero.
+
+    Args:
+        mask: 1 where a value is kept, 0 where it is changed, with shape :math:`(C, H, W)` or :math:`(C, 1, 1)`.
+        shape: Channels, height and width.
+        planes: Channels inside the networks.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, shape: tuple[int, int, int], planes: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.log_scale_network, self.shift_network = (_released_network(shape[0], planes) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.shift_scale = nn.Parameter(torch.zeros(shape))
+        self.shift = nn.Parameter(torch.zeros(shape))
+        self.norm = RunningNorm(shape[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The values, with shape :math:`(N, C, H, W)`, and the log-determinants, with shape :math:`(N,)`."""
+        log_scale, shift = self._scale_and_shift(x)
+        y, log_det = self.norm(x * log_scale.exp() + shift)
+        return y, log_det + log_scale.flatten(1).sum(1)
+
+    def standardise_(self, x: Tensor) -> None:
+        """Start with the moments of a sample, with shape (N, C, H, W), as running averages."""
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+        self.norm.mean.copy_(mean)
+        self.norm.variance.copy_(variance)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        r"""The arguments, with shape :math:`(N, C, H, W)`, by the running averages as they stand."""
+        h = self.norm.inverse(y)
+        log_scale, shift = self._scale_and_shift(h)
+        return (h - shift) * (-log_scale).exp()
+
+    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, changed = x * self.mask, 1 - self.mask
+        log_scale = self.log_scale * torch.tanh(self.log_scale_network(kept))
+        return changed * log_scale, changed * (self.shift_scale * self.shift_network(kept) + self.shift)
+
+
+class RunningNorm(nn.Module):
+    r"""Batch normalisation by running averages that include the batch, and let its gradient through.
+
+    Args:
+        channels: The number of channels.
+    """
+
+    MOMENTUM = 0.005
+    EPSILON = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.variance: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The values, with shape :math:`(N, C, H, W)`, and the log-determinant, a scalar."""
+        mean, variance = self.mean, self.variance
+        if self.training:
+            batch_variance, batch_mean = torch.var_mean(x, dim=(0, 2, 3))
+            mean, variance = mean.lerp(batch_mean, self.MOMENTUM), variance.lerp(batch_variance, self.MOMENTUM)
+            self.mean, self.variance = mean.detach(), variance.detach()
+        spread = variance + self.EPSILON
+        log_det = -0.5 * spread.log().sum() * x.shape[2] * x.shape[3]
+        return (x - mean[:, None, None]) * spread.rsqrt()[:, None, None], log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        r"""The arguments, with shape :math:`(N, C, H, W)`."""
+        return y * (self.variance + self.EPSILON).sqrt()[:, None, None] + self.mean[:, None, None]
+
+
+class _ReleasedBlock(nn.Module):
+    """Two 3x3 convolutions with instance normalisation, a rectifier between them and one after the shortcut."""
+
+    def __init__(self, planes: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(planes, planes, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.convolutions
+        return relu(x + instance_norm(second(relu(instance_norm(first(x))))))
+
+
+def _released_network(channels: int, planes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, planes, 3, padding=1, bias=False),
+        _ReleasedBlock(planes),
+        _ReleasedBlock(planes),
+        nn.Conv2d(planes, channels, 3, padding=1, bias=False),
+    )
 
 
 def checkerboard(channels: int, height: int, width: int, *, first: bool) -> Tensor:

@@ -109,6 +109,21 @@ class LUNet(Flow):
                 raise NonFiniteError(f"layers.{index} is singular: entry {int(zeros[0])} of U's diagonal is zero")
 
     @torch.no_grad()
+    def uniform_(self, generator: torch.Generator | None = None) -> Self:
+        r"""Start as the released code does: :math:`L`, :math:`U` and :math:`b` uniform within :math:`\pm 1 / \sqrt{D}`.
+
+        The diagonal of :math:`U` is then near zero, and the first log-determinants are far from any that fits data.
+
+        Args:
+            generator: Where the values come from, on the flow's device.
+        """
+        bound = self.features**-0.5
+        for layer in self.layers:
+            layer.lu.uniform_(-bound, bound, generator=generator)
+            layer.bias.uniform_(-bound, bound, generator=generator)
+        return self
+
+    @torch.no_grad()
     def standardise_(self, x: Tensor, *, offset: float = 1.0) -> Self:
         r"""Start where each layer's output before its activation has variance 1 on a sample.
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from lunet.base import Flow
-from lunet.coupling import Coupling, channel_halves, checkerboard
+from lunet.coupling import Coupling, ReleasedCoupling, channel_halves, checkerboard
+
+Shape = tuple[int, int, int]
 
 
 class RealNVP(Flow):
@@ -33,7 +35,7 @@ class RealNVP(Flow):
 
     def __init__(
         self,
-        shape: tuple[int, int, int] = (1, 28, 28),
+        shape: Shape = (1, 28, 28),
         couplings: tuple[int, int, int] = (3, 3, 2),
         planes: int = 64,
         blocks: int = 2,
@@ -48,16 +50,21 @@ class RealNVP(Flow):
         self.options: dict[str, Any] = {
             "couplings": list(couplings), "planes": planes, "blocks": blocks, "shared": shared
         }  # fmt: skip
-        full, squeezed, final = couplings
+        squeezed, half = (4 * channels, height // 2, width // 2), (2 * channels, height // 2, width // 2)
+        first, second, last = ([index % 2 == 0 for index in range(count)] for count in couplings)
 
-        def stack(masks: list[Tensor], planes: int) -> Sequence[Coupling]:
-            couplings = nn.ModuleList(Coupling(mask, planes, blocks, shared=shared) for mask in masks)
-            return cast("Sequence[Coupling]", couplings)
+        def stack(masks: list[Tensor], shape: Shape, planes: int) -> Sequence[Coupling | ReleasedCoupling]:
+            made = nn.ModuleList(self._coupling(mask, shape, planes) for mask in masks)
+            return cast("Sequence[Coupling | ReleasedCoupling]", made)
 
-        half = (2 * channels, height // 2, width // 2)
-        self.full = stack([checkerboard(*self.shape, first=index % 2 == 0) for index in range(full)], planes)
-        self.squeezed = stack([channel_halves(4 * channels, first=index % 2 == 0) for index in range(squeezed)], planes)
-        self.final = stack([checkerboard(*half, first=index % 2 == 0) for index in range(final)], 2 * planes)
+        self.full = stack([checkerboard(*self.shape, first=even) for even in first], self.shape, planes)
+        self.squeezed = stack([channel_halves(squeezed[0], first=even) for even in second], squeezed, planes)
+        self.final = stack([checkerboard(*half, first=even) for even in last], half, 2 * planes)
+
+    def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
+        """A coupling for images of a shape (C, H, W)."""
+        del shape  # its parameters do not depend on the place in an image
+        return Coupling(mask, planes, self.options["blocks"], shared=self.options["shared"])
 
     def config(self) -> dict[str, Any]:
         """The arguments that make a RealNVP of this architecture again."""
@@ -86,7 +93,7 @@ class RealNVP(Flow):
         for stage in (self.full, self.squeezed, self.final):
             for coupling in stage:
                 if start:
-                    coupling.affine.standardise_(h)
+                    coupling.standardise_(h)
                 h, coupling_log_det = coupling(h)
                 log_det = log_det + coupling_log_det
             if stage is self.full:
@@ -111,3 +118,36 @@ class RealNVP(Flow):
             for coupling in reversed(stage):
                 h = coupling.inverse(h)
         return h.flatten(1)
+
+
+class ReleasedRealNVP(RealNVP):
+    r"""The RealNVP that was released with the LU-Net paper, batch statistics and all.
+
+    After each coupling comes a batch normalisation by running averages, which in training mode follow each batch and
+    let its gradient through. So the two modes score differently, and in training mode rows see each other.
+
+    Args:
+        shape: Channels, height and width of an image; height and width are even.
+        couplings: The numbers of couplings at full resolution, after the squeeze, and at the end.
+        planes: Channels inside the networks, twice as many at the end.
+
+    References:
+        https://github.com/spenquitt/LU-Net-Invertible-Neural-Networks (February 2023)
+    """
+
+    def __init__(
+        self, shape: Shape = (1, 28, 28), couplings: tuple[int, int, int] = (3, 3, 2), planes: int = 64
+    ) -> None:
+        super().__init__(shape, couplings, planes)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make such a RealNVP again."""
+        return {"shape": list(self.shape), "couplings": self.options["couplings"], "planes": self.options["planes"]}
+
+    def scale_penalty(self) -> Tensor:
+        r"""The sum of the squares of the scales of all log-scales, which the released loss weighs by 5e-5."""
+        couplings = cast("list[ReleasedCoupling]", [*self.full, *self.squeezed, *self.final])
+        return torch.stack([coupling.log_scale.square().sum() for coupling in couplings]).sum()
+
+    def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
+        return ReleasedCoupling(mask, shape, planes)

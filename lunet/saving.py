@@ -13,12 +13,16 @@ from lunet.base import Flow
 from lunet.controls import Gaussian, Histogram
 from lunet.image_flow import ImageFlow
 from lunet.lu_net import LUNet
-from lunet.realnvp import RealNVP
+from lunet.realnvp import RealNVP, ReleasedRealNVP
 
 FORMAT = 1
 KINDS: dict[str, type[Flow]] = {
-    "lunet": LUNet, "realnvp": RealNVP, "gaussian": Gaussian, "histogram": Histogram
-}  # fmt: skip
+    "lunet": LUNet,
+    "realnvp": RealNVP,
+    "realnvp_released": ReleasedRealNVP,
+    "gaussian": Gaussian,
+    "histogram": Histogram,
+}
 
 
 class SavedFlowError(ValueError):

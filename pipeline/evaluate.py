@@ -154,7 +154,7 @@ def evaluate(
 
 def released_figure(recipe: Recipe, log_prob: Tensor, features: int, rows: Tensor) -> Tensor:
     """What the released code would print for these images, in its own currency."""
-    if recipe.model.kind != "realnvp":
+    if recipe.model.kind not in ("realnvp", "realnvp_released"):
         return poster_bits_per_pixel(log_prob, features, code="lunet").cpu()
     batches = math.ceil(len(rows) / RELEASED_BATCH)
     full_batches = len(rows) / (RELEASED_BATCH * batches)

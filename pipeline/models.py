@@ -7,10 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from lunet import Flow, Gaussian, Histogram, ImageFlow, LearnedMonotone, LUNet, RealNVP
+from lunet import Flow, Gaussian, Histogram, ImageFlow, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
 from pipeline.console import UserError
 from pipeline.datasets import Dataset
-from pipeline.params import GaussianModel, HistogramModel, LearnedLUNetModel, LUNetModel, RealNVPModel, Recipe
+from pipeline.params import (
+    GaussianModel,
+    HistogramModel,
+    LearnedLUNetModel,
+    LUNetModel,
+    RealNVPModel,
+    Recipe,
+    ReleasedRealNVPModel,
+)
 
 Shape = tuple[int, int, int]
 # Training images that set a model's start, the first of a random order; enough for a covariance of 784 pixels.
@@ -19,7 +27,7 @@ START_IMAGES = 20_000
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
     """An untrained model of the recipe's architecture for images of a shape (channels, height, width)."""
-    return ImageFlow(_flow(recipe, shape), shape, recipe.margin)
+    return ImageFlow(_flow(recipe, shape), shape, recipe.margin).to(getattr(torch, recipe.dtype))
 
 
 def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
@@ -42,6 +50,8 @@ def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
 
 def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
     match recipe.model, model.flow:
+        case LUNetModel(start="uniform"), LUNet() as flow:
+            flow.uniform_(generator)
         case LUNetModel(start=kind) | LearnedLUNetModel(start=kind), LUNet() as flow if kind != "identity":
             sample = model.preprocess(images[:START_IMAGES], generator)[0]
             _ = flow.whiten_(sample) if kind == "whiten" else flow.standardise_(sample)
@@ -70,6 +80,9 @@ def _flow(recipe: Recipe, shape: Shape) -> Flow:
             full, squeezed, final = model.couplings
             shared = model.networks == "shared"
             return RealNVP(shape, (full, squeezed, final), model.planes, model.blocks, shared=shared)
+        case ReleasedRealNVPModel(couplings=couplings, planes=planes):
+            full, squeezed, final = couplings
+            return ReleasedRealNVP(shape, (full, squeezed, final), planes)
         case GaussianModel(ridge=ridge):
             return Gaussian(features, ridge)
         case HistogramModel(pseudocount=pseudocount):

@@ -63,7 +63,7 @@ class LUNetModel(Section):
     kind: Literal["lunet"]
     layers: Count
     slope: Annotated[float, Field(ge=0.001, lt=1)]
-    start: Literal["identity", "standardise", "whiten"]
+    start: Literal["identity", "standardise", "whiten", "uniform"]
 
 
 class LearnedLUNetModel(Section):
@@ -86,6 +86,14 @@ class RealNVPModel(Section):
     networks: Literal["separate", "shared"]
 
 
+class ReleasedRealNVPModel(Section):
+    """The RealNVP of the released code, with batch normalisation after each coupling."""
+
+    kind: Literal["realnvp_released"]
+    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    planes: Count
+
+
 class GaussianModel(Section):
     """A full-covariance Gaussian of the logits; ``ridge`` is added to the covariance's diagonal."""
 
@@ -100,20 +108,39 @@ class HistogramModel(Section):
     pseudocount: Positive
 
 
-Model = LUNetModel | LearnedLUNetModel | RealNVPModel | GaussianModel | HistogramModel
+Model = LUNetModel | LearnedLUNetModel | RealNVPModel | ReleasedRealNVPModel | GaussianModel | HistogramModel
+
+
+def _holdout(value: Any) -> float | Literal["test"]:
+    """A share of the training images, or the word test; pydantic's own message for such a union names neither."""
+    if value == "test" or (type(value) in (int, float) and 0 < value <= 0.5):
+        return value
+    raise ValueError(f"is {value!r}; give a share of the training images above 0 and at most 0.5, or the word test")
 
 
 class Training(Section):
     """How a model is fitted by gradient steps."""
 
+    objective: Literal["likelihood", "released"]
     epochs: Positive
     batch_size: Count
+    optimizer: Literal["adam", "sgd"]
     learning_rate: Positive
-    schedule: Literal["constant", "one_cycle"]
-    warmup: Share
+    schedule: Literal["constant", "one_cycle", "halving"]
+    warmup: Share | None
+    halve_every: Positive | None
     clip_norm: Positive | None
-    holdout: Annotated[Share, Field(le=0.5)]
+    holdout: Annotated[Any, AfterValidator(_holdout)]
     validations: Count
+
+    @model_validator(mode="after")
+    def _schedule_has_its_settings(self) -> Self:
+        for name, schedule in (("warmup", "one_cycle"), ("halve_every", "halving")):
+            value, needed = getattr(self, name), self.schedule == schedule
+            if (value is not None) != needed:
+                wanted = "a number" if needed else "null"
+                raise ValueError(f"{name} is {value}; with the schedule {self.schedule} it must be {wanted}")
+        return self
 
 
 def _margin(value: Any) -> float | tuple[float, float] | None:
@@ -130,6 +157,7 @@ class Recipe(Section):
     model: Annotated[Model, Field(discriminator="kind")]
     classes: Literal["all", "each"]
     margin: Annotated[Any, AfterValidator(_margin)]
+    dtype: Literal["float32", "float64"] = "float32"
     training: Training | None
 
     @model_validator(mode="after")
@@ -139,6 +167,9 @@ class Recipe(Section):
             raise ValueError(f"training must be null for a {self.model.kind}, which is fitted in closed form")
         if not closed_form and self.training is None:
             raise ValueError(f"training is needed for a {self.model.kind}")
+        released = isinstance(self.model, LUNetModel | ReleasedRealNVPModel)
+        if self.training is not None and self.training.objective == "released" and not released:
+            raise ValueError(f"training.objective is released, which no {self.model.kind} has; it must be likelihood")
         if isinstance(self.model, HistogramModel) != (self.margin is None):
             raise ValueError("margin must be null for a histogram, which has no logit, and a number for all others")
         return self

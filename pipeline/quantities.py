@@ -21,7 +21,7 @@ from lunet import ImageFlow, triangular
 from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
 from pipeline.models import build
 from pipeline.params import LearnedLUNetModel, LUNetModel, Measure, Params, Recipe
-from pipeline.train import optimise
+from pipeline.train import make_optimizer, optimise
 
 MINIMUM_REPETITIONS = 5
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -89,9 +89,9 @@ def time_step(work: Work) -> dict[str, Any] | None:
     if work.recipe.training is None:
         return None
     model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer, generator = _adam(model), torch.Generator(work.device)
-    clip_norm = work.recipe.training.clip_norm
-    samples = stopwatch(lambda: optimise(model, optimizer, batch, generator, clip_norm), work)
+    training, generator = work.recipe.training, torch.Generator(work.device)
+    optimizer = make_optimizer(model, training)
+    samples = stopwatch(lambda: optimise(model, optimizer, batch, generator, training), work)
     return {"unit": "ms", "per": "step", "batch": len(batch), "samples": samples}
 
 
@@ -100,7 +100,7 @@ def time_optimizer(work: Work) -> dict[str, Any] | None:
     if work.recipe.training is None:
         return None
     model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer = _adam(model)
+    optimizer = make_optimizer(model, work.recipe.training)
     model.bits_per_dim(batch).mean().backward()
     return {"unit": "ms", "per": "step", "batch": len(batch), "samples": stopwatch(optimizer.step, work)}
 
@@ -139,13 +139,13 @@ def weigh_training(work: Work) -> dict[str, float | None] | None:
     """Peak memory of a process that takes optimisation steps."""
     if work.recipe.training is None:
         return None
-    clip_norm = work.recipe.training.clip_norm
+    training = work.recipe.training
 
     def steps() -> None:
         model, batch = work.model().train(), work.batch(work.training_batch)
-        optimizer, generator = _adam(model), torch.Generator(work.device)
+        optimizer, generator = make_optimizer(model, training), torch.Generator(work.device)
         for _ in range(3):
-            optimise(model, optimizer, batch, generator, clip_norm)
+            optimise(model, optimizer, batch, generator, training)
 
     return weigh(steps, work.device)
 
@@ -212,10 +212,6 @@ def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float
         "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
         "gpu_process_mib": _gpu_process_mib(device) if on_gpu else None,
     }
-
-
-def _adam(model: ImageFlow) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), fused=True)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, NonFiniteError, save_flow
+from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP, save_flow
 from pipeline.cell import cell_parser
 from pipeline.console import exit_with, say
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
 from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.models import build, groups, start_
+from pipeline.objectives import accidents, loss_and_bits
 from pipeline.params import Recipe, Training, load_params
 from pipeline.progress import Progress
 
@@ -30,6 +31,7 @@ HISTORY = [
 DIAGNOSED = 100  # held-out images that go through the flow and back at each look
 CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
+SGD_MOMENTUM = 0.9
 
 
 class DivergedError(Exception):
@@ -38,7 +40,11 @@ class DivergedError(Exception):
 
 @dataclass
 class Fit:
-    """How the fit of one model went; ``status`` is complete, diverged or out_of_memory."""
+    """How the fit of one model went; ``status`` is complete, diverged or out_of_memory.
+
+    ``accidents`` counts the pixels that the released RealNVP's preprocessing would have made infinite; see
+    `pipeline.objectives.accidents`.
+    """
 
     train_images: int
     holdout_images: int
@@ -50,6 +56,7 @@ class Fit:
     best_epoch: float | None = None
     best_step: int | None = None
     best_holdout_bits_per_dim: float | None = None
+    accidents: int | None = None
     history: list[dict[str, float | None]] = field(default_factory=list, repr=False)
 
 
@@ -101,34 +108,40 @@ def train(
         How each fit went, by model, and the numbers of stored and of free parameters of one model.
     """
     images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
+    test_images, test_labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     height, width = images.shape[1:]
     fits = {}
     for index, (key, label) in enumerate(groups(dataset, recipe).items()):
         own_seed = 1_000_003 * seed + index
         torch.manual_seed(own_seed)
         model = build(recipe, (1, height, width))
-        own = images if label is None else images[labels == label]
-        fits[key] = fit(model, recipe, own, device, own_seed, name if label is None else f"{name} class {key}")
+        own, test, own_name = images, test_images, name
+        if label is not None:
+            own, test, own_name = images[labels == label], test_images[test_labels == label], f"{name} class {key}"
+        fits[key] = fit(model, recipe, own, test, device, own_seed, own_name)
         if fits[key].status == "complete":
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     return fits, {"stored": stored, "free": model.flow.free_parameters()}
 
 
-def fit(model: ImageFlow, recipe: Recipe, images: Tensor, device: torch.device, seed: int, name: str) -> Fit:
+def fit(
+    model: ImageFlow, recipe: Recipe, images: Tensor, test: Tensor, device: torch.device, seed: int, name: str
+) -> Fit:
     """Fit one model to uint8 images of shape (N, H, W), in place; divergence and lack of memory are told, not raised.
+
+    ``test`` is used where the recipe says that weights are chosen on the test set, and nowhere else.
 
     Raises:
         UserError: If the images cannot determine the model's start.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held = 0 if recipe.training is None else max(1, round(recipe.training.holdout * len(images)))
-    result = Fit(train_images=len(images) - held, holdout_images=held)
+    own, holdout = split(images, test, recipe.training, seed)
+    result = Fit(train_images=len(own), holdout_images=len(holdout))
     begin = time.perf_counter()
     try:
         model.to(device)
-        holdout, own = images[order[:held]].to(device), images[order[held:]].to(device)
+        own, holdout = own.to(device), holdout.to(device)
         start_(model, recipe, own, generator)
         result.seconds = time.perf_counter() - begin
         if recipe.training is not None:
@@ -142,6 +155,15 @@ def fit(model: ImageFlow, recipe: Recipe, images: Tensor, device: torch.device, 
     if result.status != "complete":
         say(f"{name}: {result.status}: {result.message}")
     return result
+
+
+def split(images: Tensor, test: Tensor, training: Training | None, seed: int) -> tuple[Tensor, Tensor]:
+    """The images to train on, in a random order, and those on which the best weights are chosen."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    if training is not None and training.holdout == "test":
+        return images[order], test
+    held = 0 if training is None else max(1, round(training.holdout * len(images)))
+    return images[order[held:]], images[order[:held]]
 
 
 class Lookout:
@@ -200,11 +222,15 @@ def descend(
     per_epoch = math.ceil(len(images) / training.batch_size)
     steps = max(1, round(training.epochs * per_epoch))
     looks = {round(steps * (look + 1) / training.validations) for look in range(training.validations)} | {steps}
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
-    schedule = make_schedule(optimizer, training, steps)
+    optimizer = make_optimizer(model, training)
+    schedule = make_schedule(optimizer, training, steps, per_epoch)
     lookout = Lookout(model, holdout, per_epoch, result)
     held = lookout.look(0, float(schedule.get_last_lr()[0]), None)
     note, losses = "first step", Losses(images.device)
+    counts_accidents, met = (
+        isinstance(model.flow, ReleasedRealNVP),
+        torch.zeros_like(images[0, 0, 0], dtype=torch.int64),
+    )
     model.train()
     begin = time.perf_counter()
     with Progress(name, steps) as progress:
@@ -213,7 +239,9 @@ def descend(
             if position == 0:
                 order = torch.randperm(len(images), generator=generator, device=images.device)
             batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
-            losses.add(optimise(model, optimizer, batch, generator, training.clip_norm))
+            losses.add(optimise(model, optimizer, batch, generator, training))
+            if counts_accidents:
+                met += accidents(batch, generator)
             schedule.step()
             if step % CHECK_EVERY == 0 or step in looks:
                 mean = losses.mean(step)
@@ -225,6 +253,7 @@ def descend(
                 begin = time.perf_counter()
             progress.step(note)
     result.epochs, result.steps = round(steps / per_epoch, 4), steps
+    result.accidents = int(met) if counts_accidents else None
     lookout.restore_best()
 
 
@@ -251,23 +280,34 @@ def optimise(
     optimizer: torch.optim.Optimizer,
     batch: Tensor,
     generator: torch.Generator,
-    clip_norm: float | None,
+    training: Training,
 ) -> Tensor:
     """One whole optimisation step on uint8 images; returns the loss in bits per dimension, still on its device."""
-    loss = model.bits_per_dim(batch, generator=generator).mean()
+    loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    if training.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
     optimizer.step()
-    return loss.detach()
+    return bits.detach()
+
+
+def make_optimizer(model: ImageFlow, training: Training) -> torch.optim.Optimizer:
+    """The optimiser of a training, in its fused form."""
+    parameters, rate = model.parameters(), training.learning_rate
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, fused=True)
+    return torch.optim.Adam(parameters, lr=rate, fused=True)
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, training: Training, steps: int
+    optimizer: torch.optim.Optimizer, training: Training, steps: int, per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate of each of ``steps`` steps."""
-    if training.schedule == "constant":
+    """The learning rate of each of ``steps`` steps, of which an epoch has ``per_epoch``."""
+    if training.halve_every is not None:
+        interval = max(1, round(training.halve_every * per_epoch))
+        return torch.optim.lr_scheduler.StepLR(optimizer, interval, gamma=0.5)
+    if training.warmup is None:
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # One more step than there are, since the schedule is advanced after the last one too; and a rise of at least one
     # step, as torch divides by its length.
@@ -288,11 +328,18 @@ def score(model: ImageFlow, images: Tensor) -> float:
     return float(bits.mean())
 
 
-def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | None, float, float]:
-    """Smallest diagonal entry, largest condition number, latent error, and the share of pixels that come back."""
+def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | None, float | None, float | None]:
+    """Smallest diagonal entry, largest condition number, latent error, and the share of pixels that come back.
+
+    Nothing is known where the way back leaves the range of the numbers, as it does from the start of the released code.
+    """
     was_training = model.training
-    found = model.eval().diagnostics(images)
-    model.train(was_training)
+    try:
+        found = model.eval().diagnostics(images)
+    except NonFiniteError:
+        return None, None, None, None
+    finally:
+        model.train(was_training)
     smallest = min((layer.smallest_diagonal for layer in found.layers), default=None)
     condition = max((layer.condition for layer in found.layers), default=None)
     return smallest, condition, found.latent_error, found.pixels_exact

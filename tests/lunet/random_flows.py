@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lunet import Flow, Gaussian, Histogram, LearnedMonotone, LUNet, RealNVP
+from lunet import Flow, Gaussian, Histogram, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
 
 CPU_DTYPES = [torch.float32, torch.float64]
 
@@ -65,6 +65,18 @@ def random_realnvp(shape: tuple[int, int, int] = (1, 4, 4), *, shared: bool = Fa
     return randomise_(RealNVP(shape, planes=4, blocks=1, shared=shared), seed)
 
 
+def random_released(shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0) -> RealNVP:
+    """The released RealNVP, its running averages away from their start too."""
+    torch.manual_seed(seed)
+    flow = ReleasedRealNVP(shape, planes=4)
+    generator = seeded(seed)
+    with torch.no_grad():
+        for buffer in flow.buffers():
+            if buffer.ndim == 1:
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return randomise_(flow, seed)
+
+
 @torch.no_grad()
 def scale_(flow: Flow, factor: float) -> None:
     """Multiply all that a flow has learnt."""
@@ -103,6 +115,7 @@ def every_flow() -> dict[str, Flow]:
         "realnvp": random_realnvp(),
         "realnvp-shared": random_realnvp(shared=True),
         "realnvp-colour": random_realnvp((2, 2, 4)),
+        "realnvp-released": random_released(),
         "gaussian": random_gaussian(5),
         "histogram": random_histogram(4, levels=16),
         "histogram-256": random_histogram(3),

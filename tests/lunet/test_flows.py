@@ -11,7 +11,7 @@ import torch
 from random_flows import CPU_DTYPES, every_flow, scale_, seeded
 from torch import Tensor
 
-from lunet import Flow, Histogram, standard_normal_log_prob
+from lunet import Flow, Histogram, ReleasedRealNVP, standard_normal_log_prob
 
 FLOWS = every_flow()
 DEVICES = [
@@ -169,6 +169,8 @@ def test_samples_come_from_standard_normal_latents(name: str) -> None:
 @torch.no_grad()
 def test_training_mode_scores_as_eval_mode(name: str) -> None:
     flow = make(name)
+    if isinstance(flow, ReleasedRealNVP):
+        pytest.skip("its running averages follow each batch")
     x = data(flow)
     scores = flow.eval().log_prob(x)
     flow.train()

@@ -16,6 +16,7 @@ from random_flows import (
     random_lu,
     random_lu_net,
     random_realnvp,
+    random_released,
     seeded,
 )
 from torch import Tensor, nn
@@ -137,12 +138,16 @@ MAPS: dict[str, Callable[[int], Map]] = {
     "Gaussian": lambda D: Map(random_gaussian(D), line(D), 1000.0),
     "histogram": lambda D: Map(random_histogram(D, levels=16), middle(D), 2000.0),
     "RealNVP": lambda D: Map(random_realnvp((1, 28, 28) if D == 784 else (1, 8, 8)), line(D) / 1000, 1000.0),
+    # The instance norms of its networks magnify what is nearly constant.
+    "RealNVP, released": lambda D: Map(
+        random_released((1, 28, 28) if D == 784 else (1, 8, 8)), line(D) / 1000, math.inf
+    ),
 }
 CASES = [
     pytest.param(make, features, id=f"{name} {features}")
     for name, make in MAPS.items()
     for features in WIDTHS
-    if name != "RealNVP" or features >= 64
+    if not name.startswith("RealNVP") or features >= 64
 ]
 
 

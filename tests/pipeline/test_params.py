@@ -100,5 +100,5 @@ def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="lunet, lunet_learned, realnvp, gaussian, histogram"):
+    with pytest.raises(UserError, match="lunet, lunet_learned, realnvp, lunet_released, realnvp_released, gaussian"):
         load_params(PRESETS / "laptop.yaml").recipe("glow")

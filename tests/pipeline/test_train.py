@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lunet import ImageFlow, load_flow
+from lunet import ImageFlow, LUNet, load_flow
 from pipeline.data import write_dataset
 from pipeline.datasets import ARRAYS, Dataset, load_dataset
 from pipeline.evaluate import LatentMoments, draw_samples, evaluate
@@ -22,7 +22,7 @@ from pipeline.models import build, groups
 from pipeline.params import PRESETS, Measure, Params, Recipe, load_params, read_yaml, validate
 from pipeline.sources import FILES, fetch
 from pipeline.tables import CURVES
-from pipeline.train import HISTORY, make_schedule, train, write_history
+from pipeline.train import HISTORY, make_optimizer, make_schedule, split, train, write_history
 
 CPU = torch.device("cpu")
 
@@ -149,7 +149,7 @@ def test_the_schedule_rises_and_falls_for_any_length(params: Params, steps: int,
     training = params.recipe("lunet").training
     assert training is not None
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    schedule = make_schedule(optimizer, training.model_copy(update={"warmup": warmup}), steps)
+    schedule = make_schedule(optimizer, training.model_copy(update={"warmup": warmup}), steps, per_epoch=10)
     rates = []
     for _ in range(steps):
         rates.append(float(schedule.get_last_lr()[0]))
@@ -159,6 +159,46 @@ def test_the_schedule_rises_and_falls_for_any_length(params: Params, steps: int,
     if steps == 1000:
         assert rates.index(max(rates)) == pytest.approx(warmup * steps, abs=2)
         assert max(rates) == pytest.approx(training.learning_rate, rel=1e-3)
+
+
+def test_halving_halves_the_rate_after_whole_epochs(values: Any) -> None:
+    training = recipe_of(values, "lunet_released").training
+    assert training is not None
+    optimizer = make_optimizer(ImageFlow(LUNet(4), (1, 2, 2)), training)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["momentum"] == 0.9
+    schedule = make_schedule(optimizer, training, steps=70, per_epoch=10)
+    rates = []
+    for _ in range(70):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    assert rates == [0.6] * 30 + [0.3] * 30 + [0.15] * 10
+
+
+@pytest.mark.parametrize("name", ["lunet_released", "realnvp_released"])
+def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    values["recipes"][name]["training"] |= {"epochs": 4, "validations": 2}
+    fits, _ = train(dataset, recipe_of(values, name), 0, CPU, tmp_path, name)
+    fit = fits["all"]
+    assert (fit.status, fit.train_images, fit.holdout_images) == ("complete", 400, 100)
+    first, *_, last = (row["holdout_bits_per_dim"] for row in fit.history)
+    assert first is not None
+    assert last is not None
+    assert last < first
+    dtype = torch.float64 if name == "lunet_released" else torch.float32
+    assert next(load_flow(tmp_path / "all").parameters()).dtype == dtype
+    assert (fit.accidents is None) == (name == "lunet_released")
+
+
+def test_the_test_set_is_looked_at_where_the_recipe_says_so_alone(values: Any) -> None:
+    images, test = torch.arange(100), torch.arange(100, 120)
+    own, chosen_on = split(images, test, recipe_of(values, "lunet").training, seed=1)
+    assert torch.equal(torch.cat([own, chosen_on]).sort().values, images)
+    assert len(chosen_on) == 10
+    own, chosen_on = split(images, test, recipe_of(values, "lunet_released").training, seed=1)
+    assert torch.equal(own.sort().values, images)
+    assert torch.equal(chosen_on, test)
 
 
 def test_history_is_a_table_with_a_row_for_each_look(params: Params, dataset: Dataset, tmp_path: Path) -> None:
