@@ -126,6 +126,7 @@ class Training(Section):
     batch_size: Count
     optimizer: Literal["adam", "sgd"]
     learning_rate: Positive
+    elementwise_rate: Positive | None
     schedule: Literal["constant", "one_cycle", "halving"]
     warmup: Share | None
     halve_every: Positive | None
@@ -162,6 +163,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
+        has_triangles = isinstance(self.model, LUNetModel | LearnedLUNetModel)
+        if self.training is not None and self.training.elementwise_rate is not None and not has_triangles:
+            raise ValueError(f"training.elementwise_rate must be null for a {self.model.kind}, which has no LU layers")
         closed_form = isinstance(self.model, GaussianModel | HistogramModel)
         if closed_form and self.training is not None:
             raise ValueError(f"training must be null for a {self.model.kind}, which is fitted in closed form")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP, save_flow
+from lunet import ImageFlow, LUNet, NonFiniteError, ReleasedRealNVP, save_flow
 from pipeline.cell import cell_parser
 from pipeline.console import exit_with, say
 from pipeline.datasets import Dataset, load_dataset
@@ -293,11 +293,22 @@ def optimise(
 
 
 def make_optimizer(model: ImageFlow, training: Training) -> torch.optim.Optimizer:
-    """The optimiser of a training, in its fused form."""
-    parameters, rate = model.parameters(), training.learning_rate
+    """The optimiser of a training, in its fused form.
+
+    The first group of parameters are an LU-Net's triangles, the second what acts on one feature alone, with a rate of
+    its own; other models have one group.
+    """
+    triangles = [layer.lu for layer in model.flow.layers] if isinstance(model.flow, LUNet) else []
+    elementwise = [p for p in model.parameters() if not any(p is triangle for triangle in triangles)]
+    rates = (training.learning_rate, training.elementwise_rate or training.learning_rate)
+    groups = [
+        {"params": parameters, "lr": rate}
+        for parameters, rate in zip((triangles, elementwise), rates, strict=True)
+        if parameters
+    ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, fused=True)
-    return torch.optim.Adam(parameters, lr=rate, fused=True)
+        return torch.optim.SGD(groups, momentum=SGD_MOMENTUM, fused=True)
+    return torch.optim.Adam(groups, fused=True)
 
 
 def make_schedule(
@@ -312,8 +323,9 @@ def make_schedule(
     # One more step than there are, since the schedule is advanced after the last one too; and a rise of at least one
     # step, as torch divides by its length.
     rise = max(training.warmup, 2 / (steps + 1))
+    peaks = [group["lr"] for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=steps + 1, pct_start=min(rise, 1.0), cycle_momentum=False
+        optimizer, peaks, total_steps=steps + 1, pct_start=min(rise, 1.0), cycle_momentum=False
     )
 
 

@@ -176,6 +176,23 @@ def test_halving_halves_the_rate_after_whole_epochs(values: Any) -> None:
     assert rates == [0.6] * 30 + [0.3] * 30 + [0.15] * 10
 
 
+def test_triangles_and_what_acts_on_one_feature_have_rates_of_their_own(values: Any) -> None:
+    values["recipes"]["lunet_learned"]["training"] |= {"learning_rate": 0.001, "elementwise_rate": 0.05}
+    recipe = recipe_of(values, "lunet_learned")
+    assert recipe.training is not None
+    model = build(recipe, (1, 2, 2))
+    optimizer = make_optimizer(model, recipe.training)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (0.001 if name.endswith(".lu") else 0.05), name
+    make_schedule(optimizer, recipe.training, steps=100, per_epoch=10)
+    first = [group["lr"] for group in optimizer.param_groups]
+    assert first[1] == pytest.approx(50 * first[0])
+    without = recipe.training.model_copy(update={"elementwise_rate": None})
+    assert {group["lr"] for group in make_optimizer(model, without).param_groups} == {0.001}
+
+
 @pytest.mark.parametrize("name", ["lunet_released", "realnvp_released"])
 def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
     values["recipes"][name]["training"] |= {"epochs": 4, "validations": 2}
