@@ -174,6 +174,8 @@ class Params(Section):
 
     preset: Literal["smoke", "laptop", "paper"]
     device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
+    checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     grid: Grid
     data: Data
     recipes: dict[Name, Recipe]
