@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -18,8 +19,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-import lunet
-import pipeline
 from pipeline.console import StopRequest, UserError, say
 from pipeline.files import write_durably
 
@@ -55,9 +54,12 @@ class Checkpoint:
             return None
         content = self._path.read_bytes()
         checksum, state = content[:64], content[64:]
-        if checksum != _sha256(state):
-            raise UserError(f"{self._path} is damaged; delete it, and this model is trained from its start")
-        loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
+        try:
+            if checksum != _sha256(state):
+                raise ValueError("its SHA-256 is another")
+            loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
+        except (ValueError, pickle.UnpicklingError) as error:
+            raise UserError(f"{self._path} is damaged; delete it, and this model is trained from its start") from error
         return loaded
 
     def write(self, state: Mapping[str, Any], place: str) -> None:
@@ -119,14 +121,13 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def code() -> dict[str, str]:
-    """The SHA-256 of each file of `lunet` and `pipeline` that this process has imported."""
-    roots = [Path(package.__path__[0]).resolve() for package in (lunet, pipeline)]
-    loaded = {Path(file).resolve() for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))}
+    """The SHA-256 of each module of `lunet` and `pipeline` that this process has imported, by name."""
+    specs = [module.__spec__ for module in [*sys.modules.values()] if getattr(module, "__spec__", None)]
+    # A module that runs as __main__ has its own name in its spec alone.
     return {
-        path.relative_to(root.parent).as_posix(): _sha256(path.read_bytes()).decode()
-        for root in roots
-        for path in loaded
-        if path.is_relative_to(root)
+        spec.name: _sha256(Path(spec.origin).read_bytes()).decode()
+        for spec in specs
+        if spec is not None and spec.origin and spec.name.partition(".")[0] in ("lunet", "pipeline")
     }
 
 

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +21,23 @@ from pipeline.params import PRESETS, read_yaml
 
 # A fork of a server that has imported torch, and what torch imports later on, starts at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pipeline.train", "torch._dynamo"])
-Stage = Callable[[], None]
+CONTEXT.set_forkserver_preload(["__main__", "pipeline.train", "torch._dynamo"])
+LONG = os.environ.get("FAULTS") == "long"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a process does to itself at the ``count``-th call of a function: it gets ``signal`` before or after it."""
+    """What befalls a process at the ``count``-th call of a function, before that call or ``after`` it.
+
+    The process gets ``signal``; or says that the call was ``reached`` and waits for ever; or gets ``result``.
+    """
 
     function: str
     count: int
     after: bool = False
     signal: int = signal.SIGKILL
+    reached: Any = None
+    result: Any = None
 
     def install(self) -> None:
         """Put the fault in the function's place in this process."""
@@ -44,14 +48,23 @@ class Fault:
         def faulty(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
+            if calls == self.count and self.result is not None:
+                return self.result
             if calls == self.count and not self.after:
-                os.kill(os.getpid(), self.signal)
-            result = original(*arguments, **options)
+                self._strike()
+            outcome = original(*arguments, **options)
             if calls == self.count and self.after:
-                os.kill(os.getpid(), self.signal)
-            return result
+                self._strike()
+            return outcome
 
         setattr(owner, name, faulty)
+
+    def _strike(self) -> None:
+        if self.reached is None:
+            os.kill(os.getpid(), self.signal)
+        else:
+            self.reached.set()
+            signal.pause()
 
 
 @dataclass
@@ -62,6 +75,7 @@ class Cell:
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict)
     out: str = "runs/train/mnist"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         write_halves(self.folder / "data/mnist")
@@ -84,7 +98,7 @@ class Cell:
 
     def start(self, *faults: Fault, log: str = "log") -> Any:
         """Begin the training."""
-        options = ["--dataset", "mnist", "--recipe", self.recipe, "--out", self.out]
+        options = ["--dataset", "mnist", "--recipe", self.recipe, "--seed", str(self.seed), "--out", self.out]
         process = CONTEXT.Process(target=work, args=(self.folder, ["train", *options], self.folder / log, faults))
         process.start()
         return process
@@ -138,11 +152,11 @@ def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault, ...
     exit_with(main)
 
 
-def write_halves(folder: Path) -> None:
+def write_halves(folder: Path, seed: int = 0) -> None:
     """A data set called mnist of two classes of 8x8 images: a bright left half, and a bright right half."""
     with suppress(FileExistsError):
         folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     arrays = {}
     for part, count in (("train", 400), ("test", 40)):
         labels = np.arange(count, dtype=np.uint8) % 2
