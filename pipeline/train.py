@@ -19,7 +19,14 @@ from pipeline.cell import cell_parser
 from pipeline.checkpoints import Checkpoint, checkpoints, random_state, restore_random_state
 from pipeline.console import StopRequest, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
+from pipeline.environment import (
+    choose_device,
+    describe_environment,
+    determinism,
+    is_out_of_memory,
+    keep_freed_memory,
+)
+from pipeline.failures import DivergedError, Watch
 from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.models import build, groups, start_
 from pipeline.params import Recipe, Training, load_params
@@ -32,10 +39,6 @@ HISTORY = [
 DIAGNOSED = 100  # held-out images that go through the flow and back at each look
 CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
-
-
-class DivergedError(Exception):
-    """A loss that is not finite."""
 
 
 @dataclass
@@ -77,10 +80,11 @@ def main() -> None:
         "seed": arguments.seed,
         "data": dataset.info["sha256"],
         "device": device.type,
+        "deterministic": params.deterministic,
     }
     request = StopRequest()
     request.listen()
-    with checkpoints(arguments.out, identity) as kept, replacing(arguments.out) as fresh:
+    with determinism(params), checkpoints(arguments.out, identity) as kept, replacing(arguments.out) as fresh:
         fresh.mkdir()
 
         def checkpoint(key: str) -> Checkpoint:
@@ -260,15 +264,19 @@ def descend(
         held = float(result.history[-1]["holdout_bits_per_dim"] or math.nan)
         say(f"{name}: goes on after step {done}")
     note = f"held out {held:.3f}"
+
+    def take(batch: Tensor) -> Tensor:
+        return optimise(model, optimizer, batch, generator, training.clip_norm)
+
     model.train()
     begin = time.perf_counter()
-    with Progress(name, steps, done) as progress:
+    with Progress(name, steps, done) as progress, Watch(model, optimizer, generator, done) as watch:
         for step in range(done + 1, steps + 1):
             position = (step - 1) % per_epoch
             if position == 0:
                 order = torch.randperm(len(images), generator=generator, device=images.device)
             batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
-            losses.add(optimise(model, optimizer, batch, generator, training.clip_norm))
+            losses.add(watch.take(take, batch))
             schedule.step()
             due = checkpoint.is_due()
             if due or step % CHECK_EVERY == 0 or step in looks:
