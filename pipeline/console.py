@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
 
 class UserError(Exception):
@@ -26,25 +26,27 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """What SIGTERM and SIGINT ask for, noted from `listen` on so that the work can come to a good stop.
+    """What SIGTERM and SIGINT ask for, noted within a `with` block so that the work can come to a good stop.
 
     A second such signal ends the process as it would have without.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
-        """Note the signals from now on."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
 
-        def note(number: int, _frame: FrameType | None) -> None:
-            self.signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-        for number in before:
-            signal.signal(number, note)
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
 
     def heed(self, message: str) -> None:
         """Stop if a signal has asked for it, with a message that says how things stand.

@@ -82,9 +82,12 @@ def main() -> None:
         "device": device.type,
         "deterministic": params.deterministic,
     }
-    request = StopRequest()
-    request.listen()
-    with determinism(params), checkpoints(arguments.out, identity) as kept, replacing(arguments.out) as fresh:
+    with (
+        StopRequest() as request,
+        determinism(params),
+        checkpoints(arguments.out, identity) as kept,
+        replacing(arguments.out) as fresh,
+    ):
         fresh.mkdir()
 
         def checkpoint(key: str) -> Checkpoint:
