@@ -139,6 +139,8 @@ def train(
         own = images if label is None else images[labels == label]
         own_name = name if label is None else f"{name} class {key}"
         fits[key] = fit(model, recipe, own, device, own_seed, own_name, checkpoint(key))
+        if label is not None and fits[key].message:
+            fits[key].message = f"class {key}: {fits[key].message}"
         if fits[key].status == "complete":
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
