@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -40,39 +41,60 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, log: str) -> subprocess.Popen[bytes]:
-    """`make repro` as the leader of a group of its own, with this interpreter for what `make setup` would install."""
+def repro(folder: Path, stop: Callable[[list[str]], bool] = lambda _: False) -> list[str]:
+    """The lines of one `make repro`, to its end or until it was killed, with all its processes, where ``stop`` says so.
+
+    This interpreter has what `make setup` would install.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["make", "--assume-old", ".venv/.installed", "repro"]
-    with (folder / log).open("wb") as output:
-        return subprocess.Popen(
-            command, cwd=folder, env={**os.environ, "PATH": path}, stdout=output, stderr=output, start_new_session=True
-        )
+    process = subprocess.Popen(
+        ["make", "--assume-old", ".venv/.installed", "repro"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if stop(lines):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    else:
+        assert process.wait() == 0, "".join(lines)
+    process.stdout.close()
+    process.wait()
+    return lines
 
 
-def stages(folder: Path, log: str) -> list[str]:
-    """The stages that a run has begun."""
-    return [line for line in (folder / log).read_text(encoding="utf-8").splitlines() if "Running stage" in line]
+def begun(lines: list[str]) -> int:
+    """How many stages a run has begun."""
+    return sum("Running stage" in line for line in lines)
 
 
 def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: Path) -> None:
     undisturbed, killed = checkout(tmp_path / "undisturbed"), checkout(tmp_path / "killed")
-    # How many lines a run says before it is killed, rather than how long it runs: no matter how fast the machine is, the
-    # kills fall anywhere in it.
-    assert start(undisturbed, "log").wait() == 0, (undisturbed / "log").read_text(encoding="utf-8")
-    random, kills = Random(0), 0
-    while kills < KILLS:
-        process = start(killed, f"log{kills}")
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(random.uniform(5, 40))
-        assert process.poll() is None, "the run ended before it was killed five times"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert start(killed, "last").wait() == 0, (killed / "last").read_text(encoding="utf-8")
+    needed = begun(repro(undisturbed))
+    random, total = Random(0), 0
+    for _ in range(KILLS):
+        # At a random moment of one of the next stages: there are enough of them for all kills, however fast they are.
+        stages, patience = random.randint(1, needed // KILLS), random.uniform(0, 5)
+
+        def stop(lines: list[str], stages: int = stages, patience: float = patience) -> bool:
+            if begun(lines) < stages:
+                return False
+            time.sleep(patience)
+            return True
+
+        lines = repro(killed, stop)
+        print(f"killed in stage {begun(lines)} of this run: {lines[-1].strip()}")
+        total += begun(lines)
+    total += begun(repro(killed))
     metrics = [(folder / "reports/metrics.json").read_bytes() for folder in (undisturbed, killed)]
     assert metrics[0] == metrics[1]
-    # What had been done was not done again: all the runs together have begun a stage for each kill more than needed.
-    begun = [stages(killed, log) for log in (*(f"log{kill}" for kill in range(KILLS)), "last")]
-    assert sum(map(len, begun)) <= len(stages(undisturbed, "log")) + KILLS
-    assert [path for path in killed.rglob(".*-[0-9]*-*") if path.is_dir()] == []
+    # What was done was not done again: beyond the stages that were cut off, none was begun twice.
+    assert needed < total <= needed + KILLS
+    assert [path for path in (killed / "runs").rglob(".*")] == []
