@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from lunet.base import Flow
 from lunet.controls import Gaussian, Histogram
@@ -32,6 +35,8 @@ class SavedFlowError(ValueError):
 def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
     """Write a flow to a folder, made if it is missing: `config.json` and `weights.safetensors`.
 
+    The configuration holds a checksum of both, so that files of different flows are never taken together.
+
     Args:
         image_flow: The flow; its weights are stored in their own dtype.
         path: The folder.
@@ -46,9 +51,13 @@ def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
     }  # fmt: skip
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in flow.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = save({name: tensor.contiguous() for name, tensor in flow.state_dict().items()})
+    config["sha256"] = checksum(config, weights)
+    text = json.dumps(config, indent=2) + "\n"
+    for name, content in (("weights.safetensors", weights), ("config.json", text.encode())):
+        fresh = folder / f".{name}.part"
+        fresh.write_bytes(content)
+        fresh.replace(folder / name)
 
 
 def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow:
@@ -71,8 +80,14 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
         flow = KINDS[config["kind"]](**options)
         margin = None if image["margin"] is None else tuple(image["margin"])
         image_flow = ImageFlow(flow, tuple(image["shape"]), margin).to(getattr(torch, config["dtype"]))
-        flow.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = (folder / "weights.safetensors").read_bytes()
+        flow.load_state_dict(load(weights))
         flow.eval().check_invertible()
+        # Folders of earlier versions have none.
+        if config.get("sha256", found := checksum(config, weights)) != found:
+            raise SavedFlowError(
+                f"{folder} was changed after it was written: its SHA-256 is not the one in config.json"
+            )
     except SavedFlowError:
         raise
     except FileNotFoundError:
@@ -81,3 +96,9 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise SavedFlowError(f"{folder} is not a flow that can be read: {type(error).__name__}: {error}") from error
     return image_flow.eval().to(device)
+
+
+def checksum(config: Mapping[str, Any], weights: bytes) -> str:
+    """The SHA-256 of a configuration, without its own entry ``sha256``, and of the file of weights."""
+    own = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(own.encode() + weights).hexdigest()

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from pipeline.params import DatasetName
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.params import DatasetName, Seed
 
 
 def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: bool) -> argparse.ArgumentParser:
@@ -27,8 +29,15 @@ def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: 
     parser.add_argument("--dataset", required=True, choices=get_args(DatasetName), help="which data set")
     parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
     if seed:
-        parser.add_argument("--seed", type=int, default=0, help="which seed of training (default: %(default)s)")
+        parser.add_argument("--seed", type=_seed, default=0, help="which seed of training (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help=out_help)
     parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     return parser
+
+
+def _seed(text: str) -> int:
+    try:
+        return TypeAdapter(Seed).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg'].lower()}") from None

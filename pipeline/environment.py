@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the device or of the machine did not suffice."""
     # On a CPU torch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def determinism(params: Params) -> Iterator[None]:
+    """Allow only deterministic algorithms in the block, where the parameters ask for it.
+
+    Raises:
+        UserError: If something in the block has no such algorithm on its device.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    # cuBLAS reads it when the GPU is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(params.deterministic)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(
+            f"params.yaml has deterministic: true, and {str(error).splitlines()[0]} Set deterministic: false"
+        ) from None
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,7 @@ from lunet import (
 from pipeline.cell import cell_parser
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.environment import choose_device, describe_environment, determinism, is_out_of_memory
 from pipeline.files import read_json, refuse_foreign, replacing, write_json
 from pipeline.models import groups
 from pipeline.params import Evaluate, Recipe, load_params
@@ -70,7 +70,8 @@ def main() -> None:
     if run["status"] == "complete":
         models = {key: _load(folder / "flows" / key, device) for key in groups(dataset, recipe)}
         try:
-            measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
+            with determinism(params):
+                measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
             result |= measured
         except NonFiniteError as error:
             result |= {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.console import UserError
 
@@ -19,28 +23,38 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, put in its place when the block ends well.
 
     The block may write a file or make a folder there. When it fails, nothing is left behind and what stood at ``path``
-    is untouched.
+    is untouched. What a process left behind that was killed meanwhile is removed by the next one.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        _remove_left_behind(path)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}-{os.getpid()}-", dir=path.parent))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     fresh, old = holder / path.name, holder / "old" / path.name
     try:
         yield fresh
-        if path.exists() or path.is_symlink():
+        # Only a file takes the place of another at once.
+        if path.is_dir() or (fresh.is_dir() and path.exists()):
             old.parent.mkdir()
             path.rename(old)
         try:
-            fresh.rename(path)
+            fresh.replace(path)
         except OSError:
             if old.exists():
                 old.rename(path)
             raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove the temporary folders for ``path`` of processes that are no more."""
+    for folder in path.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(path.name)}-(\d+)-\w+", folder.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path, marker: str) -> None:
@@ -59,6 +73,27 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 with plain newlines, whole or not at all."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file whole or not at all, on the disk itself when this returns; one process at a time may do so."""
+    fresh = path.with_name(f".{path.name}.part")
+    try:
+        with fresh.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

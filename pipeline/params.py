@@ -15,8 +15,10 @@ from pipeline.console import UserError
 DatasetName = Literal["mnist", "fashion_mnist"]
 PRESETS = Path(__file__).parent / "presets"
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Upper bounds keep clear of what the machine's own integers hold, and of a slip of the finger.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
@@ -32,7 +34,7 @@ class Grid(Section):
 
     datasets: list[DatasetName] = Field(min_length=1)
     recipes: list[Name] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
@@ -58,10 +60,13 @@ class Data(Section):
 
 
 class LUNetModel(Section):
-    """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope."""
+    """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope.
+
+    A single layer would have no phi at all, and be a Gaussian.
+    """
 
     kind: Literal["lunet"]
-    layers: Count
+    layers: Annotated[Count, Field(ge=2)]
     slope: Annotated[float, Field(ge=0.001, lt=1)]
     start: Literal["identity", "standardise", "whiten", "uniform"]
 
@@ -71,8 +76,8 @@ class LearnedLUNetModel(Section):
 
     kind: Literal["lunet_learned"]
     layers: Count
-    bins: Annotated[int, Field(ge=2)]
-    leading_bins: Annotated[int, Field(ge=2)]
+    bins: Annotated[Count, Field(ge=2)]
+    leading_bins: Annotated[Count, Field(ge=2)]
     start: Literal["identity", "standardise", "whiten"]
 
 
@@ -98,7 +103,7 @@ class GaussianModel(Section):
     """A full-covariance Gaussian of the logits; ``ridge`` is added to the covariance's diagonal."""
 
     kind: Literal["gaussian"]
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ridge: Annotated[float, Field(ge=0, le=1e6)]
 
 
 class HistogramModel(Section):
@@ -192,10 +197,10 @@ class Evaluate(Section):
 class Measure(Section):
     """How times and memory are taken."""
 
-    repetitions: Annotated[int, Field(ge=5)]
+    repetitions: Annotated[Count, Field(ge=5)]
     warmup: Count
     seconds: Positive
-    large_batch: Annotated[int, Field(ge=2)]
+    large_batch: Annotated[Count, Field(ge=2)]
 
 
 class Report(Section):
@@ -209,6 +214,8 @@ class Params(Section):
 
     preset: Literal["smoke", "laptop", "paper"]
     device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=1e6)]
     grid: Grid
     data: Data
     recipes: dict[Name, Recipe]
@@ -246,7 +253,8 @@ def read_yaml(path: Path) -> Any:
         return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; write one with: python -m pipeline.preset laptop") from None
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    # Beside its own error, the parser passes on those of values such as a date that is none, and of endless nesting.
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 

@@ -20,13 +20,14 @@ class Progress:
     Args:
         name: What runs.
         total: How many steps there are.
+        done: How many of them were done before.
     """
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int, done: int = 0) -> None:
         self._name = name
         self._lines = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=name, unit="step", disable=self._lines, dynamic_ncols=True)
-        self._total, self._done = total, 0
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="step", disable=self._lines, dynamic_ncols=True)
+        self._total, self._before, self._done = total, done, done
         self._start = self._shown = time.monotonic()
 
     def step(self, note: str) -> None:
@@ -37,7 +38,7 @@ class Progress:
             self._bar.update()
         elif (now := time.monotonic()) - self._shown >= SECONDS_BETWEEN_LINES or self._done == self._total:
             self._shown = now
-            left = (now - self._start) / self._done * (self._total - self._done)
+            left = (now - self._start) / (self._done - self._before) * (self._total - self._done)
             say(f"{self._name}: step {self._done}/{self._total}, {note}, {tqdm.format_interval(left)} left")
 
     def __enter__(self) -> Self:

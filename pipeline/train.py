@@ -6,6 +6,7 @@ import copy
 import csv
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from torch import Tensor
 
 from lunet import ImageFlow, LUNet, NonFiniteError, ReleasedRealNVP, save_flow
 from pipeline.cell import cell_parser
-from pipeline.console import exit_with, say
+from pipeline.checkpoints import Checkpoint, checkpoints, random_state, restore_random_state
+from pipeline.console import StopRequest, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
+from pipeline.environment import (
+    choose_device,
+    describe_environment,
+    determinism,
+    is_out_of_memory,
+    keep_freed_memory,
+)
+from pipeline.failures import DivergedError, Watch
 from pipeline.files import refuse_foreign, replacing, write_json
 from pipeline.models import build, groups, start_
 from pipeline.objectives import accidents, loss_and_bits
@@ -32,10 +41,6 @@ DIAGNOSED = 100  # held-out images that go through the flow and back at each loo
 CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
 SGD_MOMENTUM = 0.9
-
-
-class DivergedError(Exception):
-    """A loss that is not finite."""
 
 
 @dataclass
@@ -64,7 +69,8 @@ def main() -> None:
     """Train the cell that the command line names."""
     parser = cell_parser(
         "train",
-        "Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json.",
+        "Fit one recipe to one data set. Writes a folder with flows/<model>/, history.csv and run.json. A training "
+        "that was stopped or killed goes on from its last checkpoint when the same command is given again.",
         out="runs/train/mnist-lunet-0",
         out_help="the folder to write; an older one is replaced",
         seed=True,
@@ -76,9 +82,25 @@ def main() -> None:
     refuse_foreign(arguments.out, "run.json")
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     name = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
-    with replacing(arguments.out) as fresh:
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": arguments.seed,
+        "data": dataset.info["sha256"],
+        "device": device.type,
+        "deterministic": params.deterministic,
+    }
+    with (
+        StopRequest() as request,
+        determinism(params),
+        checkpoints(arguments.out, identity) as kept,
+        replacing(arguments.out) as fresh,
+    ):
         fresh.mkdir()
-        fits, parameters = train(dataset, recipe, arguments.seed, device, fresh / "flows", name)
+
+        def checkpoint(key: str) -> Checkpoint:
+            return Checkpoint(kept / f"{key}.pt", params.checkpoint_seconds, request)
+
+        fits, parameters = train(dataset, recipe, arguments.seed, device, fresh / "flows", name, checkpoint)
         write_history(fresh / "history.csv", fits)
         failed = next((fit for fit in fits.values() if fit.status != "complete"), None)
         run = {
@@ -98,11 +120,18 @@ def main() -> None:
 
 
 def train(
-    dataset: Dataset, recipe: Recipe, seed: int, device: torch.device, flows: Path, name: str
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    flows: Path,
+    name: str,
+    checkpoint: Callable[[str], Checkpoint] = lambda _: Checkpoint(),
 ) -> tuple[dict[str, Fit], dict[str, int]]:
     """Fit every model of a recipe and write those that are complete to ``flows/<model>``.
 
-    A model that diverges or runs out of memory is recorded as such, and the others are trained all the same.
+    A model that diverges or runs out of memory is recorded as such, and the others are trained all the same. Each model
+    goes on from its ``checkpoint``; one that had come to its end is not trained again.
 
     Returns:
         How each fit went, by model, and the numbers of stored and of free parameters of one model.
@@ -118,7 +147,9 @@ def train(
         own, test, own_name = images, test_images, name
         if label is not None:
             own, test, own_name = images[labels == label], test_images[test_labels == label], f"{name} class {key}"
-        fits[key] = fit(model, recipe, own, test, device, own_seed, own_name)
+        fits[key] = fit(model, recipe, own, test, device, own_seed, own_name, checkpoint(key))
+        if label is not None and fits[key].message:
+            fits[key].message = f"class {key}: {fits[key].message}"
         if fits[key].status == "complete":
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
@@ -126,7 +157,14 @@ def train(
 
 
 def fit(
-    model: ImageFlow, recipe: Recipe, images: Tensor, test: Tensor, device: torch.device, seed: int, name: str
+    model: ImageFlow,
+    recipe: Recipe,
+    images: Tensor,
+    test: Tensor,
+    device: torch.device,
+    seed: int,
+    name: str,
+    checkpoint: Checkpoint,
 ) -> Fit:
     """Fit one model to uint8 images of shape (N, H, W), in place; divergence and lack of memory are told, not raised.
 
@@ -138,14 +176,23 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     own, holdout = split(images, test, recipe.training, seed)
     result = Fit(train_images=len(own), holdout_images=len(holdout))
+    saved = checkpoint.read()
     begin = time.perf_counter()
     try:
         model.to(device)
         own, holdout = own.to(device), holdout.to(device)
-        start_(model, recipe, own, generator)
-        result.seconds = time.perf_counter() - begin
+        if saved is None:
+            start_(model, recipe, own, generator)
+            result.seconds = time.perf_counter() - begin
+        else:
+            model.load_state_dict(saved["model"])
+            result = Fit(**saved["fit"])
+            if saved["descent"] is None:
+                say(f"{name}: {result.status} already, taken from its checkpoint")
+                return result
         if recipe.training is not None:
-            descend(model, recipe.training, own, holdout, generator, name, result)
+            descent = None if saved is None else saved["descent"]
+            descend(model, recipe.training, own, holdout, generator, name, result, checkpoint, descent)
     except DivergedError as error:
         result.status, result.message = "diverged", str(error)
     except (RuntimeError, MemoryError) as error:
@@ -154,6 +201,8 @@ def fit(
         result.status, result.message = "out_of_memory", str(error).splitlines()[0]
     if result.status != "complete":
         say(f"{name}: {result.status}: {result.message}")
+    if result.status != "out_of_memory":
+        checkpoint.write({"fit": asdict(result), "model": model.state_dict(), "descent": None}, f"{name} is trained")
     return result
 
 
@@ -167,7 +216,7 @@ def split(images: Tensor, test: Tensor, training: Training | None, seed: int) ->
 
 
 class Lookout:
-    """Looks at the held-out images now and then, draws the training curve, and keeps the best weights.
+    """Looks at the held-out images now and then, draws the training curve, and keeps the ``best`` weights.
 
     Args:
         model: The model in training.
@@ -178,7 +227,7 @@ class Lookout:
 
     def __init__(self, model: ImageFlow, holdout: Tensor, per_epoch: int, result: Fit) -> None:
         self._model, self._holdout, self._per_epoch, self._result = model, holdout, per_epoch, result
-        self._best: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
 
     def look(self, step: int, learning_rate: float, train_bits: float | None) -> float:
         """The held-out bits per dimension after a step; the curve gets a point.
@@ -197,12 +246,12 @@ class Lookout:
         result.history.append(dict(zip(HISTORY[1:], point, strict=True)))
         if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
             result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = held, step, epoch
-            self._best = copy.deepcopy(self._model.state_dict())
+            self.best = copy.deepcopy(self._model.state_dict())
         return held
 
     def restore_best(self) -> None:
         """Put the best weights back into the model."""
-        self._model.load_state_dict(self._best)
+        self._model.load_state_dict(self.best)
 
 
 def descend(
@@ -213,8 +262,12 @@ def descend(
     generator: torch.Generator,
     name: str,
     result: Fit,
+    checkpoint: Checkpoint,
+    saved: Mapping[str, Any] | None = None,
 ) -> None:
     """Minimise bits per dimension by Adam and leave the model at its best held-out weights.
+
+    With ``saved``, a state that was written to the checkpoint, it goes on from there as if it had never stopped.
 
     Raises:
         DivergedError: When a loss is not finite.
@@ -225,33 +278,61 @@ def descend(
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps, per_epoch)
     lookout = Lookout(model, holdout, per_epoch, result)
-    held = lookout.look(0, float(schedule.get_last_lr()[0]), None)
-    note, losses = "first step", Losses(images.device)
-    counts_accidents, met = (
-        isinstance(model.flow, ReleasedRealNVP),
-        torch.zeros_like(images[0, 0, 0], dtype=torch.int64),
-    )
+    losses, done = Losses(torch.zeros((), device=images.device)), 0
+    met = torch.zeros((), dtype=torch.int64, device=images.device)
+    if saved is None:
+        held = lookout.look(0, float(schedule.get_last_lr()[0]), None)
+    else:
+        done, order, lookout.best, losses = saved["step"], saved["order"], saved["best"], Losses(*saved["losses"])
+        met = saved["accidents"]
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        restore_random_state(generator, saved["random"])
+        held = float(result.history[-1]["holdout_bits_per_dim"] or math.nan)
+        say(f"{name}: goes on after step {done}")
+    note = f"held out {held:.3f}"
+    counts_accidents = isinstance(model.flow, ReleasedRealNVP)
+
+    def take(batch: Tensor) -> Tensor:
+        return optimise(model, optimizer, batch, generator, training)
+
     model.train()
     begin = time.perf_counter()
-    with Progress(name, steps) as progress:
-        for step in range(1, steps + 1):
+    with Progress(name, steps, done) as progress, Watch(model, optimizer, generator, done) as watch:
+        for step in range(done + 1, steps + 1):
             position = (step - 1) % per_epoch
             if position == 0:
                 order = torch.randperm(len(images), generator=generator, device=images.device)
             batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
-            losses.add(optimise(model, optimizer, batch, generator, training))
+            losses.add(watch.take(take, batch))
             if counts_accidents:
                 met += accidents(batch, generator)
             schedule.step()
-            if step % CHECK_EVERY == 0 or step in looks:
+            due = checkpoint.is_due()
+            if due or step % CHECK_EVERY == 0 or step in looks:
                 mean = losses.mean(step)
                 note = f"{mean:.3f} bits/dim, held out {held:.3f}"
             if step in looks:
                 result.seconds += time.perf_counter() - begin
                 held = lookout.look(step, float(schedule.get_last_lr()[0]), mean)
-                losses = Losses(images.device)
+                losses = Losses(torch.zeros((), device=images.device))
                 begin = time.perf_counter()
             progress.step(note)
+            if due:
+                result.seconds += time.perf_counter() - begin
+                descent = {
+                    "step": step,
+                    "order": order,
+                    "best": lookout.best,
+                    "losses": losses.state(),
+                    "accidents": met,
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "random": random_state(generator),
+                }
+                state = {"fit": asdict(result), "model": model.state_dict(), "descent": descent}
+                checkpoint.write(state, f"{name} after step {step} of {steps}")
+                begin = time.perf_counter()
     result.epochs, result.steps = round(steps / per_epoch, 4), steps
     result.accidents = int(met) if counts_accidents else None
     lookout.restore_best()
@@ -260,12 +341,16 @@ def descend(
 class Losses:
     """The mean of losses, summed on their device so that no step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sum, self._count = torch.zeros((), device=device), 0
+    def __init__(self, total: Tensor, count: int = 0) -> None:
+        self._sum, self._count = total, count
 
     def add(self, loss: Tensor) -> None:
         """Count one loss."""
         self._sum, self._count = self._sum + loss, self._count + 1
+
+    def state(self) -> tuple[Tensor, int]:
+        """The arguments that make these losses again."""
+        return self._sum, self._count
 
     def mean(self, step: int) -> float:
         """The mean so far; `DivergedError`, naming the step, if it is not finite."""

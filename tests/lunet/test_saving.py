@@ -12,6 +12,7 @@ from random_flows import CPU_DTYPES, every_flow, random_lu_net, scale_, seeded
 from torch import Tensor
 
 from lunet import Flow, ImageFlow, LUNet, SavedFlowError, load_flow, save_flow
+from lunet.saving import checksum
 
 FLOWS = every_flow()
 DEVICES = [
@@ -171,12 +172,36 @@ def test_weights_that_are_singular(tmp_path: Path) -> None:
     assert_refused(tmp_path, because="layers.1 is singular")
 
 
+@pytest.mark.parametrize("file", ["config.json", "weights.safetensors"])
+def test_files_of_two_flows_are_not_taken_together(file: str, tmp_path: Path) -> None:
+    folder, other = saved(tmp_path / "flow"), tmp_path / "other"
+    save_flow(ImageFlow(LUNet(4, slope=0.2), (1, 2, 2)), other)
+    (folder / file).write_bytes((other / file).read_bytes())
+    assert_refused(folder, because="was changed after it was written")
+
+
+def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+    weights = saved(tmp_path) / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    assert_refused(tmp_path, because="was changed after it was written")
+
+
+def test_a_flow_without_a_checksum_is_read(tmp_path: Path) -> None:
+    config = json.loads((saved(tmp_path) / "config.json").read_text())
+    del config["sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_flow(tmp_path).flow.features == 4
+
+
 def change(folder: Path, key: str, value: object) -> None:
-    """Write another value into config.json."""
+    """Write another value into config.json, with a checksum that fits."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     *parents, last = key.split(".")
     place = config
     for parent in parents:
         place = place[parent]
     place[last] = value
+    config["sha256"] = checksum(config, (folder / "weights.safetensors").read_bytes())
     (folder / "config.json").write_text(json.dumps(config))

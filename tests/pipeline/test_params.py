@@ -59,7 +59,13 @@ def test_margin_may_be_a_pair(values: Any) -> None:
         ("grid.seeds", [0, 0], ["grid", "twice"]),
         ("grid.seeds", [], ["grid.seeds", "at least 1"]),
         ("recipes.lunet.model.slope", 2, ["recipes.lunet.model.slope", "2", "less than 1"]),
-        ("recipes.lunet.model.layers", 0, ["recipes.lunet.model.layers", "greater than or equal to 1"]),
+        ("recipes.lunet.model.layers", 1, ["recipes.lunet.model.layers", "1", "greater than or equal to 2"]),
+        ("recipes.lunet.model.slope", 0.0, ["recipes.lunet.model.slope", "0.0", "greater than or equal to 0.001"]),
+        ("recipes.lunet.training.epochs", 1e300, ["recipes.lunet.training.epochs", "1e+300", "1000000"]),
+        ("recipes.lunet.training.batch_size", 10**30, ["recipes.lunet.training.batch_size", "1000000"]),
+        ("grid.seeds", [2**64], ["grid.seeds.0", "less than 4294967296"]),
+        ("checkpoint_seconds", -1, ["checkpoint_seconds", "-1", "greater than or equal to 0"]),
+        ("deterministic", "yes", ["deterministic", "'yes'", "boolean"]),
         ("recipes.lunet.model.layerz", 3, ["recipes.lunet.model.layerz", "unknown key", "'layers'"]),
         ("recipes.lunet.margin", 0.7, ["recipes.lunet.margin", "0.7", "below 0.5"]),
         ("recipes.lunet.training", None, ["recipes.lunet", "training is needed"]),
@@ -91,7 +97,7 @@ def test_every_mistake_is_told_at_once(values: Any) -> None:
         validate(values, "params.yaml")
 
 
-@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00", "just words"])
+@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00", "just words", "2001-99-99", "a: !!int x", "[" * 5000])
 def test_a_file_that_is_not_a_set_of_parameters_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")

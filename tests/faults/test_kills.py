@@ -1,0 +1,183 @@
+"""A training that is killed or stopped, and started again, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from itertools import cycle, product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from trainings import CONTEXT, LONG, Cell, Fault, write_halves
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.name != "posix", reason="processes are forked and killed as POSIX systems do"),
+]
+
+MODELS = ["lunet", "realnvp"]
+POINTS = {
+    "before the first step": Fault("pipeline.train.optimise", 1),
+    "in the middle of an epoch": Fault("pipeline.train.optimise", 5),
+    "before a look at the held-out images": Fault("pipeline.train.score", 2),
+    "after the last step": Fault("pipeline.train.optimise", 8, after=True),
+    "with a checkpoint half written": Fault("torch.save", 4, after=True),
+    "with a checkpoint not yet on the disk": Fault("os.fsync", 7),
+    "before a checkpoint gets its name": Fault("pathlib.Path.replace", 4),
+    "after a checkpoint has got its name": Fault("pathlib.Path.replace", 4, after=True),
+    "with the last checkpoint written": Fault("pathlib.Path.replace", 9, after=True),
+    "before a flow is written": Fault("pipeline.train.save_flow", 1),
+    "before the run gets its name": Fault("pathlib.Path.replace", 10),
+    "before the checkpoints are removed": Fault("pathlib.Path.replace", 10, after=True),
+}
+# In the short form each point with one of the models.
+CASES = list(product(POINTS, MODELS)) if LONG else list(zip(POINTS, cycle(MODELS), strict=False))
+RANDOM_KILLS = 25 if LONG else 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The outcome of a training that nothing disturbs."""
+    known: dict[str, Any] = {}
+
+    def outcome(recipe: str, **changes: Any) -> Any:
+        name = f"{recipe} {changes}"
+        if name not in known:
+            cell = Cell(tmp_path_factory.mktemp("undisturbed"), recipe, changes)
+            assert cell.train() == 0, cell.log
+            known[name] = cell.outcome()
+        return known[name]
+
+    return outcome
+
+
+@pytest.mark.parametrize(("point", "recipe"), CASES)
+def test_killed_at_a_point(tmp_path: Path, undisturbed: Callable[..., Any], point: str, recipe: str) -> None:
+    cell = Cell(tmp_path, recipe)
+    assert cell.train(POINTS[point]) == -signal.SIGKILL, cell.log
+    assert cell.train() == 0, cell.log
+    assert cell.outcome() == undisturbed(recipe)
+    assert cell.checkpoints() == []
+    assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["mnist"]
+
+
+@pytest.mark.parametrize("recipe", MODELS)
+def test_killed_at_random_moments(tmp_path: Path, undisturbed: Callable[..., Any], recipe: str) -> None:
+    random, kills, runs = Random(recipe), 0, 0
+    expected = undisturbed(recipe)
+    while kills < RANDOM_KILLS:
+        runs += 1
+        cell = Cell(tmp_path / str(runs), recipe)
+        # After some kills a run is left alone, so that it ends however slow the machine is.
+        for left in reversed(range(6)):
+            cell.write_params(checkpoint_seconds=random.choice([0, 0.02]))
+            process = cell.start()
+            process.join(random.uniform(0, 1) if left else None)
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+            if process.exitcode == 0:
+                break
+        assert process.exitcode == 0, cell.log
+        assert cell.outcome() == expected
+        assert cell.checkpoints() == []
+
+
+def test_a_model_of_a_class_that_was_trained_is_not_trained_again(
+    tmp_path: Path, undisturbed: Callable[..., Any]
+) -> None:
+    cell = Cell(tmp_path, "lunet", {"classes": "each"})
+    # Four steps a class: the sixth is the second one of class 1.
+    assert cell.train(Fault("pipeline.train.optimise", 6)) == -signal.SIGKILL, cell.log
+    assert cell.train() == 0, cell.log
+    assert "mnist lunet 0 class 0: complete already" in cell.log
+    assert "mnist lunet 0 class 1: goes on after step 1" in cell.log
+    assert cell.outcome() == undisturbed("lunet", classes="each")
+
+
+@pytest.mark.parametrize(("number", "checkpoint_seconds"), [(signal.SIGTERM, 1000), (signal.SIGINT, 0)])
+def test_a_signal_ends_the_step_and_writes_a_checkpoint(
+    tmp_path: Path, undisturbed: Callable[..., Any], number: signal.Signals, checkpoint_seconds: float
+) -> None:
+    cell = Cell(tmp_path, "lunet")
+    cell.write_params(checkpoint_seconds=checkpoint_seconds)
+    assert cell.train(Fault("pipeline.train.optimise", 3, signal=number)) == 128 + number
+    last = cell.log.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name}: mnist lunet 0 after step 3 of 8: what is done is kept")
+    assert "Traceback" not in cell.log
+    assert not (tmp_path / "runs/train/mnist").exists()
+    assert cell.train() == 0, cell.log
+    assert "goes on after step 3" in cell.log
+    assert cell.outcome() == undisturbed("lunet")
+
+
+def test_a_signal_before_the_first_step_is_heeded_too(tmp_path: Path) -> None:
+    cell = Cell(tmp_path, "gaussian")
+    assert cell.train(Fault("pipeline.train.start_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: mnist gaussian 0 is trained: what is done is kept" in cell.log
+    assert cell.train() == 0
+    assert "complete already" in cell.log
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    cell = Cell(tmp_path, "lunet")
+    faults = [Fault("pipeline.train.optimise", 3, signal=signal.SIGTERM) for _ in range(2)]
+    assert cell.train(*faults) == -signal.SIGTERM
+
+
+def test_a_second_training_of_the_same_cell_is_refused_until_the_first_one_has_ended(
+    tmp_path: Path, undisturbed: Callable[..., Any]
+) -> None:
+    cell, reached = Cell(tmp_path, "lunet"), CONTEXT.Event()
+    first = cell.start(Fault("pipeline.train.optimise", 3, reached=reached), log="first")
+    reached.wait()
+    # Other parameters make no difference, since both would write the same folder.
+    for top in ({}, {"deterministic": False}):
+        cell.write_params(**top)
+        assert cell.train() == 1
+        assert cell.log.startswith("error: another process is training runs/train/mnist now")
+    cell.write_params()
+    first.kill()
+    first.join()
+    assert cell.train() == 0, cell.log
+    assert "goes on after step 2" in cell.log
+    assert cell.outcome() == undisturbed("lunet")
+
+
+# Which checkpoints are used
+
+
+def other_parameters(cell: Cell) -> tuple[Fault, ...]:
+    cell.changes["learning_rate"] = 0.002
+    cell.write_params()
+    return ()
+
+
+def another_seed(cell: Cell) -> tuple[Fault, ...]:
+    cell.seed = 1
+    return ()
+
+
+def other_data(cell: Cell) -> tuple[Fault, ...]:
+    write_halves(cell.folder / "data/mnist", seed=1)
+    return ()
+
+
+def other_code(_cell: Cell) -> tuple[Fault, ...]:
+    return (Fault("pipeline.checkpoints.code", 1, result={"lunet/lu_net.py": "another"}),)
+
+
+@pytest.mark.parametrize("change", [other_parameters, another_seed, other_data, other_code])
+def test_a_checkpoint_of_another_training_is_not_used(
+    tmp_path: Path, change: Callable[[Cell], tuple[Fault, ...]]
+) -> None:
+    cell = Cell(tmp_path, "lunet")
+    assert cell.train(Fault("pipeline.train.optimise", 5)) == -signal.SIGKILL
+    (before,) = cell.checkpoints()
+    assert cell.train(*change(cell)) == 0, cell.log
+    assert "goes on" not in cell.log
+    # What another training may still want is left to it.
+    assert cell.checkpoints() == [before]

@@ -1,0 +1,101 @@
+"""The whole pipeline, killed again and again with all its processes, ends as one that nothing has disturbed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from trainings import LONG
+
+from pipeline.params import PRESETS
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.name != "posix", reason="a group of processes is killed as POSIX systems do"),
+    pytest.mark.skipif(not LONG, reason="takes many minutes: make faults"),
+]
+
+ROOT = Path(__file__).parents[2]
+KILLS = 5
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the project with the smoke preset, its checkpoints a second apart, and a cache of its own."""
+    for name in ("lunet", "pipeline", ".dvc"):
+        unwanted = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+    for name in ("dvc.yaml", "Makefile", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    preset = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
+    assert "checkpoint_seconds: 60" in preset
+    (folder / "params.yaml").write_text(preset.replace("checkpoint_seconds: 60", "checkpoint_seconds: 1"))
+    return folder
+
+
+def repro(folder: Path, stop: Callable[[list[str]], bool] = lambda _: False) -> list[str]:
+    """The lines of one `make repro`, to its end or until it was killed, with all its processes, where ``stop`` says so.
+
+    This interpreter has what `make setup` would install.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = subprocess.Popen(
+        ["make", "--assume-old", ".venv/.installed", "repro"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if stop(lines):
+            os.killpg(process.pid, signal.SIGKILL)
+            lines += process.stdout.readlines()
+            break
+    else:
+        assert process.wait() == 0, "".join(lines)
+    process.stdout.close()
+    process.wait()
+    return lines
+
+
+def begun(lines: list[str]) -> int:
+    """How many stages a run has begun."""
+    return sum("Running stage" in line for line in lines)
+
+
+def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: Path) -> None:
+    undisturbed, killed = checkout(tmp_path / "undisturbed"), checkout(tmp_path / "killed")
+    needed = begun(repro(undisturbed))
+    random, total = Random(0), 0
+    for _ in range(KILLS):
+        # At a random moment of one of the next stages, of which there are enough for all kills.
+        stages, patience = random.randint(1, 3), random.uniform(0, 4)
+
+        def stop(lines: list[str], stages: int = stages, patience: float = patience) -> bool:
+            if begun(lines) < stages:
+                return False
+            time.sleep(patience)
+            return True
+
+        lines = repro(killed, stop)
+        print(f"killed in stage {begun(lines)} of this run: {lines[-1].strip()}")
+        total += begun(lines)
+    total += begun(repro(killed))
+    metrics = [(folder / "reports/metrics.json").read_bytes() for folder in (undisturbed, killed)]
+    assert metrics[0] == metrics[1]
+    # What was done was not done again: beyond the stages that were cut off, none was begun twice.
+    assert needed < total <= needed + KILLS
+    assert list((killed / "runs").rglob(".*")) == []
