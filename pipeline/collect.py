@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline import figures
-from pipeline.claims import Scale, Subject, Times, judge, load_claims
+from pipeline.claims import ClaimsFile, Scale, Subject, Times, judge, load_claims
 from pipeline.console import exit_with, say
+from pipeline.conversion import Code, batch_factor, honest, logit_bits, poster_in_bits, released_code
+from pipeline.datasets import Dataset
 from pipeline.files import replacing, write_json
-from pipeline.params import PRESETS, Params, load_params
+from pipeline.params import PRESETS, Params, Recipe, load_params
 from pipeline.provenance import provenance_of
-from pipeline.records import Cell, Measurement, Results, Run, read_results, read_samples
+from pipeline.records import Cell, Likelihood, Measurement, Results, Run, read_results, read_samples
 from pipeline.statistics import Estimate, mean_interval, median_interval, rounded
 from pipeline.tables import curves_table, results_table, timings_table, write_table
 
@@ -235,7 +237,48 @@ def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, 
     return {
         **claims.model_dump(include={"paper", "principle", "poster", "references"}),
         "claims": [judge(claim, scales, subjects) for claim in claims.claims],
+        "conversion": conversion_of(results, claims),
     }
+
+
+def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
+    """What the poster's likelihoods mean on each data set, and our own printed figures converted in the same way."""
+    printed = next(row for row in claims.poster if row.quantity == "nll")
+    codes: tuple[tuple[Code, float], ...] = (("lunet", printed.lunet), ("realnvp", printed.realnvp))
+    poster = [
+        {"title": dataset.title, "code": code, "printed": value}
+        | {key: rounded(found) for key, found in poster_in_bits(dataset, code, value).items()}
+        for dataset in results.datasets.values()
+        for code, value in codes
+    ]
+    checks = []
+    for cell in results.cells:
+        recipe, dataset = results.params.recipe(cell.key.recipe), results.datasets[cell.key.dataset]
+        test, per_class = cell.evaluation.test, cell.evaluation.per_class
+        if test is None or per_class is None or test.poster_bits_per_pixel is None:
+            continue
+        if (value := converted(per_class, recipe, dataset)) is not None:
+            figures = (test.poster_bits_per_pixel, value, test.bits_per_dim.mean)
+            named = dict(zip(("printed", "converted", "honest"), map(rounded, figures), strict=True))
+            checks.append({"title": dataset.title, **cell.key._asdict(), **named})
+    return {"poster": poster, "checks": checks}
+
+
+def converted(per_class: Mapping[str, Likelihood], recipe: Recipe, dataset: Dataset) -> float | None:
+    """A printed figure turned into bits per pixel by the data's Jacobian alone, to hold against the model's own figure.
+
+    ``None`` where there is no printed figure.
+    """
+    code = released_code(recipe)
+    margin = recipe.margin if isinstance(recipe.margin, tuple) else (recipe.margin, recipe.margin)
+    total = 0.0
+    for label, found in per_class.items():
+        if found.poster_bits_per_pixel is None:
+            return None
+        factor = batch_factor(found.images if recipe.classes == "each" else len(dataset.test_images))
+        logit = logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
+        total += found.images * honest(found.poster_bits_per_pixel, code, logit, factor)
+    return total / len(dataset.test_images)
 
 
 def draw(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +23,13 @@ from lunet import (
 )
 from pipeline.cell import cell_parser
 from pipeline.console import UserError, exit_with, say
+from pipeline.conversion import batch_factor, released_code
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, determinism, is_out_of_memory
 from pipeline.files import read_json, refuse_foreign, replacing, write_json
 from pipeline.models import groups
 from pipeline.params import Evaluate, Recipe, load_params
 
-# The batch over which the released RealNVP code averages, the short last batch included.
-RELEASED_BATCH = 128
 RESULTS = ("test", "per_class", "round_trip", "latents", "sample_class_accuracy", "classification_accuracy")
 
 
@@ -132,18 +130,15 @@ def evaluate(
                 released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
     if not bits.isfinite().all():
         raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
-    has_poster_figure = recipe.model.kind != "histogram"
     samples = draw_samples(models, settings, seed)
+
+    def likelihood(of: Tensor) -> dict[str, Any]:
+        printed = None if recipe.model.kind == "histogram" else float(released[of].double().mean())
+        return {"images": int(of.sum()), "bits_per_dim": summary(bits[of]), "poster_bits_per_pixel": printed}
+
     return {
-        "test": {
-            "images": len(images),
-            "bits_per_dim": summary(bits),
-            "poster_bits_per_pixel": float(released.double().mean()) if has_poster_figure else None,
-        },
-        "per_class": {
-            str(label): {"images": int((labels == label).sum()), "bits_per_dim": summary(bits[labels == label])}
-            for label in range(len(dataset.class_names))
-        },
+        "test": likelihood(torch.ones_like(labels, dtype=torch.bool)),
+        "per_class": {str(label): likelihood(labels == label) for label in range(len(dataset.class_names))},
         "round_trip": round_trip(models, images, labels, settings),
         "latents": latents.summary(),
         "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
@@ -155,11 +150,10 @@ def evaluate(
 
 def released_figure(recipe: Recipe, log_prob: Tensor, features: int, rows: Tensor) -> Tensor:
     """What the released code would print for these images, in its own currency."""
-    if recipe.model.kind not in ("realnvp", "realnvp_released"):
+    if released_code(recipe) == "lunet":
         return poster_bits_per_pixel(log_prob, features, code="lunet").cpu()
-    batches = math.ceil(len(rows) / RELEASED_BATCH)
-    full_batches = len(rows) / (RELEASED_BATCH * batches)
-    return poster_bits_per_pixel(log_prob, features, code="realnvp", batch_factor=full_batches).cpu()
+    factor = batch_factor(len(rows))
+    return poster_bits_per_pixel(log_prob, features, code="realnvp", batch_factor=factor).cpu()
 
 
 def summary(bits: Tensor) -> dict[str, float]:

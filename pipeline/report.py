@@ -87,6 +87,8 @@ def render(reports: Path, title: str) -> str:
         principle=found["claims"]["principle"],
         poster={row["quantity"]: row for row in found["claims"]["poster"]},
         references=found["claims"]["references"],
+        conversion=found["claims"]["conversion"],
+        recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
         counts=count_verdicts(found["claims"]["claims"]),
         provenance=provenance,
