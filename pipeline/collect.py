@@ -20,7 +20,7 @@ from pipeline.params import PRESETS, Params, Recipe, load_params
 from pipeline.provenance import provenance_of
 from pipeline.records import Cell, Likelihood, Measurement, Results, Run, read_results, read_samples
 from pipeline.statistics import Estimate, mean_interval, median_interval, rounded
-from pipeline.tables import curves_table, results_table, timings_table, write_table
+from pipeline.tables import curves_table, latents_table, results_table, timings_table, write_table
 
 HEADLINES = (
     "bits_per_dim",
@@ -34,6 +34,7 @@ HEADLINES = (
     "sample_class_accuracy",
     "classification_accuracy",
 )
+LATENT_MOMENTS = ("mean", "variance", "variance_min", "variance_max")
 PHASES = ("training", "sampling")
 Subjects = Mapping[str, Mapping[str, Subject]]
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.collect",
         description="Read the cells of the grid and write their tables, metrics, verdicts and figures: metrics.json, "
-        "timings.json, results.csv, timings.csv, curves.csv, claims.json, provenance.json and figures/.",
+        "timings.json, results.csv, latents.csv, timings.csv, curves.csv, claims.json, provenance.json and figures/.",
         epilog="example: python -m pipeline.collect",
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
@@ -71,7 +72,12 @@ def collect(params: Path, data: Path, runs: Path, out: Path, *, paper: Path = PR
     results = read_results(load_params(params), data, runs)
     paper_params = load_params(paper)
     curves, timings = curves_table(results.cells), timings_table(results.measurements)
-    tables = {"results.csv": results_table(results), "timings.csv": timings, "curves.csv": curves}
+    tables = {
+        "results.csv": results_table(results),
+        "latents.csv": latents_table(results),
+        "timings.csv": timings,
+        "curves.csv": curves,
+    }
     subjects = subjects_of(results, curves)
     contents = {
         "metrics.json": metrics_of(subjects),
@@ -149,7 +155,7 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
     if evaluation.round_trip:
         values["pixels_exact"] = evaluation.round_trip.pixels_exact
     if evaluation.latents:
-        values |= {f"latent_{name}": value for name, value in evaluation.latents.model_dump().items()}
+        values |= {f"latent_{name}": getattr(evaluation.latents, name) for name in LATENT_MOMENTS}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -292,6 +298,8 @@ def draw(
     curves, timings = tables["curves.csv"], tables["timings.csv"]
     metrics, medians = contents["metrics.json"][dataset], contents["timings.json"][dataset]
     references = [row for row in contents["claims.json"]["references"] if row["dataset"] == dataset]
+    if len(tables["latents.csv"]):
+        figures.latents(folder / f"latents-{dataset}.svg", tables["latents.csv"], looks)
     if len(curves):
         figures.curves(folder / f"curves-{dataset}.svg", curves, looks)
     bits = {recipe: found["bits_per_dim"] for recipe, found in metrics.items() if "bits_per_dim" in found}
@@ -333,6 +341,8 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
         figures.images(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
+        if cell.evaluation.fitted_base:
+            figures.images(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,22 @@ from lunet import (
 from pipeline.cell import cell_parser
 from pipeline.console import UserError, exit_with, say
 from pipeline.conversion import batch_factor, released_code
-from pipeline.datasets import Dataset, load_dataset
+from pipeline.datasets import Bytes, Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, determinism, is_out_of_memory
 from pipeline.files import read_json, refuse_foreign, replacing, write_json
-from pipeline.models import groups
+from pipeline.latents import FittedBase, normality
+from pipeline.models import START_IMAGES, groups
 from pipeline.params import Evaluate, Recipe, load_params
 
-RESULTS = ("test", "per_class", "round_trip", "latents", "sample_class_accuracy", "classification_accuracy")
+RESULTS = (
+    "test",
+    "per_class",
+    "round_trip",
+    "latents",
+    "fitted_base",
+    "sample_class_accuracy",
+    "classification_accuracy",
+)
 
 
 def main() -> None:
@@ -63,13 +73,13 @@ def main() -> None:
         "draws": params.evaluate.draws,
         **dict.fromkeys(RESULTS),
     }
-    samples = np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)
+    grids = {"samples": np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)}
     begin = time.perf_counter()
     if run["status"] == "complete":
         models = {key: _load(folder / "flows" / key, device) for key in groups(dataset, recipe)}
         try:
             with determinism(params):
-                measured, samples = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
+                measured, grids = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
             result |= measured
         except NonFiniteError as error:
             result |= {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
@@ -81,7 +91,8 @@ def main() -> None:
     result["environment"] = describe_environment(device)
     with replacing(samples_folder) as fresh:
         fresh.mkdir()
-        np.save(fresh / "samples.npy", samples, allow_pickle=False)
+        for name, grid in grids.items():
+            np.save(fresh / f"{name}.npy", grid, allow_pickle=False)
     write_json(arguments.out, result)
     bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
     say(f"{cell}: {result['status']}{bits}, written to {arguments.out}")
@@ -103,7 +114,7 @@ def read_run(folder: Path, names: dict[str, Any], recipe: Recipe) -> dict[str, A
 @torch.no_grad()
 def evaluate(
     models: dict[str, ImageFlow], dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int
-) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.uint8]]]:
+) -> tuple[dict[str, Any], dict[str, Bytes]]:
     """Everything that is said of trained models on the test set, and the samples drawn from them.
 
     With one model a class, each test image is scored by the model of its own class, as in the paper.
@@ -112,20 +123,22 @@ def evaluate(
         NonFiniteError: If an image has no finite latent or no finite way back, or a sample leaves the numbers' range.
 
     Returns:
-        The fields `RESULTS`, and samples with shape (rows, columns, H, W).
+        The fields `RESULTS`, and grids of samples with shape (rows, columns, H, W): the model's own, and for an LU-Net
+        those from a Gaussian fitted to its training latents.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
-    bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), LatentMoments()
+    bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
     generator = torch.Generator().manual_seed(seed)
-    for rows, model in _by_model(models, labels):
+    for _, rows, model in _by_model(models, labels):
         device = next(iter(model.state_dict().values())).device
         for part in rows.split(settings.batch_size):
             batch = images[part].to(device)
-            for _ in range(settings.draws):
+            for draw in range(settings.draws):
                 y, log_slope = model.preprocess(batch, generator)
                 z, log_det = model.flow(y)
                 log_prob = standard_normal_log_prob(z) + log_det
-                latents.add(z)
+                if draw == 0:
+                    latents.append(z.cpu())
                 bits[part] += pixel_bits(log_prob + log_slope, y.shape[1]).cpu() / settings.draws
                 released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
     if not bits.isfinite().all():
@@ -136,16 +149,23 @@ def evaluate(
         printed = None if recipe.model.kind == "histogram" else float(released[of].double().mean())
         return {"images": int(of.sum()), "bits_per_dim": summary(bits[of]), "poster_bits_per_pixel": printed}
 
-    return {
+    results = {
         "test": likelihood(torch.ones_like(labels, dtype=torch.bool)),
         "per_class": {str(label): likelihood(labels == label) for label in range(len(dataset.class_names))},
         "round_trip": round_trip(models, images, labels, settings),
-        "latents": latents.summary(),
+        "latents": normality(torch.cat(latents)),
+        "fitted_base": None,
         "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
         "classification_accuracy": (
             classification_accuracy(models, images, labels, settings) if recipe.classes == "each" else None
         ),
-    }, samples.numpy()
+    }
+    grids = {"samples": samples.numpy()}
+    if recipe.model.kind == "lunet":
+        # Fewer training images than pixels have no covariance to draw from.
+        with contextlib.suppress(ValueError):
+            results["fitted_base"], grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
+    return results, grids
 
 
 def released_figure(recipe: Recipe, log_prob: Tensor, features: int, rows: Tensor) -> Tensor:
@@ -170,37 +190,11 @@ def summary(bits: Tensor) -> dict[str, float]:
     }
 
 
-class LatentMoments:
-    """Moments of latents, gathered batch by batch in float64."""
-
-    def __init__(self) -> None:
-        self._count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, z: Tensor) -> None:
-        """Count latents with shape (N, D)."""
-        z = z.double()
-        self._count += len(z)
-        self._sum = self._sum.to(z) + z.sum(0)
-        self._squares = self._squares.to(z) + z.square().sum(0)
-
-    def summary(self) -> dict[str, float]:
-        """Mean and variance over all features, and the smallest and largest variance of one feature."""
-        mean, square = self._sum / self._count, self._squares / self._count
-        variance = square - mean.square()
-        return {
-            "images": self._count,
-            "mean": float(mean.mean()),
-            "variance": float(variance.mean()),
-            "variance_min": float(variance.min()),
-            "variance_max": float(variance.max()),
-        }
-
-
 def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> dict[str, float]:
     """How exactly the first images come back from their latents, in latent space and in 8-bit pixels."""
     images, labels = images[: settings.round_trip_images], labels[: settings.round_trip_images]
     largest, exact, within_one = 0.0, 0, 0
-    for rows, model in _by_model(models, labels):
+    for _, rows, model in _by_model(models, labels):
         device = next(iter(model.state_dict().values())).device
         for part in rows.split(settings.batch_size):
             y, _ = model.preprocess(images[part].to(device), torch.Generator(device).manual_seed(0))
@@ -218,7 +212,7 @@ def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, set
     }
 
 
-def draw_samples(models: dict[str, ImageFlow], settings: Evaluate, seed: int) -> Tensor:
+def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluate, seed: int) -> Tensor:
     """The first samples of each model, none chosen: a row a class, or rows of one model, with shape (R, C, H, W)."""
     columns = settings.sample_columns
     generator = torch.Generator().manual_seed(seed)
@@ -227,6 +221,28 @@ def draw_samples(models: dict[str, ImageFlow], settings: Evaluate, seed: int) ->
         count = columns if len(models) > 1 else settings.sample_rows * columns
         rows.append(model.sample(count, generator).cpu().flatten(0, 1).unflatten(0, (-1, columns)))
     return torch.cat(rows)
+
+
+def from_fitted_bases(
+    models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate, seed: int
+) -> tuple[dict[str, Any], Bytes]:
+    """Likelihood, latents and samples where each model's base is the Gaussian of its training latents.
+
+    Returns:
+        The mean bits per dimension of the test images and the `normality` of their whitened latents, and samples as
+        `draw_samples` arranges them.
+    """
+    images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
+    train_images, train_labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
+    bases, bits, whitened = {}, [], []
+    for key, rows, model in _by_model(models, labels):
+        own = train_images if key == "all" else train_images[train_labels == int(key)]
+        bases[key] = FittedBase(model, own[:START_IMAGES], settings.batch_size)
+        found, white = bases[key].score(images[rows])
+        bits.append(found)
+        whitened.append(white)
+    results = {"bits_per_dim": float(torch.cat(bits).mean()), "latents": normality(torch.cat(whitened))}
+    return results, draw_samples(bases, settings, seed).numpy()
 
 
 def class_accuracy(samples: Tensor, dataset: Dataset) -> float:
@@ -251,12 +267,12 @@ def classification_accuracy(models: dict[str, ImageFlow], images: Tensor, labels
     return float((torch.cat(found) == labels).double().mean())
 
 
-def _by_model(models: dict[str, ImageFlow], labels: Tensor) -> Iterator[tuple[Tensor, ImageFlow]]:
-    """Each model with the indices of the images it answers for."""
+def _by_model(models: dict[str, ImageFlow], labels: Tensor) -> Iterator[tuple[str, Tensor, ImageFlow]]:
+    """Each model with its name and the indices of the images it answers for."""
     for key, model in models.items():
         rows = torch.arange(len(labels)) if key == "all" else (labels == int(key)).nonzero().flatten()
         if len(rows):
-            yield rows, model
+            yield key, rows, model
 
 
 def _load(folder: Path, device: torch.device) -> ImageFlow:

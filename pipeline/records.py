@@ -143,12 +143,26 @@ class RoundTrip(Record):
 
 
 class Latents(Record):
-    """Moments of the latents of test images."""
+    """What `pipeline.latents.normality` says of the latents of test images."""
 
     mean: FiniteFloat
     variance: FiniteFloat
     variance_min: FiniteFloat
     variance_max: FiniteFloat
+    projection_distance: FiniteFloat
+    projection_distance_max: FiniteFloat
+    radius: FiniteFloat
+    radius_distance: FiniteFloat
+    critical_distance: FiniteFloat
+    levels: list[FiniteFloat]
+    projection_quantiles: list[FiniteFloat]
+
+
+class FittedBaseResults(Record):
+    """An LU-Net with the Gaussian of its training latents as base."""
+
+    bits_per_dim: FiniteFloat
+    latents: Latents
 
 
 class Evaluation(StageRecord):
@@ -161,6 +175,7 @@ class Evaluation(StageRecord):
     per_class: dict[str, Likelihood] | None
     round_trip: RoundTrip | None
     latents: Latents | None
+    fitted_base: FittedBaseResults | None
     sample_class_accuracy: FiniteFloat | None
     classification_accuracy: FiniteFloat | None
 
@@ -272,12 +287,13 @@ def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
-def read_samples(cell: Cell) -> NDArray[np.uint8]:
-    """The grid of samples of a complete cell, of shape (rows, columns, height, width)."""
-    grid: NDArray[np.uint8] = np.load(_present(cell.samples, "evaluate", cell.key), allow_pickle=False)
+def read_samples(cell: Cell, base: Literal["samples", "fitted_base"] = "samples") -> NDArray[np.uint8]:
+    """The grid of samples of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
+    path = cell.samples.with_name(f"{base}.npy")
+    grid: NDArray[np.uint8] = np.load(_present(path, "evaluate", cell.key), allow_pickle=False)
     if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
         raise UserError(
-            f"{cell.samples} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
+            f"{path} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
             f"{grid.dtype}; write it again with: {cell.key.command('evaluate')}"
         )
     return grid

@@ -20,7 +20,7 @@ from pipeline.console import UserError, exit_with, say
 from pipeline.files import read_json, write_text
 from pipeline.ink import INK
 from pipeline.params import load_params
-from pipeline.tables import RESULTS, TIMINGS, read_table
+from pipeline.tables import LATENTS, RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
 TIMES = {
@@ -31,6 +31,7 @@ TIMES = {
     "sampling_small_ms": "Sampling, small batch",
     "sampling_large_ms": "Sampling, large batch",
 }
+FIGURES = ("curves", "likelihood", "latents", "times", "memory", "determinant")
 MEMORY = {
     "memory_training_mib": "Training, at the peak",
     "memory_training_above_start_mib": "Training, above the start",
@@ -66,6 +67,7 @@ def render(reports: Path, title: str) -> str:
     """
     found = {name: read_json(reports / f"{name}.json") for name in ("metrics", "timings", "claims", "provenance")}
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
+    latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed", "base"])
     provenance = found["provenance"]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -98,11 +100,13 @@ def render(reports: Path, title: str) -> str:
         times=TIMES,
         memory=MEMORY,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
-        datasets=[dataset_view(name, reports / "figures", found, results) for name in provenance["datasets"]],
+        datasets=[dataset_view(name, reports / "figures", found, results, latents) for name in provenance["datasets"]],
     )
 
 
-def dataset_view(name: str, folder: Path, found: Mapping[str, Any], results: pd.DataFrame) -> dict[str, Any]:
+def dataset_view(
+    name: str, folder: Path, found: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
+) -> dict[str, Any]:
     """What the page shows of one data set.
 
     Args:
@@ -110,22 +114,27 @@ def dataset_view(name: str, folder: Path, found: Mapping[str, Any], results: pd.
         folder: The folder of the figures.
         found: The contents of the JSON files, by name without suffix.
         results: The table of all results.
+        latents: The table of all latents, a row for each seed and base.
     """
     metrics, timings = found["metrics"][name], found["timings"][name]
     recipes = found["provenance"]["recipes"]
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
-    figures = {kind: f"{kind}-{name}.svg" for kind in ("curves", "likelihood", "times", "memory", "determinant")}
+    figures = {
+        kind: f"{kind}-{name}.svg" for kind in ("curves", "likelihood", "latents", "times", "memory", "determinant")
+    }
     return {
         "name": name,
         "info": found["provenance"]["datasets"][name],
         "metrics": metrics,
+        "latents": latents[latents["dataset"] == name].to_dict("records"),
         "timings": timings,
         "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
         "worst": {recipe: worst.get(recipe) for recipe in recipes},
         "classes": class_table(rows, recipes),
         "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
         "samples": [recipe for recipe in recipes if (folder / f"samples-{name}-{recipe}.png").is_file()],
+        "fitted_bases": [recipe for recipe in recipes if (folder / f"fitted_base-{name}-{recipe}.png").is_file()],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from pipeline.console import UserError
 from pipeline.files import write_text
@@ -22,6 +23,15 @@ RESULTS = {
     **dict.fromkeys((f"bits_per_dim_{name}" for name in ("mean", "median", "std", "min", "max")), "float64"),
     **dict.fromkeys(("worst_percent_share", "poster_bits_per_pixel", "training_seconds"), "float64"),
     **dict.fromkeys(("device", "host", "commit", "time"), "string"),
+}
+LATENTS = {
+    **dict.fromkeys(("dataset", "recipe"), "string"),
+    "seed": "int64",
+    "base": "string",
+    "bits_per_dim": "float64",
+    **dict.fromkeys(("mean", "variance", "variance_min", "variance_max"), "float64"),
+    **dict.fromkeys(("projection_distance", "projection_distance_max", "radius", "radius_distance"), "float64"),
+    **dict.fromkeys(("critical_distance", "level", "normal_quantile", "projection_quantile"), "float64"),
 }
 TIMINGS = {
     **dict.fromkeys(("dataset", "recipe", "quantity"), "string"),
@@ -103,6 +113,29 @@ def _likelihood(found: Likelihood | None) -> Row:
         "poster_bits_per_pixel": found.poster_bits_per_pixel,
         **{f"bits_per_dim_{name}": value for name, value in spread.items()},
     }
+
+
+def latents_table(results: Results) -> pd.DataFrame:
+    """A row for each level of the quantiles of each complete cell's latents, its other figures repeated.
+
+    The base is the standard normal, or the Gaussian fitted to the training latents, by which latents are then whitened.
+    """
+    rows = []
+    for cell in results.cells:
+        found = cell.evaluation
+        if not cell.complete or found.test is None or found.latents is None:
+            continue
+        bases = {"standard normal": (found.test.bits_per_dim.mean, found.latents)}
+        if found.fitted_base:
+            bases["fitted to training latents"] = (found.fitted_base.bits_per_dim, found.fitted_base.latents)
+        for base, (bits, latents) in bases.items():
+            row = {**cell.key._asdict(), "base": base, "bits_per_dim": bits, **latents.model_dump()}
+            levels, quantiles = row.pop("levels"), row.pop("projection_quantiles")
+            rows += [
+                {**row, "level": level, "normal_quantile": norm.ppf(level), "projection_quantile": quantile}
+                for level, quantile in zip(levels, quantiles, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=list(LATENTS)).astype(LATENTS)
 
 
 def timings_table(measurements: Iterable[Measurement]) -> pd.DataFrame:

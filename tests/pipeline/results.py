@@ -137,14 +137,8 @@ class Project:
                 "pixels_exact": 0.99999,
                 "pixels_within_one": 1.0,
             },
-            "latents": {
-                "images": 12,
-                "mean": 0.01,
-                "variance": 1.02,
-                "mean_of_squared_norm_over_features": 1.02,
-                "variance_min": 0.8,
-                "variance_max": 1.4,
-            },
+            "latents": latents(0.1),
+            "fitted_base": {"bits_per_dim": bits - 0.05, "latents": latents(0.02)} if recipe == "lunet" else None,
             "sample_class_accuracy": 0.93 if classes == "each" else None,
             "classification_accuracy": 0.95 if classes == "each" else None,
             "seconds": 1.0,
@@ -155,7 +149,8 @@ class Project:
         samples.mkdir(parents=True)
         settings = self.values["evaluate"]
         shape = (settings["sample_rows"], settings["sample_columns"], 28, 28)
-        np.save(samples / "samples.npy", np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+        for base in ("samples", "fitted_base") if recipe == "lunet" else ("samples",):
+            np.save(samples / f"{base}.npy", np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
     def write_measurement(self, dataset: str, recipe: str) -> None:
         """Made-up times around the recipe's centre, the same on every call."""
@@ -234,6 +229,25 @@ def with_failures(root: Path) -> Project:
     for seed in range(3):
         project.fail(f"fashion_mnist-realnvp-{seed}", "out_of_memory", "needed 9 GiB, see /home/someone/runs/log.txt")
     return project
+
+
+def latents(distance: float) -> dict[str, Any]:
+    """Latents whose projections lie some way from the standard normal."""
+    levels = [0.1, 0.5, 0.9]
+    return {
+        "images": 12,
+        "mean": 0.01,
+        "variance": 1.02,
+        "variance_min": 0.8,
+        "variance_max": 1.4,
+        "projection_distance": distance,
+        "projection_distance_max": 2 * distance,
+        "radius": 1.02,
+        "radius_distance": 3 * distance,
+        "critical_distance": 0.375,
+        "levels": levels,
+        "projection_quantiles": [distance + level for level in levels],
+    }
 
 
 def spread(mean: float) -> dict[str, float]:

@@ -119,7 +119,7 @@ def test_landmarks_captions_scopes_and_alternatives(page: Page) -> None:
     assert all(heading.get("scope") for heading in page.all("th"))
     assert all(len(image["alt"] or "") > 30 for image in page.all("img"))
     drawings = page.all("svg")
-    assert len(drawings) == 10
+    assert len(drawings) == 12
     assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 60 for drawing in drawings)
     assert any("LU-Net 1.860" in (drawing["aria-label"] or "") for drawing in drawings)
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lunet import ImageFlow, LUNet, load_flow
 from pipeline.collect import converted
 from pipeline.data import write_dataset
 from pipeline.datasets import ARRAYS, Dataset, load_dataset
-from pipeline.evaluate import LatentMoments, draw_samples, evaluate
+from pipeline.evaluate import draw_samples, evaluate
 from pipeline.files import write_json
 from pipeline.measure import measure
 from pipeline.models import build, groups
@@ -313,15 +314,25 @@ def test_images_come_back_through_trained_nets(name: str, tmp_path: Path) -> Non
     assert double.latent_error < 1e-11
 
 
-def test_moments_of_latents_are_those_of_all_batches_together() -> None:
-    z = 3 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(4)
-    moments = LatentMoments()
-    for part in z.split(128):
-        moments.add(part)
-    found, variance = moments.summary(), z.double().var(0, correction=0)
-    assert found["mean"] == pytest.approx(float(z.double().mean()))
-    assert found["variance"] == pytest.approx(float(variance.mean()))
-    assert found["variance_max"] == pytest.approx(float(variance.max()))
+@pytest.mark.parametrize(("train_images", "has_base"), [(400, True), (100, False)])
+def test_an_lu_net_is_also_seen_with_the_base_of_its_training_latents(
+    values: Any, dataset: Dataset, tmp_path: Path, train_images: int, has_base: bool
+) -> None:
+    dataset = replace(
+        dataset,
+        train_images=dataset.train_images[:train_images],
+        train_labels=dataset.train_labels[:train_images],
+    )
+    recipe = recipe_of(values, "lunet", classes="each")
+    train(dataset, recipe, 0, CPU, tmp_path, "lunet")
+    models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
+    found, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(values["evaluate"]), 0)
+    assert (found["fitted_base"] is not None) == has_base
+    assert ("fitted_base" in grids) == has_base
+    if has_base:
+        assert grids["fitted_base"].shape == grids["samples"].shape == (2, 4, 8, 8)
+        assert not np.array_equal(grids["fitted_base"], grids["samples"])
+        assert found["fitted_base"]["bits_per_dim"] < found["test"]["bits_per_dim"]["mean"] + 0.5
 
 
 def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lunet import Gaussian, ImageFlow, LUNet
+from pipeline.latents import FittedBase, normality
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(n: int = 4000, features: int = 30) -> Tensor:
+    return torch.randn(n, features, generator=seeded(), dtype=torch.float64)
+
+
+# Distances from the standard normal
+
+
+def test_standard_normal_latents_pass_every_look() -> None:
+    found = normality(normal())
+    assert abs(found["mean"]) < 0.01
+    assert found["variance_min"] < 1 < found["variance_max"]
+    assert found["projection_distance"] < found["critical_distance"]
+    assert found["radius_distance"] < found["critical_distance"]
+    assert found["radius"] == pytest.approx(1, abs=0.01)
+    expected = stats.norm.ppf(found["levels"])
+    assert np.abs(np.array(found["projection_quantiles"]) - expected)[2:-2].max() < 0.02
+
+
+def test_a_wider_normal_fails_by_its_known_distance() -> None:
+    found = normality(1.5 * normal())
+    x = np.linspace(-5, 5, 10_001)
+    exact = np.abs(stats.norm.cdf(x) - stats.norm.cdf(x / 1.5)).max()
+    assert found["projection_distance"] == pytest.approx(exact, abs=0.02)
+    assert found["variance"] == pytest.approx(2.25, rel=0.02)
+    squared = stats.chi2(30)
+    at = np.linspace(0, 150, 10_001)
+    assert found["radius_distance"] == pytest.approx(np.abs(squared.cdf(at) - squared.cdf(at / 2.25)).max(), abs=0.02)
+
+
+def test_dependence_is_seen_where_each_feature_alone_is_standard_normal() -> None:
+    shared = torch.randn(4000, 1, generator=seeded(1), dtype=torch.float64)
+    found = normality((normal() + 2 * shared) / 5**0.5)
+    assert found["variance_max"] < 1.1
+    assert found["projection_distance"] > 3 * found["critical_distance"]
+    assert found["radius_distance"] > 10 * found["critical_distance"]
+
+
+def test_critical_distance_is_that_of_the_sample_size() -> None:
+    assert normality(normal(1000, 3))["critical_distance"] == pytest.approx(1.358 / 1000**0.5, rel=0.01)
+
+
+# The base fitted to training latents
+
+
+def images(n: int = 400, seed: int = 0) -> Tensor:
+    """4x4 images whose pixels depend on each other."""
+    shade = torch.rand(n, 1, 1, generator=seeded(seed)) * 150
+    return (shade + 60 * torch.rand(n, 4, 4, generator=seeded(seed + 1))).to(torch.uint8)
+
+
+@pytest.fixture
+def model() -> ImageFlow:
+    return ImageFlow(LUNet(16, 2), (1, 4, 4)).eval()
+
+
+@torch.no_grad()
+def test_the_base_is_one_more_gaussian_layer(model: ImageFlow) -> None:
+    # An LU-Net of one layer at the identity behind a fitted Gaussian is that Gaussian.
+    identity = ImageFlow(LUNet(16, 1).double(), (1, 4, 4)).eval()
+    bits, whitened = FittedBase(identity, images(), 64).score(images(seed=9))
+    generator = seeded()
+    y = torch.cat([identity.preprocess(batch, generator)[0] for batch in images().split(64)])
+    gaussian = ImageFlow(Gaussian(16).double().fit_(y), (1, 4, 4)).eval()
+    generator = seeded()
+    expected = torch.cat([gaussian.bits_per_dim(batch, generator=generator) for batch in images(seed=9).split(64)])
+    torch.testing.assert_close(bits, expected)
+    assert abs(whitened.var() - 1) < 0.2
+
+
+@torch.no_grad()
+def test_a_fitted_base_scores_better_than_the_standard_normal(model: ImageFlow) -> None:
+    bits, whitened = FittedBase(model, images(), 64).score(images(seed=9))
+    assert bits.mean() < model.bits_per_dim(images(seed=9), generator=seeded()).mean() - 0.5
+    assert whitened.shape == (400, 16)
+
+
+@torch.no_grad()
+def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
+    samples = FittedBase(model, images(), 64).sample(2000, seeded()).float()
+    assert samples.shape == (2000, 1, 4, 4)
+    assert samples.mean() == pytest.approx(float(images().float().mean()), rel=0.1)
+    own = model.sample(2000, seeded()).float()
+    assert abs(own.mean() - images().float().mean()) > 2 * abs(samples.mean() - images().float().mean())
+
+
+def test_too_few_images_are_refused(model: ImageFlow) -> None:
+    with pytest.raises(ValueError, match="singular"):
+        FittedBase(model, images(5), 64)
