@@ -84,7 +84,7 @@ def main() -> None:
     with replacing(samples_folder) as fresh:
         fresh.mkdir()
         np.save(fresh / "samples.npy", samples, allow_pickle=False)
-    write_json(arguments.out, result)
+    write_json(arguments.out, result, sealed=True)
     bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
     say(f"{cell}: {result['status']}{bits}, written to {arguments.out}")
 

@@ -96,19 +96,33 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
             os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON; NaN and infinity are refused, since JSON has no word for them."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write ``value`` as JSON; NaN and infinity are refused, since JSON has no word for them.
+
+    Args:
+        path: The file.
+        value: What it will hold.
+        sealed: Whether ``value``, then a dictionary, gets a checksum, which `read_json` looks at.
+    """
+    content = value | {"checksum": _checksum(value)} if sealed else value
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or damaged one is a `UserError` that names it."""
+    """Read a JSON file; one that is missing, damaged or changed since it was sealed is a `UserError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it (dvc repro)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it and run dvc repro again") from None
+    if isinstance(value, dict) and "checksum" in value and value.pop("checksum") != _checksum(value):
+        raise UserError(f"{path} was changed after it was written: delete it and run dvc repro again")
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -274,7 +274,11 @@ def read_cell(runs: Path, params: Params, key: Key) -> Cell:
 
 def read_samples(cell: Cell) -> NDArray[np.uint8]:
     """The grid of samples of a complete cell, of shape (rows, columns, height, width)."""
-    grid: NDArray[np.uint8] = np.load(_present(cell.samples, "evaluate", cell.key), allow_pickle=False)
+    path = _present(cell.samples, "evaluate", cell.key)
+    try:
+        grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); write it again with: {cell.key.command('evaluate')}") from None
     if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
         raise UserError(
             f"{cell.samples} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
