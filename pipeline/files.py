@@ -45,6 +45,10 @@ def replacing(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+    except OSError as error:
+        # A disk that is full names no file.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

@@ -181,3 +181,18 @@ def test_a_checkpoint_of_another_training_is_not_used(
     assert "goes on" not in cell.log
     # What another training may still want is left to it.
     assert cell.checkpoints() == [before]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:1000], lambda content: b"\0" + content], ids=["cut", "added"]
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    cell = Cell(tmp_path, "lunet")
+    assert cell.train(Fault("pipeline.train.optimise", 5)) == -signal.SIGKILL
+    (checkpoint,) = cell.checkpoints()[0].iterdir()
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    assert cell.train() == 1
+    name = checkpoint.relative_to(tmp_path)
+    assert cell.log == f"error: {name} is damaged; delete it, and this model is trained from its start\n"
+    checkpoint.unlink()
+    assert cell.train() == 0, cell.log
