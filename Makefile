@@ -19,6 +19,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 repro: setup ## Run the pipeline and say where the report is
+	@git rev-parse 2> /dev/null || dvc config --local core.no_scm true
+	@python -m pipeline.unlock
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
 
