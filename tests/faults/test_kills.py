@@ -84,6 +84,7 @@ def test_killed_at_random_moments(tmp_path: Path, undisturbed: Callable[..., Any
         assert process.exitcode == 0, cell.log
         assert cell.outcome() == expected
         assert cell.checkpoints() == []
+    print(f"{recipe}: killed {kills} times in {runs} trainings, each of which ended with the same weights")
 
 
 def test_a_model_of_a_class_that_was_trained_is_not_trained_again(

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -153,11 +154,14 @@ class Cell:
 def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault | FileLimit, ...]) -> None:
     """What a process does: one training in a folder, with all it says in a file."""
     import torch
+    from tqdm import tqdm
 
     from pipeline.console import exit_with
     from pipeline.train import main
 
     torch.set_num_threads(1)
+    # Its own lock is one between processes, which a killed one would leave behind.
+    tqdm.set_lock(RLock())
     os.chdir(folder)
     sys.argv = arguments
     # Not by redirection within Python: what dies with a traceback must be seen as well.
