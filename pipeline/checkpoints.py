@@ -109,13 +109,15 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     # The lock belongs to what is written, since trainings with other parameters must not write it together either.
     lock = FileLock(FOLDER / f"{_sha256(os.fsencode(place)).decode()[:32]}.lock", timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        FOLDER.mkdir(exist_ok=True)
         lock.acquire()
+        folder.mkdir(exist_ok=True)
     except Timeout:
         raise UserError(
             f"another process is training {out} now; wait for its end, or end it first: pgrep -af pipeline.train"
         ) from None
     except OSError as error:
+        lock.release()
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     try:
         yield folder

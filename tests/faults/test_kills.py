@@ -30,8 +30,8 @@ POINTS = {
     "after a checkpoint has got its name": Fault("pathlib.Path.replace", 4, after=True),
     "with the last checkpoint written": Fault("pathlib.Path.replace", 9, after=True),
     "before a flow is written": Fault("pipeline.train.save_flow", 1),
-    "before the run gets its name": Fault("pathlib.Path.replace", 10),
-    "before the checkpoints are removed": Fault("pathlib.Path.replace", 10, after=True),
+    "before the run gets its name": Fault("pathlib.Path.replace", 13),
+    "before the checkpoints are removed": Fault("pathlib.Path.replace", 13, after=True),
 }
 # In the short form half of the points, each with one of the models.
 CASES = list(product(POINTS, MODELS)) if LONG else list(zip([*POINTS][1::2], cycle(MODELS), strict=False))
@@ -58,6 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 def test_killed_at_a_point(tmp_path: Path, undisturbed: Callable[..., Any], point: str, recipe: str) -> None:
     cell = Cell(tmp_path, recipe)
     assert cell.train(POINTS[point]) == -signal.SIGKILL, cell.log
+    assert (tmp_path / "runs/train/mnist").exists() == (point == "before the checkpoints are removed")
     assert cell.train() == 0, cell.log
     assert cell.outcome() == undisturbed(recipe)
     assert cell.checkpoints() == []
