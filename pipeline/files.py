@@ -57,8 +57,16 @@ def _remove_left_behind(path: Path) -> None:
     """Remove the temporary folders for ``path`` of processes that are no more."""
     for folder in path.parent.iterdir():
         found = re.fullmatch(rf"\.{re.escape(path.name)}-(\d+)-\w+", folder.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        if found and not is_running(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one whose parent has not taken notice of its end has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def refuse_foreign(folder: Path, marker: str) -> None:

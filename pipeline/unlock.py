@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pipeline.console import exit_with, say
+from pipeline.files import is_running
 
 LOCKS = Path(".dvc/tmp/rwlock")
 
@@ -34,14 +33,6 @@ def holders(locks: Any) -> set[int]:
         own = {locks["pid"]} if isinstance(locks.get("pid"), int) else set()
         return own.union(*map(holders, locks.values()))
     return set[int]().union(*map(holders, locks)) if isinstance(locks, list) else set()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and has not ended; one whose parent has not taken notice of its end has."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":
