@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from trainings import LONG
+from form import LONG
 
 from pipeline.console import exit_with
 from pipeline.params import PRESETS, load_params, read_yaml, validate

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from trainings import LONG, Cell, FileLimit
+from form import LONG
+from trainings import Cell, FileLimit
 
 from pipeline.params import PRESETS
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(os.name != "posix", reason="limits and mounts are those of POSIX systems"),
-]
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from itertools import cycle, product
@@ -11,12 +10,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from trainings import CONTEXT, LONG, Cell, Fault, write_halves
+from form import LONG
+from trainings import CONTEXT, Cell, Fault, write_halves
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(os.name != "posix", reason="processes are forked and killed as POSIX systems do"),
-]
+pytestmark = pytest.mark.faults
 
 MODELS = ["lunet", "realnvp"]
 POINTS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from trainings import LONG
+from form import LONG
 
 from pipeline.params import PRESETS
 

@@ -14,15 +14,18 @@ from threading import RLock
 from typing import Any
 
 import numpy as np
+import pytest
 from ruamel.yaml import YAML
 
 from pipeline.files import read_json, sha256, write_json
 from pipeline.params import PRESETS, read_yaml
 
+if os.name != "posix":
+    pytest.skip("processes are forked, killed and limited as POSIX systems do", allow_module_level=True)
+
 # A fork of a server that has imported torch, and what torch imports later on, starts at once.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["__main__", "pipeline.train", "torch._dynamo"])
-LONG = os.environ.get("FAULTS") == "long"
 
 
 @dataclass(frozen=True)
