@@ -5,7 +5,7 @@ LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check wheel rivals lowest
+.PHONY: help setup repro test faults check wheel rivals lowest
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +19,16 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 repro: setup ## Run the pipeline and say where the report is
+	@git rev-parse 2> /dev/null || dvc config --local core.no_scm true
+	@python -m pipeline.unlock
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
 
 test: setup ## Run the tests, one whole run of the pipeline on a small subset included
 	pytest
+
+faults: setup ## Kill, damage, fill and mistype in the long form
+	FAULTS=long pytest tests/faults
 
 check: setup ## Run the linter, the formatter and the type checker
 	ruff check

@@ -100,18 +100,24 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: If another process trains for ``out``, or the folder cannot be made.
     """
-    identity = {**identity, "torch": torch.__version__, "code": code()}
+    place = out.resolve()
+    if place.is_relative_to(Path.cwd()):
+        # So that a project may be moved.
+        place = place.relative_to(Path.cwd())
+    identity = {**identity, "out": str(place), "torch": torch.__version__, "code": code()}
     folder = FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
     # The lock belongs to what is written, since trainings with other parameters must not write it together either.
-    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(out.resolve())).decode()[:32]}.lock", timeout=0)
+    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(place)).decode()[:32]}.lock", timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        FOLDER.mkdir(exist_ok=True)
         lock.acquire()
+        folder.mkdir(exist_ok=True)
     except Timeout:
         raise UserError(
             f"another process is training {out} now; wait for its end, or end it first: pgrep -af pipeline.train"
         ) from None
     except OSError as error:
+        lock.release()
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     try:
         yield folder

@@ -15,6 +15,8 @@ from pipeline.params import Name, Section, read_yaml
 from pipeline.statistics import Estimate, log_log_slope, mean_interval, median_interval, ratio_of_medians, rounded
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
+SHOWN = 10  # mistakes
+RESTORE = "Mend it, or take it as it was with: git checkout pipeline/claims.yaml"
 
 Verdict = Literal["replicated", "partly", "not_replicated", "not_tested_at_this_scale", "not_tested", "not_comparable"]
 LABELS: dict[Verdict, str] = {
@@ -135,9 +137,13 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Read and check the claims; a mistake is a `UserError` that names its place."""
     try:
         return ClaimsFile.model_validate(read_yaml(path))
+    except UserError as error:
+        raise UserError(f"{error}\n{RESTORE}") from None
     except ValidationError as error:
-        places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise UserError(f"{path.name} is not as it should be:\n  " + "\n  ".join(places)) from None
+        mistakes = error.errors(include_url=False)
+        lines = [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in mistakes[:SHOWN]]
+        more = [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+        raise UserError("\n  ".join([f"{path.name} is not as it should be:", *lines, *more]) + f"\n{RESTORE}") from None
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def write_dataset(out: Path, name: str, arrays: Mapping[str, Bytes], *, subset: 
     with replacing(out) as fresh:
         fresh.mkdir()
         for array, values in arrays.items():
-            np.save(fresh / f"{array}.npy", values, allow_pickle=False)
-        write_json(fresh / DESCRIPTION, describe(name, arrays, subset=subset))
+            (fresh / f"{array}.npy").write_bytes(npy_bytes(values))
+        write_json(fresh / DESCRIPTION, describe(name, arrays, subset=subset), sealed=True)
 
 
 def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def main() -> None:
         fresh.mkdir()
         for name, grid in grids.items():
             np.save(fresh / f"{name}.npy", grid, allow_pickle=False)
-    write_json(arguments.out, result)
+    write_json(arguments.out, result, sealed=True)
     bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
     say(f"{cell}: {result['status']}{bits}, written to {arguments.out}")
 

@@ -45,6 +45,10 @@ def replacing(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+    except OSError as error:
+        # A disk that is full names no file.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -53,8 +57,16 @@ def _remove_left_behind(path: Path) -> None:
     """Remove the temporary folders for ``path`` of processes that are no more."""
     for folder in path.parent.iterdir():
         found = re.fullmatch(rf"\.{re.escape(path.name)}-(\d+)-\w+", folder.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        if found and not is_running(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one whose parent has not taken notice of its end has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def refuse_foreign(folder: Path, marker: str) -> None:
@@ -96,19 +108,33 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
             os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON; NaN and infinity are refused, since JSON has no word for them."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write ``value`` as JSON; NaN and infinity are refused, since JSON has no word for them.
+
+    Args:
+        path: The file.
+        value: What it will hold.
+        sealed: Whether ``value``, then a dictionary, gets a checksum, which `read_json` looks at.
+    """
+    content = value | {"checksum": _checksum(value)} if sealed else value
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or damaged one is a `UserError` that names it."""
+    """Read a JSON file; one that is missing, damaged or changed since it was sealed is a `UserError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it (dvc repro)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it and run dvc repro again") from None
+    if isinstance(value, dict) and "checksum" in value and value.pop("checksum") != _checksum(value):
+        raise UserError(f"{path} was changed after it was written: delete it and run dvc repro again")
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -40,7 +40,7 @@ def main() -> None:
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     largest = max(params.measure.large_batch, 1 if recipe.training is None else recipe.training.batch_size)
     result = measure(params, arguments.recipe, dataset.train_images[:largest].copy())
-    write_json(arguments.out, {"dataset": arguments.dataset, "recipe": arguments.recipe, **result})
+    write_json(arguments.out, {"dataset": arguments.dataset, "recipe": arguments.recipe, **result}, sealed=True)
     say(f"{arguments.dataset} {arguments.recipe}: {result['status']}, written to {arguments.out}")
 
 

@@ -280,6 +280,8 @@ def _sentence(problem: Any) -> str:
             return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
         case "missing":
             return f"{key}: is missing"
+        case "union_tag_not_found":
+            return f"{key}.kind: is missing"
         case "value_error":
             return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
         case _:

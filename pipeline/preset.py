@@ -24,7 +24,8 @@ def main() -> None:
     source = PRESETS / f"{arguments.preset}.yaml"
     load_params(source)
     fresh = source.read_text(encoding="utf-8")
-    old = arguments.params.read_text(encoding="utf-8") if arguments.params.exists() else ""
+    # What is replaced may be damaged.
+    old = arguments.params.read_text(encoding="utf-8", errors="replace") if arguments.params.exists() else ""
     write_text(arguments.params, fresh)
     names = (f"{arguments.params} before", f"{arguments.params} now")
     difference = list(difflib.unified_diff(old.splitlines(), fresh.splitlines(), *names, lineterm="", n=1))

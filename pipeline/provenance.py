@@ -31,8 +31,8 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
 
 
 def _resolved(params: Params) -> dict[str, Any]:
-    """The parameters as plain values, without the report's own and without folders of the machine."""
-    values = params.model_dump(mode="json", exclude={"report"})
+    """The parameters on which figures depend as plain values, without folders of the machine."""
+    values = params.model_dump(mode="json", exclude={"report", "checkpoint_seconds"})
     for source in values["data"].values():
         source["folder"] = source["folder"] and "<path>"
     return values

@@ -289,8 +289,11 @@ def read_cell(runs: Path, params: Params, key: Key) -> Cell:
 
 def read_samples(cell: Cell, base: Literal["samples", "fitted_base"] = "samples") -> NDArray[np.uint8]:
     """The grid of samples of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
-    path = cell.samples.with_name(f"{base}.npy")
-    grid: NDArray[np.uint8] = np.load(_present(path, "evaluate", cell.key), allow_pickle=False)
+    path = _present(cell.samples.with_name(f"{base}.npy"), "evaluate", cell.key)
+    try:
+        grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); write it again with: {cell.key.command('evaluate')}") from None
     if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
         raise UserError(
             f"{path} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "

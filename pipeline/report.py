@@ -23,6 +23,12 @@ from pipeline.params import load_params
 from pipeline.tables import LATENTS, RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
+COLLECT = "python -m pipeline.collect (or dvc repro)"
+# What collect's files hold at least; metrics and timings have a key for each data set.
+PROVENANCE = (
+    "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
+)  # fmt: skip
+CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
 TIMES = {
     "step_ms": "Training step",
     "optimizer_step_ms": "Optimizer’s update alone",
@@ -65,10 +71,15 @@ def render(reports: Path, title: str) -> str:
     Raises:
         UserError: If a file is missing or damaged.
     """
-    found = {name: read_json(reports / f"{name}.json") for name in ("metrics", "timings", "claims", "provenance")}
+    provenance = read_content(reports / "provenance.json", PROVENANCE)
+    found = {
+        "provenance": provenance,
+        "claims": read_content(reports / "claims.json", CLAIMS),
+        "metrics": read_content(reports / "metrics.json", provenance["datasets"]),
+        "timings": read_content(reports / "timings.json", provenance["datasets"]),
+    }
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed", "base"])
-    provenance = found["provenance"]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -102,6 +113,15 @@ def render(reports: Path, title: str) -> str:
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         datasets=[dataset_view(name, reports / "figures", found, results, latents) for name in provenance["datasets"]],
     )
+
+
+def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON file of collect, with these keys."""
+    content: dict[str, Any] = read_json(path)
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path} is damaged, it lacks {', '.join(missing)}: write it again with {COLLECT}")
+    return content
 
 
 def dataset_view(
@@ -217,16 +237,19 @@ def day(time: str) -> str:
 
 def data_uri(path: Path) -> str:
     """A PNG as an address that holds the image itself."""
-    return f"data:image/png;base64,{base64.b64encode(_bytes(path)).decode('ascii')}"
+    content = _bytes(path)
+    if not (content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")):
+        raise UserError(f"{path} is damaged: write it again with {COLLECT}")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def inline_svg(path: Path, alt: str) -> Markup:
     """A figure to stand within the page: its ids made unique, its ink the page's own, its size the page's matter."""
-    text = _bytes(path).decode("utf-8")
-    body = text[text.index("<svg") :]
+    text = _bytes(path).decode("utf-8", errors="replace")
+    body = text[text.find("<svg") :]
     box = re.search(r'viewBox="[\d. ]+"', body)
-    if box is None:
-        raise UserError(f"{path} is not a figure of collect: write it again with python -m pipeline.collect")
+    if box is None or not body.rstrip().endswith("</svg>"):
+        raise UserError(f"{path} is not a figure of collect, or a damaged one: write it again with {COLLECT}")
     inner = body[body.index(">") + 1 :]
     inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'\bid="', f'id="{path.stem}-', inner)
@@ -241,7 +264,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
+        raise UserError(f"{path} is missing: write it with {COLLECT}") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,22 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         UserError: If the file is missing or damaged.
     """
     try:
+        text = _whole(path)
         return pd.read_csv(
-            path, usecols=list(columns), dtype=columns, keep_default_na=False, na_values=[""], lineterminator="\n"
+            text, usecols=list(columns), dtype=columns, keep_default_na=False, na_values=[""], lineterminator="\n"
         )
     except FileNotFoundError:
         raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): write it again with python -m pipeline.collect") from None
+
+
+def _whole(path: Path) -> StringIO:
+    """The text of a table; a `ValueError` if its last line was cut off."""
+    text = path.read_bytes().decode("utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut off")
+    return StringIO(text, newline="")
 
 
 def results_table(results: Results) -> pd.DataFrame:
@@ -181,7 +191,7 @@ def read_history(path: Path, *, complete: bool) -> pd.DataFrame:
         UserError: If the file is damaged.
     """
     try:
-        history = pd.read_csv(path, dtype=str, keep_default_na=False)[list(CURVES)[3:]]
+        history = pd.read_csv(_whole(path), dtype=str, keep_default_na=False)[list(CURVES)[3:]]
         text = history.drop(columns="model")
         numbers = text.replace("", "nan").astype("float64")
     except (KeyError, ValueError) as error:

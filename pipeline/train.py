@@ -115,7 +115,7 @@ def main() -> None:
             "models": {key: _without_history(fit) for key, fit in fits.items()},
             "environment": describe_environment(device),
         }
-        write_json(fresh / "run.json", run)
+        write_json(fresh / "run.json", run, sealed=True)
     say(f"{name}: {run['status']} in {run['seconds']:.0f} s, written to {arguments.out}")
 
 

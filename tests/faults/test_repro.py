@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from trainings import LONG
+from form import LONG
 
 from pipeline.params import PRESETS
 
@@ -25,16 +25,16 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
+STAGES = 28
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of the project with the smoke preset, its checkpoints a second apart, and a cache of its own."""
+    """A copy of the project without git metadata, with the smoke preset, its checkpoints a second apart."""
     for name in ("lunet", "pipeline", ".dvc"):
         unwanted = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
     for name in ("dvc.yaml", "Makefile", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    (folder / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
     preset = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
     assert "checkpoint_seconds: 60" in preset
     (folder / "params.yaml").write_text(preset.replace("checkpoint_seconds: 60", "checkpoint_seconds: 1"))
@@ -76,9 +76,20 @@ def begun(lines: list[str]) -> int:
     return sum("Running stage" in line for line in lines)
 
 
-def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: Path) -> None:
-    undisturbed, killed = checkout(tmp_path / "undisturbed"), checkout(tmp_path / "killed")
-    needed = begun(repro(undisturbed))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that ran to its end."""
+    folder = checkout(tmp_path_factory.mktemp("whole") / "undisturbed")
+    assert begun(repro(folder)) == STAGES
+    return folder
+
+
+def metrics(folder: Path) -> bytes:
+    return (folder / "reports/metrics.json").read_bytes()
+
+
+def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: Path, undisturbed: Path) -> None:
+    killed = checkout(tmp_path / "killed")
     random, total = Random(0), 0
     for _ in range(KILLS):
         # At a random moment of one of the next stages, of which there are enough for all kills.
@@ -94,8 +105,14 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: P
         print(f"killed in stage {begun(lines)} of this run: {lines[-1].strip()}")
         total += begun(lines)
     total += begun(repro(killed))
-    metrics = [(folder / "reports/metrics.json").read_bytes() for folder in (undisturbed, killed)]
-    assert metrics[0] == metrics[1]
+    assert metrics(killed) == metrics(undisturbed)
     # What was done was not done again: beyond the stages that were cut off, none was begun twice.
-    assert needed < total <= needed + KILLS
+    assert STAGES < total <= STAGES + KILLS
     assert list((killed / "runs").rglob(".*")) == []
+
+
+def test_a_second_clone_with_the_same_cache_takes_the_results_from_it(tmp_path: Path, undisturbed: Path) -> None:
+    clone = checkout(tmp_path / "clone")
+    (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {undisturbed / '.dvc/cache'}\n", encoding="utf-8")
+    assert begun(repro(clone)) == 0
+    assert metrics(clone) == metrics(undisturbed)

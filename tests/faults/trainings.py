@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pkgutil
@@ -11,18 +10,22 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
+import pytest
 from ruamel.yaml import YAML
 
-from pipeline.files import sha256, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.params import PRESETS, read_yaml
+
+if os.name != "posix":
+    pytest.skip("processes are forked, killed and limited as POSIX systems do", allow_module_level=True)
 
 # A fork of a server that has imported torch, and what torch imports later on, starts at once.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["__main__", "pipeline.train", "torch._dynamo"])
-LONG = os.environ.get("FAULTS") == "long"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class Fault:
             signal.pause()
 
 
+@dataclass(frozen=True)
+class FileLimit:
+    """No file of the process may become longer: what a write past it fails with is an error of the system's."""
+
+    size: int
+
+    def install(self) -> None:
+        """Set the limit in this process."""
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
 @dataclass
 class Cell:
     """A folder with data, parameters and the training of one recipe, a checkpoint after every step."""
@@ -76,6 +92,7 @@ class Cell:
     changes: dict[str, Any] = field(default_factory=dict)
     out: str = "runs/train/mnist"
     seed: int = 0
+    log_folder: Path | None = None
 
     def __post_init__(self) -> None:
         write_halves(self.folder / "data/mnist")
@@ -96,14 +113,14 @@ class Cell:
         with (self.folder / "params.yaml").open("w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(values, file)
 
-    def start(self, *faults: Fault, log: str = "log") -> Any:
+    def start(self, *faults: Fault | FileLimit, log: str = "log") -> Any:
         """Begin the training."""
         options = ["--dataset", "mnist", "--recipe", self.recipe, "--seed", str(self.seed), "--out", self.out]
-        process = CONTEXT.Process(target=work, args=(self.folder, ["train", *options], self.folder / log, faults))
+        process = CONTEXT.Process(target=work, args=(self.folder, ["train", *options], self._log(log), faults))
         process.start()
         return process
 
-    def train(self, *faults: Fault) -> int:
+    def train(self, *faults: Fault | FileLimit) -> int:
         """Train to the end, or to where a fault ends it; the exit status, negative for a signal."""
         process = self.start(*faults)
         process.join()
@@ -113,7 +130,10 @@ class Cell:
     @property
     def log(self) -> str:
         """What the last training said."""
-        return (self.folder / "log").read_text(encoding="utf-8")
+        return self._log("log").read_text(encoding="utf-8")
+
+    def _log(self, name: str) -> Path:
+        return (self.log_folder or self.folder) / name
 
     def checkpoints(self) -> list[Path]:
         """The folders of checkpoints that are there."""
@@ -126,21 +146,25 @@ class Cell:
         header, *rows = [line.split(",") for line in found.pop("history.csv").decode().splitlines()]
         clock = header.index("seconds")
         found["history"] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
-        run = json.loads(found.pop("run.json"))
+        del found["run.json"]
+        run = read_json(out / "run.json")
         del run["seconds"], run["environment"]["time"]
         for model in run["models"].values():
             del model["seconds"]
         return found | {"run": run}
 
 
-def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault, ...]) -> None:
+def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault | FileLimit, ...]) -> None:
     """What a process does: one training in a folder, with all it says in a file."""
     import torch
+    from tqdm import tqdm
 
     from pipeline.console import exit_with
     from pipeline.train import main
 
     torch.set_num_threads(1)
+    # Its own lock is one between processes, which a killed one would leave behind.
+    tqdm.set_lock(RLock())
     os.chdir(folder)
     sys.argv = arguments
     # Not by redirection within Python: what dies with a traceback must be seen as well.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from torch.optim import SGD, Adam, lr_scheduler
 from pipeline import checkpoints
 from pipeline.checkpoints import Checkpoint, random_state, restore_random_state
 from pipeline.console import UserError
+from pipeline.params import read_yaml
+
+ROOT = Path(__file__).parents[2]
 
 
 def advance(parts: Any, steps: int) -> None:
@@ -144,3 +149,49 @@ def test_the_least_time_between_two_checkpoints(tmp_path: Path, monkeypatch: pyt
     assert checkpoint.is_due()
     checkpoint.write({}, "here")
     assert not checkpoint.is_due()
+
+
+# Whose
+
+
+def folder_of(monkeypatch: pytest.MonkeyPatch, out: str = "runs/a", seed: int = 0, **code: str) -> Path:
+    """The folder of a training that fails."""
+    monkeypatch.setattr(checkpoints, "code", lambda: code)
+    with contextlib.suppress(ZeroDivisionError), checkpoints.checkpoints(Path(out), {"seed": seed}) as folder:
+        raise ZeroDivisionError
+    return folder
+
+
+def test_every_training_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = folder_of(monkeypatch)
+    assert first == folder_of(monkeypatch) == folder_of(monkeypatch, str(tmp_path / "runs/../runs/a"))
+    others = [{"out": "runs/b"}, {"seed": 1}, {"lu_net": "changed"}]
+    assert len({first, *(folder_of(monkeypatch, **other) for other in others)}) == 1 + len(others)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch, "__version__", "99")
+    assert folder_of(monkeypatch) != first
+
+
+def test_the_folder_goes_when_the_training_has_succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = folder_of(monkeypatch)
+    (kept / "all.pt").touch()
+    with checkpoints.checkpoints(Path("runs/a"), {"seed": 0}) as folder:
+        assert folder == kept
+        assert (folder / "all.pt").exists()
+    assert not kept.exists()
+
+
+def test_the_code_is_all_that_dvc_trains_again_for() -> None:
+    importlib.import_module("pipeline.train")
+    deps = read_yaml(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
+    files = [Path(dep) for dep in deps if dep.endswith(".py")]
+    files += [path.relative_to(ROOT) for path in (ROOT / "lunet").glob("[!_]*.py")]
+    assert {".".join(path.with_suffix("").parts) for path in files} <= set(checkpoints.code())
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".checkpoints").touch()
+    with pytest.raises(UserError, match=r"cannot write \.checkpoints"):
+        checkpoints.checkpoints(Path("x"), {}).__enter__()

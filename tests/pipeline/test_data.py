@@ -377,7 +377,7 @@ def test_failure_while_writing_leaves_the_old_data(
     stage(out, "bundled")
     before = contents(out)
 
-    def full_disk(*arguments: object) -> None:
+    def full_disk(*arguments: object, sealed: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data, "write_json", full_disk)

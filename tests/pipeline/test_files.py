@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,27 @@ def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json .*dvc repro"):
         read_json(path)
+
+
+def test_a_sealed_file_is_read_as_it_was_written_and_a_change_is_named(tmp_path: Path) -> None:
+    path, value = tmp_path / "a.json", {"b": 1.25, "a": ["\u00e4", None]}
+    write_json(path, value, sealed=True)
+    assert read_json(path) == value
+    path.write_text(path.read_text(encoding="utf-8").replace("1.25", "1.2"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.json was changed after it was written: delete it and run dvc repro"):
+        read_json(path)
+
+
+def test_what_a_killed_process_left_behind_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, running = (tmp_path / f".a.json-{pid}-x1_y" for pid in (ended.pid, os.getpid()))
+    other, unlike = tmp_path / f".b.json-{ended.pid}-x1_y", tmp_path / f".a.json-{ended.pid}"
+    for folder in (left, running, other, unlike):
+        folder.mkdir()
+        (folder / "a.json").touch()
+    write_json(tmp_path / "a.json", 1)
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.json", running, other, unlike}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_every_mistake_is_told_at_once(values: Any) -> None:
         validate(values, "params.yaml")
 
 
-@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00", "just words", "2001-99-99", "a: !!int x", "[" * 5000])
+@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00", "just words", "2001-99-99", "a: !!int x", "[" * 1000])
 def test_a_file_that_is_not_a_set_of_parameters_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")

@@ -34,3 +34,9 @@ def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert "smoke, laptop, paper" in finished.stderr.replace("'", "")
     assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_damaged_file_is_replaced_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xff\0")
+    assert write("smoke", tmp_path / "params.yaml").returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == (PRESETS / "smoke.yaml").read_bytes()

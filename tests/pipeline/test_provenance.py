@@ -21,7 +21,7 @@ def test_provenance_tells_where_all_comes_from(tmp_path: Path) -> None:
     assert (environment["first"], environment["last"]) == ("2026-01-01T00:00:00+00:00", "2026-01-02T03:04:05+00:00")
     checksums = json.loads((project.data / "mnist" / "dataset.json").read_text(encoding="utf-8"))["sha256"]
     assert provenance["datasets"]["mnist"]["sha256"] == checksums
-    assert "report" not in provenance["params"]
+    assert not {"report", "checkpoint_seconds"} & set(provenance["params"])
     differing = {row["key"]: (row["ours"], row["paper"]) for row in provenance["differences"]}
     assert differing["grid.seeds"] == ([0, 1, 2], [0])
     assert differing["evaluate.sample_rows"] == (3, 10)

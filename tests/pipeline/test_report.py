@@ -247,7 +247,7 @@ def test_mixtures_are_named_and_alike_rows_are_not() -> None:
 
 
 def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics\.json is missing"):
+    with pytest.raises(UserError, match=r"provenance\.json is missing"):
         render(tmp_path, "t")
     for path in project.reports.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

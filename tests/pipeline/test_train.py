@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ from pipeline.params import PRESETS, Evaluate, Measure, Params, Recipe, load_par
 from pipeline.records import Likelihood
 from pipeline.sources import FILES, fetch
 from pipeline.tables import CURVES
-from pipeline.train import HISTORY, make_optimizer, make_schedule, split, train, write_history
+from pipeline.train import HISTORY, make_optimizer, make_schedule, optimise, split, train, write_history
 
 CPU = torch.device("cpu")
 
@@ -115,8 +116,35 @@ def test_a_run_that_diverges_is_a_status_and_saves_no_flow(values: Any, dataset:
     training = values["recipes"]["lunet"]["training"] | {"learning_rate": 1e6, "clip_norm": None, "epochs": 5}
     fits, _ = train(dataset, recipe_of(values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
     assert fits["all"].status == "diverged"
-    assert "loss is" in (fits["all"].message or "")
+    message = fits["all"].message or ""
+    assert re.match(r"the loss is (nan|inf): the .*layer layers\.\d", message)
+    assert re.search(
+        r"; step \d+, learning rate .*, last finite loss .* bits/dim, largest gradient before it ", message
+    )
     assert not (tmp_path / "all").exists()
+
+
+def test_a_class_that_diverges_is_a_status_and_the_other_classes_go_on(
+    values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def spoil(model: ImageFlow, *arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            with torch.no_grad():
+                model.flow.get_parameter("layers.1.bias").fill_(torch.inf)
+        return optimise(model, *arguments)
+
+    monkeypatch.setattr("pipeline.train.optimise", spoil)
+    fits, _ = train(dataset, recipe_of(values, "lunet", classes="each"), 0, CPU, tmp_path, "lunet")
+    assert {key: fit.status for key, fit in fits.items()} == {"0": "diverged", "1": "complete"}
+    assert (fits["0"].message or "").startswith("class 0: the loss is ")
+    assert "the layer layers.1.activation is the first with a value that is not finite; step 3, learning rate" in (
+        fits["0"].message or ""
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_weights_without_a_held_out_likelihood_are_a_divergence(

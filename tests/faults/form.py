@@ -1,0 +1,5 @@
+"""Which form of the suite is run."""
+
+import os
+
+LONG = os.environ.get("FAULTS") == "long"

@@ -1,0 +1,163 @@
+"""What lies on the disk is damaged, piece by piece: the stage that reads it names it, and says what to do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from results import Project, parameters
+
+from lunet import save_flow
+from pipeline import collect, evaluate, report, train
+from pipeline.claims import CLAIMS, load_claims
+from pipeline.console import exit_with
+from pipeline.datasets import ARRAYS
+from pipeline.files import read_json, write_json
+from pipeline.models import build
+from pipeline.params import load_params
+
+pytestmark = pytest.mark.faults
+
+CELL = ["--dataset", "mnist", "--recipe", "lunet"]
+STAGES: dict[str, Callable[[], None]] = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "collect": collect.main,
+    "report": report.main,
+}
+ARGUMENTS = {
+    "train": [*CELL, "--out", "runs/train/new"],
+    "evaluate": [*CELL, "--out", "runs/evaluate/new.json", "--samples", "runs/samples/new"],
+    "collect": [],
+    "report": [],
+}
+Damage = Callable[[bytes], bytes]
+
+
+def emptied(_: bytes) -> bytes:
+    return b""
+
+
+def cut(content: bytes) -> bytes:
+    return content[: Random(len(content)).randrange(1, len(content))]
+
+
+def garbage(content: bytes) -> bytes:
+    return Random(0).randbytes(len(content))
+
+
+def one_bit(content: bytes) -> bytes:
+    changed = bytearray(content)
+    # Within a number, so that what is JSON remains so.
+    digits = [place for place, byte in enumerate(changed) if byte in b"2345678"]
+    changed[digits[len(digits) // 2]] ^= 1
+    return bytes(changed)
+
+
+def another_structure(_: bytes) -> bytes:
+    return b'{"dataset": ["mnist"], "claims": 3, "paper": null}'
+
+
+ANY: list[Damage] = [emptied, cut, garbage]
+STRUCTURED: list[Damage] = [*ANY, another_structure]
+SEALED: list[Damage] = [*STRUCTURED, one_bit]
+FLOW = "runs/train/mnist-lunet-0/flows/all"
+ARTEFACTS: list[tuple[str, list[str], list[Damage]]] = [
+    ("train", ["data/mnist/dataset.json"], SEALED),
+    ("train", [f"data/mnist/{part}.npy" for part in ARRAYS], [cut, one_bit]),
+    ("evaluate", ["runs/train/mnist-lunet-0/run.json", f"{FLOW}/config.json"], SEALED),
+    ("evaluate", [f"{FLOW}/weights.safetensors"], [*ANY, one_bit]),
+    ("collect", ["runs/train/mnist-realnvp-0/run.json", "runs/evaluate/mnist-lunet-0.json"], SEALED),
+    ("collect", ["runs/measure/mnist-lunet.json"], SEALED),
+    ("collect", ["runs/train/mnist-lunet-0/history.csv", "runs/samples/mnist-lunet-0/samples.npy"], ANY),
+    ("collect", ["params.yaml"], ANY),
+    ("report", [f"reports/{name}.json" for name in ("metrics", "timings", "claims", "provenance")], STRUCTURED),
+    ("report", ["reports/results.csv", "reports/timings.csv"], ANY),
+    ("report", ["reports/figures/likelihood-mnist.svg", "reports/figures/samples-mnist-lunet.png"], ANY),
+]
+CASES = [
+    pytest.param(stage, path, damage, id=f"{path}-{damage.__name__}")
+    for stage, paths, damages in ARTEFACTS
+    for path in paths
+    for damage in damages
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with all its files as they should be."""
+    root = tmp_path_factory.mktemp("whole")
+    values = parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"], device="cpu")
+    values["recipes"]["lunet"]["model"]["layers"] = 2
+    project = Project(root, values)
+    recipe = load_params(project.params).recipe("lunet")
+    save_flow(build(recipe, (1, 28, 28)), project.runs / "train/mnist-lunet-0/flows/all")
+    for path in (*project.runs.rglob("*.json"), project.data / "mnist/dataset.json"):
+        if path.name != "config.json":
+            write_json(path, read_json(path), sealed=True)
+    project.collect()
+    return root
+
+
+def message_of(stage: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a stage says when it ends with a mistake."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", [stage, *ARGUMENTS[stage]])
+    with pytest.raises(SystemExit) as caught:
+        exit_with(STAGES[stage])
+    message = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert message.startswith("error: ")
+    assert message.count("\n") <= 10
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(("stage", "path", "damage"), CASES)
+def test_a_damaged_file_is_named_with_what_to_do(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    path: str,
+    damage: Damage,
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(whole, root)
+    file = root / path
+    file.write_bytes(damage(file.read_bytes()))
+    message = message_of(stage, root, monkeypatch, capsys)
+    # A flow is named by its folder.
+    assert str(Path(path).parent if "flows" in path else path) in message
+    assert any(word in message for word in ("dvc repro", "python -m pipeline.", "params.yaml"))
+
+
+@pytest.mark.parametrize("damage", STRUCTURED)
+def test_damaged_claims_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Damage) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_bytes(damage(CLAIMS.read_bytes()))
+
+    def main() -> None:
+        load_claims(path)
+
+    with pytest.raises(SystemExit):
+        exit_with(main)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "claims.yaml" in message
+    assert "git checkout" in message
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "collect", "report"])
+def test_what_is_whole_is_read(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(whole, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", [stage, *ARGUMENTS[stage]])
+    # An untrained flow is no good model of noise, and its likelihood is finite all the same.
+    STAGES[stage]()
