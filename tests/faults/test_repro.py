@@ -114,5 +114,6 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: P
 def test_a_second_clone_with_the_same_cache_takes_the_results_from_it(tmp_path: Path, undisturbed: Path) -> None:
     clone = checkout(tmp_path / "clone", undisturbed)
     (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {undisturbed / '.dvc/cache'}\n", encoding="utf-8")
-    assert begun(repro(clone)) == 0
+    # All but collect and report, whose files are git's and not the cache's.
+    assert begun(repro(clone)) == 2
     assert metrics(clone) == metrics(undisturbed)
