@@ -100,8 +100,7 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: If another process trains for ``out``, or the folder cannot be made.
     """
-    identity = {**identity, "torch": torch.__version__, "code": code()}
-    folder = FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
+    folder = checkpoint_folder(identity)
     # The lock belongs to what is written, since trainings with other parameters must not write it together either.
     lock = FileLock(FOLDER / f"{_sha256(os.fsencode(out.resolve())).decode()[:32]}.lock", timeout=0)
     try:
@@ -118,6 +117,12 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
+
+
+def checkpoint_folder(identity: Mapping[str, Any]) -> Path:
+    """Where the checkpoints of a training are kept; see `checkpoints`."""
+    identity = {**identity, "torch": torch.__version__, "code": code()}
+    return FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
 
 
 def code() -> dict[str, str]:
