@@ -69,10 +69,10 @@ class Ledger:
         note = self._current(step)
         return note is not None and note.outs is None
 
-    def has_weights(self, step: Step) -> bool:
-        """Whether every file of a step is there, weights included."""
+    def results(self, step: Step) -> list[Path]:
+        """The files of a step that is done, without weights."""
         note = self._current(step)
-        return note is not None and note.outs is not None and all(Path(file).exists() for file in note.outs)
+        return [Path(file) for file in (note.outs or {} if note else {}) if "/flows/" not in file]
 
     def begin(self, step: Step) -> None:
         """Note that a step is begun."""

@@ -298,17 +298,27 @@ def read_measurement(runs: Path, key: Key) -> Measurement:
     return _read(Measurement, runs / "measure" / f"{key}.json", "measure", key)
 
 
-def read_cell(runs: Path, params: Params, key: Key) -> Cell:
-    """Read one training and its evaluation."""
-    folder = runs / "train" / str(key)
-    run = _read(Run, folder / "run.json", "train", key)
+def read_run(runs: Path, params: Params, key: Key) -> Run:
+    """Read one training, which must have been made with the parameters of its recipe."""
+    path = runs / "train" / str(key) / "run.json"
+    run = _read(Run, path, "train", key)
     if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
         raise UserError(
-            f"{folder / 'run.json'} was trained with other parameters than recipes.{key.recipe} has now; "
+            f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
             f"train it again with: {key.command('train')}"
         )
-    evaluation = _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
-    history = _present(folder / "history.csv", "train", key)
+    return run
+
+
+def read_evaluation(runs: Path, key: Key) -> Evaluation:
+    """Read the evaluation of one training."""
+    return _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
+
+
+def read_cell(runs: Path, params: Params, key: Key) -> Cell:
+    """Read one training and its evaluation."""
+    run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
+    history = _present(runs / "train" / str(key) / "history.csv", "train", key)
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
