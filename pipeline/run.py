@@ -159,12 +159,10 @@ class Runner:
         """Collect and render what is done, and pack it."""
         statuses = self._statuses(cells, done)
         unfinished = list_unfinished(statuses)
+        write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
         for stage in ("collect", "report"):
             step = next(step for step in self._steps if step.stage == stage)
-            more: list[str] = []
-            if stage == "collect" and unfinished:
-                write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
-                more = ["--unfinished", str(UNFINISHED)]
+            more = ["--unfinished", str(UNFINISHED)] if stage == "collect" and unfinished else []
             if self._call(step, *more, deadline=math.inf) != 0:
                 raise UserError(f"the stage {stage} failed; its message is above, and what was trained is kept")
         if archive is not None:
