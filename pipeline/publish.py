@@ -70,7 +70,7 @@ def summary(manifest: Manifest) -> str:
         if cell.status != "complete"
     ]
     if manifest.commit is None:
-        lines.append("  its commit is unknown: there was no git, and its code is not that of the present commit")
+        lines.append("  its commit is unknown: its cells tell none, or several, and the present one has other code")
     elif manifest.dirty:
         lines.append(f"  its code is commit {manifest.commit[:12]} with changes that were not committed")
     return "\n".join(lines)

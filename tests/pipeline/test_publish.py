@@ -156,6 +156,20 @@ def test_without_git_the_commit_is_found_by_the_code(
     assert json.loads((PUBLISHED / "known/manifest.json").read_text())["commit"] == head
 
 
+def test_results_can_be_carried_to_another_machine_without_weights(
+    packed: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(place, data__mnist__folder="/home/another/data")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, content in unpacked(packed).items():
+        if name.startswith("runs/"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    assert Runner(Path("params.yaml"), float("inf"), StopRequest()).run(None) == 0
+    # The one evaluation that had failed needs its weights again.
+    assert shop.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
+
+
 # What is not
 
 
