@@ -5,7 +5,7 @@ LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test faults check wheel rivals lowest
+.PHONY: help setup repro paper test faults check wheel rivals lowest
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ repro: setup ## Run the pipeline and say where the report is
 	@python -m pipeline.unlock
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
+
+paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=540, again and again; see the README
+	$(PYTHON) -m pipeline.preset paper
+	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
 test: setup ## Run the tests, one whole run of the pipeline on a small subset included
 	pytest

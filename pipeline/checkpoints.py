@@ -100,12 +100,7 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: If another process trains for ``out``, or the folder cannot be made.
     """
-    place = out.resolve()
-    if place.is_relative_to(Path.cwd()):
-        # So that a project may be moved.
-        place = place.relative_to(Path.cwd())
-    identity = {**identity, "out": str(place), "torch": torch.__version__, "code": code()}
-    folder = FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
+    folder, place = checkpoint_folder(out, identity), _place(out)
     # The lock belongs to what is written, since trainings with other parameters must not write it together either.
     lock = FileLock(FOLDER / f"{_sha256(os.fsencode(place)).decode()[:32]}.lock", timeout=0)
     try:
@@ -124,6 +119,18 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
+
+
+def checkpoint_folder(out: Path, identity: Mapping[str, Any]) -> Path:
+    """Where the checkpoints of a training are kept; see `checkpoints`."""
+    identity = {**identity, "out": str(_place(out)), "torch": torch.__version__, "code": code()}
+    return FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
+
+
+def _place(out: Path) -> Path:
+    """What a training writes, relative to the project if it lies within, so that a project may be moved."""
+    place = out.resolve()
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 def code() -> dict[str, str]:

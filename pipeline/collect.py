@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,19 @@ from pipeline.datasets import Dataset
 from pipeline.files import replacing, write_json
 from pipeline.params import PRESETS, Params, Recipe, load_params
 from pipeline.provenance import provenance_of
-from pipeline.records import Cell, Likelihood, Measurement, Results, Run, read_results, read_samples
+from pipeline.records import (
+    Cell,
+    Key,
+    Likelihood,
+    Measurement,
+    Results,
+    Run,
+    StageRecord,
+    Unfinished,
+    read_results,
+    read_samples,
+    read_unfinished,
+)
 from pipeline.statistics import Estimate, mean_interval, median_interval, rounded
 from pipeline.tables import curves_table, latents_table, results_table, timings_table, write_table
 
@@ -51,12 +64,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="the data sets' folder (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the stages' folder (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("reports"), help="the folder to write (%(default)s)")
+    parser.add_argument("--unfinished", type=Path, help="a list of cells to leave out and to call unfinished, in JSON")
     arguments = parser.parse_args()
-    collect(arguments.params, arguments.data, arguments.runs, arguments.out)
-    say(f"collected the grid's cells into {arguments.out}")
+    unfinished = read_unfinished(arguments.unfinished) if arguments.unfinished else []
+    collect(arguments.params, arguments.data, arguments.runs, arguments.out, unfinished=unfinished)
+    left_out = f", without {len(unfinished)} that are unfinished" if unfinished else ""
+    say(f"collected the grid's cells into {arguments.out}{left_out}")
 
 
-def collect(params: Path, data: Path, runs: Path, out: Path, *, paper: Path = PRESETS / "paper.yaml") -> None:
+def collect(
+    params: Path,
+    data: Path,
+    runs: Path,
+    out: Path,
+    *,
+    paper: Path = PRESETS / "paper.yaml",
+    unfinished: Sequence[Unfinished] = (),
+) -> None:
     """Read the grid's cells and write the files of the report.
 
     Args:
@@ -65,11 +89,12 @@ def collect(params: Path, data: Path, runs: Path, out: Path, *, paper: Path = PR
         runs: The folder of the train, evaluate and measure stages.
         out: The folder to write; what else stands there stays.
         paper: The preset that our parameters are compared with.
+        unfinished: Cells of the grid that have no figures yet; they are named as such.
 
     Raises:
         UserError: If a cell is missing or damaged, or was made with other parameters.
     """
-    results = read_results(load_params(params), data, runs)
+    results = read_results(load_params(params), data, runs, unfinished)
     paper_params = load_params(paper)
     curves, timings = curves_table(results.cells), timings_table(results.measurements)
     tables = {
@@ -102,31 +127,44 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
     found: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
-    for measured in results.measurements:
-        dataset, recipe, _ = measured.key
+    measurements = {measured.key: measured for measured in results.measurements}
+    for dataset, recipe in product(results.datasets, results.params.grid.recipes):
         cells = [cell for cell in results.cells if cell.key[:2] == (dataset, recipe)]
-        found[dataset][recipe] = _subject(recipe, cells, measured, starts)
+        unfinished = [cell for cell in results.unfinished if cell.key[:2] == (dataset, recipe)]
+        classes = results.params.recipes[recipe].classes
+        found[dataset][recipe] = _subject(classes, cells, measurements.get(Key(dataset, recipe)), unfinished, starts)
     return found
 
 
-def _subject(recipe: str, cells: Sequence[Cell], measured: Measurement, starts: Mapping[Any, float]) -> Subject:
+def _subject(
+    classes: str,
+    cells: Sequence[Cell],
+    measured: Measurement | None,
+    unfinished: Sequence[Unfinished],
+    starts: Mapping[Any, float],
+) -> Subject:
     metrics: dict[str, dict[int, float]] = {}
     for cell in cells:
         for name, value in cell_metrics(cell, starts).items():
             metrics.setdefault(name, {})[cell.run.seed] = value
-    failed = [f"seed {cell.run.seed} of {recipe}: {cell.status}" for cell in cells if not cell.complete]
-    if measured.status != "complete":
-        failed.append(f"the measurement of {recipe}: {measured.status}")
-    records = [measured, *(record for cell in cells for record in (cell.run, cell.evaluation))]
+    measurements = [] if measured is None else [measured]
+    parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
+    failed = [f"{_name(part.key)}: {part.status}" for part in parts if part.status != "complete"]
+    records: list[StageRecord] = [*measurements]
+    records += [record for cell in cells for record in (cell.run, cell.evaluation)]
     return Subject(
         metrics=metrics,
-        times=measured_times(measured),
-        determinant=measured.determinant.model_dump() if measured.determinant else None,
-        classes=cells[0].evaluation.classes,
+        times=measured_times(measured) if measured else {},
+        determinant=measured.determinant.model_dump() if measured and measured.determinant else None,
+        classes=classes,
         devices=frozenset(record.environment.device for record in records),
-        machines=frozenset({measured.environment.host}),
+        machines=frozenset({measured.environment.host} if measured else ()),
         trouble="; ".join(failed).replace("out_of_memory", "out of memory") or None,
     )
+
+
+def _name(key: Key) -> str:
+    return f"the measurement of {key.recipe}" if key.seed is None else f"seed {key.seed} of {key.recipe}"
 
 
 def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:

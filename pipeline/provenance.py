@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.params import Params
-from pipeline.records import Results, StageRecord
+from pipeline.records import Cell, Measurement, Results, StageRecord, Unfinished
 from pipeline.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL
 
 
@@ -53,10 +53,11 @@ def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], above: str = 
 
 def statuses(results: Results) -> list[dict[str, Any]]:
     """What became of every cell of the grid."""
+    found: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in results.cells]
+    found += [("measure", measured) for measured in results.measurements]
+    found += [(cell.stage, cell) for cell in results.unfinished]
     return [
-        {"stage": stage, **found.key._asdict(), "status": found.status, "message": found.message}
-        for stage, all_found in (("train", results.cells), ("measure", results.measurements))
-        for found in all_found
+        {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in found
     ]
 
 

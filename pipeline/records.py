@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from pipeline.console import UserError
 from pipeline.datasets import Dataset, load_dataset
@@ -102,6 +103,7 @@ class Model(Record):
     """How the training of one model went."""
 
     holdout_images: int
+    epochs: FiniteFloat | None = None
     best_epoch: FiniteFloat | None
     best_holdout_bits_per_dim: FiniteFloat | None
 
@@ -215,6 +217,22 @@ class Measurement(StageRecord):
     determinant: Determinant | None
 
 
+class Unfinished(Record):
+    """A cell of the grid that has no figures yet: a training that has come part of its way, or what is still to do."""
+
+    stage: Literal["train", "evaluate", "measure"]
+    dataset: str
+    recipe: str
+    seed: int | None = None
+    status: Literal["partial", "missing", "failed"]
+    message: Message
+
+    @property
+    def key(self) -> Key:
+        """Which cell it is."""
+        return Key(self.dataset, self.recipe, self.seed)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training with its evaluation; ``history`` and ``samples`` are files that stand beside them."""
@@ -243,21 +261,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that collect reads: exactly what the grid names."""
+    """Everything that collect reads: exactly what the grid names, or else what of it is ``unfinished``."""
 
     params: Params
     datasets: dict[str, Dataset]
     cells: list[Cell]
     measurements: list[Measurement]
+    unfinished: tuple[Unfinished, ...] = ()
 
 
-def read_results(params: Params, data: Path, runs: Path) -> Results:
+def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Unfinished] = ()) -> Results:
     """Read exactly the grid's cells.
 
     Args:
         params: The parameters, whose grid says which cells are read.
         data: The folder of the data sets.
         runs: The folder of the train, evaluate and measure stages.
+        unfinished: The cells of the grid of which nothing is read, whatever files there are.
 
     Raises:
         UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
@@ -265,25 +285,55 @@ def read_results(params: Params, data: Path, runs: Path) -> Results:
     """
     grid = params.grid
     pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
+    left_out = {cell.key for cell in unfinished}
+    keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
     return Results(
         params,
         {name: load_dataset(data / name) for name in grid.datasets},
-        [read_cell(runs, params, pair._replace(seed=seed)) for pair in pairs for seed in grid.seeds],
-        [_read(Measurement, runs / "measure" / f"{pair}.json", "measure", pair) for pair in pairs],
+        [read_cell(runs, params, key) for key in keys if key not in left_out],
+        [read_measurement(runs, pair) for pair in pairs if pair not in left_out],
+        tuple(unfinished),
     )
+
+
+def read_unfinished(path: Path) -> list[Unfinished]:
+    """The cells that a file, a list in JSON, says are unfinished.
+
+    Raises:
+        UserError: If the file is missing or says something else.
+    """
+    try:
+        return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is no list of unfinished cells: {error.errors()[0]['msg']}") from None
+
+
+def read_measurement(runs: Path, key: Key) -> Measurement:
+    """Read the measurement of a recipe on a data set."""
+    return _read(Measurement, runs / "measure" / f"{key}.json", "measure", key)
+
+
+def read_run(runs: Path, params: Params, key: Key) -> Run:
+    """Read one training, which must have been made with the parameters of its recipe."""
+    path = runs / "train" / str(key) / "run.json"
+    run = _read(Run, path, "train", key)
+    if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
+        raise UserError(
+            f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
+            f"train it again with: {key.command('train')}"
+        )
+    return run
+
+
+def read_evaluation(runs: Path, key: Key) -> Evaluation:
+    """Read the evaluation of one training."""
+    return _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
 
 
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
-    folder = runs / "train" / str(key)
-    run = _read(Run, folder / "run.json", "train", key)
-    if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
-        raise UserError(
-            f"{folder / 'run.json'} was trained with other parameters than recipes.{key.recipe} has now; "
-            f"train it again with: {key.command('train')}"
-        )
-    evaluation = _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
-    history = _present(folder / "history.csv", "train", key)
+    run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
+    history = _present(runs / "train" / str(key) / "history.csv", "train", key)
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 

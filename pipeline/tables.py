@@ -178,6 +178,8 @@ def _quantities(found: Measurement) -> Iterator[Row]:
 def curves_table(cells: Iterable[Cell]) -> pd.DataFrame:
     """The histories of all cells, one after the other."""
     histories = {tuple(cell.key): read_history(cell.history, complete=cell.run.status == "complete") for cell in cells}
+    if not histories:
+        return pd.DataFrame(columns=list(CURVES)).astype(CURVES)
     table = pd.concat(histories, names=["dataset", "recipe", "seed"]).reset_index([0, 1, 2])
     return table[list(CURVES)].astype(CURVES).reset_index(drop=True)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lunet import ImageFlow, LUNet, NonFiniteError, ReleasedRealNVP, save_flow
 from pipeline.cell import cell_parser
-from pipeline.checkpoints import Checkpoint, checkpoints, random_state, restore_random_state
+from pipeline.checkpoints import Checkpoint, checkpoint_folder, checkpoints, random_state, restore_random_state
 from pipeline.console import StopRequest, exit_with, say
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.environment import (
@@ -75,6 +76,9 @@ def main() -> None:
         out_help="the folder to write; an older one is replaced",
         seed=True,
     )
+    parser.add_argument(
+        "--reached", action="store_true", help="train nothing; print each model's epochs so far, of a stopped training"
+    )
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     recipe, device = params.recipe(arguments.recipe), choose_device(params)
@@ -89,6 +93,11 @@ def main() -> None:
         "device": device.type,
         "deterministic": params.deterministic,
     }
+    if arguments.reached:
+        say(
+            json.dumps(reached(checkpoint_folder(arguments.out, identity), [*groups(dataset, recipe)], recipe.training))
+        )
+        return
     with (
         StopRequest() as request,
         determinism(params),
@@ -154,6 +163,21 @@ def train(
             save_flow(model, flows / key)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     return fits, {"stored": stored, "free": model.flow.free_parameters()}
+
+
+def reached(folder: Path, models: Sequence[str], training: Training | None) -> dict[str, float]:
+    """How many epochs of each model's training are kept in a folder of checkpoints; 0 where nothing is."""
+    epochs = dict.fromkeys(models, 0.0)
+    for key in models:
+        saved = Checkpoint(folder / f"{key}.pt").read()
+        if saved is None or training is None:
+            continue
+        if saved["descent"] is not None:
+            per_epoch = math.ceil(saved["fit"]["train_images"] / training.batch_size)
+            epochs[key] = round(saved["descent"]["step"] / per_epoch, 4)
+        elif saved["fit"]["history"]:
+            epochs[key] = float(saved["fit"]["history"][-1]["epoch"])
+    return epochs
 
 
 def fit(

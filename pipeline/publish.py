@@ -1,0 +1,84 @@
+"""Lays the archive of a run down under `reports/published/`, once it has been checked in every way."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import subprocess
+from pathlib import Path
+
+from pipeline.archive import MANIFEST, Manifest, code_digests, json_bytes, unpack
+from pipeline.console import UserError, exit_with, say
+from pipeline.files import refuse_foreign, replacing
+
+PUBLISHED = Path("reports/published")
+
+
+def main() -> None:
+    """Publish the archive that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.publish",
+        description="Check an archive of python -m pipeline.run --pack, and lay it down as reports/published/NAME, "
+        "whole or not at all: checksums, paths, sizes, no path of a machine in any text, results as they should be.",
+        epilog="example: python -m pipeline.publish paper.tar.gz paper-h100",
+    )
+    parser.add_argument("archive", type=Path, help="the .tar.gz file")
+    parser.add_argument("name", help="what to call it: small letters, digits, . _ and -")
+    parser.add_argument("--replace", action="store_true", help="put it in the place of what has that name")
+    arguments = parser.parse_args()
+    say(publish(arguments.archive, arguments.name, replace=arguments.replace))
+
+
+def publish(archive: Path, name: str, *, replace: bool) -> str:
+    """Publish an archive and return what there is to say about it.
+
+    Raises:
+        UserError: If the archive or the name is not as it should be; nothing has changed then.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,60}", name):
+        raise UserError(f"the name {name!r} is not allowed; give small letters, digits, and . _ - within")
+    target = PUBLISHED / name
+    if target.exists() and not replace:
+        raise UserError(f"{target} is there already; give another name, or --replace")
+    refuse_foreign(target, MANIFEST)
+    with replacing(target) as fresh:
+        manifest = unpack(archive, fresh)
+        if manifest.commit is None and (commit := commit_of(manifest.code)):
+            manifest = manifest.model_copy(update={"commit": commit, "dirty": False})
+            (fresh / MANIFEST).write_bytes(json_bytes(manifest.model_dump(mode="json")))
+    return f"{target}: {summary(manifest)}"
+
+
+def commit_of(code: dict[str, str]) -> str | None:
+    """The present commit, if its code is the one that was run; a machine without git does not know its own."""
+    if code != code_digests():
+        return None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if not _git("status", "--porcelain", "--", "lunet", "pipeline", "dvc.yaml"):
+            return _git("rev-parse", "HEAD")
+    return None
+
+
+def summary(manifest: Manifest) -> str:
+    """What was published, in a line for each thing a reader must know."""
+    finished = sum(cell.finished for cell in manifest.cells)
+    lines = [f"{len(manifest.files)} files of the preset {manifest.preset}, {finished} of {len(manifest.cells)} cells"]
+    lines += [
+        f"  {cell.stage} {cell.key}: {cell.status}{f', {cell.message}' if cell.message else ''}"
+        for cell in manifest.cells
+        if cell.status != "complete"
+    ]
+    if manifest.commit is None:
+        lines.append("  its commit is unknown: its cells tell none, or several, and the present one has other code")
+    elif manifest.dirty:
+        lines.append(f"  its code is commit {manifest.commit[:12]} with changes that were not committed")
+    return "\n".join(lines)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    exit_with(main)

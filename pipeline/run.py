@@ -1,0 +1,288 @@
+"""Runs the pipeline without DVC: what is worth most first, in pieces that fit a time limit, nothing twice."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from pipeline.archive import CellStatus, pack, unpack
+from pipeline.console import StopRequest, UserError, exit_with, say
+from pipeline.files import write_json
+from pipeline.graph import Step, read_steps
+from pipeline.ledger import Ledger
+from pipeline.params import Params, load_params, read_yaml
+from pipeline.records import Unfinished, read_evaluation, read_measurement, read_run
+
+CELLS = ("train", "evaluate", "measure")
+# What comes first, first; then all that is left in the order of the parameter file.
+ORDER = (
+    ("measure", ("lunet", "realnvp")),
+    ("train", ("lunet", "lunet_released")),
+    ("train", ("gaussian", "histogram")),
+    ("train", ("realnvp",)),
+    ("train", ("realnvp_released",)),
+)
+RUNS, REPORTS = Path("runs"), Path("reports")
+UNFINISHED = RUNS / "unfinished.json"
+LOCK = RUNS / ".run.lock"
+TIME_IS_UP = 3
+# Seconds: for a training to end its step and write its checkpoint; to collect, report and pack; below which no cell is
+# begun; between two looks at a running step.
+GRACE, CLOSING, WORTHWHILE, PAUSE = 20.0, 60.0, 5.0, 0.1
+
+
+class TimeIsUpError(Exception):
+    """A step was stopped, since the time limit is near."""
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.run",
+        description="Run every stage of dvc.yaml for the whole grid of the parameter file, without DVC. What is done "
+        "already, from the same parameters, code and data, is not done again. The same command again goes on where the "
+        f"last one was stopped. Ends with status 0 when all is done, {TIME_IS_UP} when time was up before, 1 when a "
+        "cell failed.",
+        epilog="example: python -m pipeline.run --time-limit 540 --pack paper.tar.gz",
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
+    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="end within this time")
+    parser.add_argument("--pack", type=Path, metavar="ARCHIVE", help="pack what is done so far into this .tar.gz file")
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+    reserve = GRACE + (CLOSING if arguments.pack else 0)
+    if not arguments.time_limit >= reserve + 2 * WORTHWHILE:
+        raise UserError(f"--time-limit must be at least {reserve + 2 * WORTHWHILE:g} seconds here")
+    RUNS.mkdir(exist_ok=True)
+    try:
+        with FileLock(LOCK, timeout=0), StopRequest() as request:
+            runner = Runner(arguments.params, begin + arguments.time_limit - reserve, request)
+            status = runner.run(arguments.pack)
+    except Timeout:
+        raise UserError("another python -m pipeline.run is at work in this folder; wait for its end") from None
+    sys.exit(status)
+
+
+class Runner:
+    """Runs steps one after the other until a moment of the monotonic clock, and knows what became of each.
+
+    Args:
+        path: The parameter file.
+        deadline: When to stop what is running.
+        request: What asks for a stop at once.
+    """
+
+    def __init__(self, path: Path, deadline: float, request: StopRequest) -> None:
+        self._path, self._deadline, self._request = path, deadline, request
+        self._params: Params = load_params(path)
+        values = read_yaml(path)
+        self._steps = read_steps(values)
+        self._ledger = Ledger(self._steps, values)
+        self._failed: dict[str, int] = {}
+
+    def run(self, archive: Path | None) -> int:
+        """Run all that is still to do; returns the exit status.
+
+        Raises:
+            UserError: If the data cannot be had, or a cell needs longer than the time limit.
+            StoppedError: If a signal asked for a stop.
+        """
+        self._run_data()
+        cells = in_order([step for step in self._steps if step.stage in CELLS], self._params)
+        in_time = self._run_cells(cells)
+        done = [step for step in cells if self._ledger.is_done(step)]
+        if done and (archive or len(done) == len(cells)):
+            self._close(cells, done, archive)
+        if in_time and not self._failed:
+            say(f"all {len(cells)} cells are done")
+            return 0
+        names = "; ".join(f"{name} (exit status {status})" for name, status in self._failed.items())
+        failures = f"failed, with messages above: {names}" if names else ""
+        if in_time:
+            raise UserError(f"{len(done)} of {len(cells)} cells done; {failures}")
+        if failures:
+            say(failures)
+        say(f"{len(done)} of {len(cells)} cells done; run the same command again")
+        return TIME_IS_UP
+
+    def _run_data(self) -> None:
+        for step in self._steps:
+            # This stage knows best whether the data are there and whether the machine has what the preset needs.
+            try:
+                if step.stage == "data" and self._call(step) != 0:
+                    raise UserError(f"{step} failed, and nothing can be done without it")
+            except TimeIsUpError:
+                raise _too_slow(step) from None
+
+    def _run_cells(self, cells: Sequence[Step]) -> bool:
+        """Run the cells that are to do, and whether time sufficed for them."""
+        begun = 0
+        for number, step in enumerate(cells, 1):
+            if self._ledger.is_done(step) or not self._can_begin(step):
+                continue
+            if time.monotonic() > self._deadline - WORTHWHILE:
+                return False
+            say(f"[{number}/{len(cells)}] {step}")
+            self._ledger.begin(step)
+            begun += 1
+            try:
+                status = self._call(step)
+            except TimeIsUpError:
+                if begun == 1 and step.stage != "train":
+                    raise _too_slow(step) from None
+                return False
+            if status == 0:
+                self._ledger.finish(step)
+            else:
+                self._failed[str(step)] = status
+        return True
+
+    def _can_begin(self, step: Step) -> bool:
+        """Whether a step evaluates nothing, or a training that is done."""
+        trainings = [other for other in self._steps if other.stage == "train" and other.key == step.key]
+        return step.stage != "evaluate" or all(map(self._ledger.is_done, trainings))
+
+    def _close(self, cells: Sequence[Step], done: Sequence[Step], archive: Path | None) -> None:
+        """Collect and render what is done, and pack it."""
+        statuses = self._statuses(cells, done)
+        unfinished = list_unfinished(statuses)
+        write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
+        for stage in ("collect", "report"):
+            step = next(step for step in self._steps if step.stage == stage)
+            more = ["--unfinished", str(UNFINISHED)] if stage == "collect" and unfinished else []
+            if self._call(step, *more, deadline=math.inf) != 0:
+                raise UserError(f"the stage {stage} failed; its message is above, and what was trained is kept")
+        if archive is not None:
+            pack(archive, self._params, done, self._ledger, statuses, REPORTS)
+            say(f"packed into {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+            # Written all the same: on a machine that is lent, results that are not packed are lost.
+            with TemporaryDirectory() as folder:
+                try:
+                    unpack(archive, Path(folder))
+                except UserError as error:
+                    say(f"warning: {error}")
+
+    def _statuses(self, cells: Sequence[Step], done: Sequence[Step]) -> list[CellStatus]:
+        """What has become of each cell."""
+        return [self._status(step, finished=step in done) for step in cells]
+
+    def _status(self, step: Step, *, finished: bool) -> CellStatus:
+        training = self._params.recipes[step.key.recipe].training if step.stage == "train" else None
+        planned = None if training is None else training.epochs
+        status: Any = "missing"
+        message: str | None = "begun, and stopped before its end" if self._ledger.is_begun(step) else "not begun"
+        epochs: dict[str, float | None] | None = None
+        if finished and step.stage == "train":
+            run = read_run(RUNS, self._params, step.key)
+            status, message = run.status, run.message
+            epochs = {name: model.epochs for name, model in run.models.items()}
+        elif finished and step.stage == "measure":
+            measured = read_measurement(RUNS, step.key)
+            status, message = measured.status, measured.message
+        elif finished:
+            evaluation = read_evaluation(RUNS, step.key)
+            status, message = evaluation.status, evaluation.message
+        elif str(step) in self._failed:
+            status, message = "failed", f"exit status {self._failed[str(step)]}"
+        elif planned and self._ledger.is_begun(step):
+            reached = self._reached(step)
+            if any(reached.values()):
+                words = ", ".join(f"{value:g}" for value in reached.values())
+                status, message, epochs = "partial", f"stopped after {words} of {planned:g} epochs", {**reached}
+        names: dict[str, Any] = {"stage": step.stage, **step.key._asdict()}
+        return CellStatus(**names, status=status, message=message, epochs=epochs, planned_epochs=planned)
+
+    def _reached(self, step: Step) -> dict[str, float]:
+        """The epochs of each model that the checkpoints of a training hold; none where they cannot be read."""
+        finished = subprocess.run([*self._command(step), "--reached"], stdout=subprocess.PIPE, text=True, check=False)
+        reached: dict[str, float] = {} if finished.returncode else json.loads(finished.stdout.splitlines()[-1])
+        return reached
+
+    def _command(self, step: Step) -> list[str]:
+        """The command of a step with this interpreter and this parameter file."""
+        python, *arguments = step.command
+        default = self._path == Path("params.yaml")
+        return [sys.executable if python == "python" else python, *arguments] + (
+            [] if default else ["--params", str(self._path)]
+        )
+
+    def _call(self, step: Step, *more: str, deadline: float | None = None) -> int:
+        """Run a step's command to its end and return its exit status.
+
+        Raises:
+            TimeIsUpError: If it was stopped, since the deadline was there.
+            StoppedError: If it was stopped, since a signal asked for it.
+        """
+        deadline = self._deadline if deadline is None else deadline
+        process = subprocess.Popen([*self._command(step), *more])
+        while (status := process.poll()) is None:
+            if self._request.signal is not None or time.monotonic() > deadline:
+                # Ctrl-C has reached the process as well, which would not forgive a second signal.
+                status = _stop(process, gently=self._request.signal != signal.SIGINT)
+                break
+            time.sleep(PAUSE)
+        self._request.heed(f"{step} is not done; what is done is kept, and the same command goes on from there")
+        if status != 0 and time.monotonic() > deadline:
+            raise TimeIsUpError
+        return status
+
+
+def in_order(cells: Iterable[Step], params: Params) -> list[Step]:
+    """Cells with what is worth most first: the first seed before all others, `ORDER`, the order of the grid."""
+    grid = params.grid
+
+    def rank(step: Step) -> tuple[int, ...]:
+        kind = "measure" if step.stage == "measure" else "train"
+        found = [i for i, (stage, recipes) in enumerate(ORDER) if stage == kind and step.key.recipe in recipes]
+        place = found[0] if found else len(ORDER) + (kind == "measure")
+        seed = 0 if step.key.seed is None else grid.seeds.index(step.key.seed)
+        names = (grid.datasets.index(step.item["dataset"]), grid.recipes.index(step.key.recipe))
+        return seed, place, *names, CELLS.index(step.stage)
+
+    return sorted(cells, key=rank)
+
+
+def list_unfinished(statuses: Sequence[CellStatus]) -> list[Unfinished]:
+    """The cells without figures, each once: the evaluation of a training that is unfinished goes without saying."""
+    trainings = {cell.key for cell in statuses if cell.stage == "train" and not cell.finished}
+    return [
+        Unfinished.model_validate(cell.model_dump())
+        for cell in statuses
+        if not cell.finished and not (cell.stage == "evaluate" and cell.key in trainings)
+    ]
+
+
+def _too_slow(step: Step) -> UserError:
+    return UserError(f"{step} needs more time than --time-limit leaves it; give more")
+
+
+def _stop(process: subprocess.Popen[bytes], *, gently: bool) -> int:
+    """Ask a process and those it has started to end, and make them; returns the exit status."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        everyone = [parent, *parent.children(recursive=True)]
+        for one in everyone if gently else []:
+            one.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        for one in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    return process.wait()
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,40 @@
+"""How far a stopped training has come is read from the very checkpoints with which it would go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from trainings import CONTEXT, Cell, Fault, work
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.name != "posix", reason="processes are forked and killed as POSIX systems do"),
+]
+
+
+def reached(cell: Cell) -> dict[str, float]:
+    """What ``--reached`` prints."""
+    options = ["--dataset", "mnist", "--recipe", cell.recipe, "--seed", str(cell.seed), "--out", cell.out, "--reached"]
+    process = CONTEXT.Process(target=work, args=(cell.folder, ["train", *options], cell.folder / "reached", ()))
+    process.start()
+    process.join()
+    (line,) = (cell.folder / "reached").read_text(encoding="utf-8").splitlines()
+    found: dict[str, float] = json.loads(line)
+    return found
+
+
+def test_epochs_are_those_of_the_checkpoints(tmp_path: Path) -> None:
+    cell = Cell(tmp_path, "lunet", {"classes": "each", "epochs": 2})
+    assert set(reached(cell).values()) == {0.0}
+    # Four steps an epoch, eight a class: the checkpoint of the third one of class 1 is not written.
+    assert cell.train(Fault("pipeline.train.optimise", 11)) == -signal.SIGKILL, cell.log
+    found = reached(cell)
+    assert list(found.items())[:2] == [("0", 2.0), ("1", 0.5)]
+    assert set(list(found.values())[2:]) <= {0.0}
+    cell.changes["learning_rate"] = 0.002
+    cell.write_params()
+    assert set(reached(cell).values()) == {0.0}

@@ -1,0 +1,356 @@
+"""The runner without DVC: what it runs and in which order, what it takes for done, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_dvc import imported
+from workshop import ROOT, Workshop, write_yaml
+
+from pipeline import run
+from pipeline.archive import unpack
+from pipeline.console import StopRequest, UserError
+from pipeline.graph import read_steps
+from pipeline.ledger import Ledger
+from pipeline.params import PRESETS, load_params, read_yaml
+from pipeline.run import CELLS, Runner, in_order
+
+ALL = [
+    "measure mnist-lunet",
+    "measure mnist-realnvp",
+    "train mnist-lunet-0",
+    "evaluate mnist-lunet-0",
+    "train mnist-realnvp-0",
+    "evaluate mnist-realnvp-0",
+]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    shop = Workshop(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return shop
+
+
+def work(deadline: float = float("inf"), archive: str | None = None) -> int:
+    """One call of the runner in this process."""
+    Path("runs").mkdir(exist_ok=True)
+    return Runner(Path("params.yaml"), deadline, StopRequest()).run(Path(archive) if archive else None)
+
+
+def content(path: str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class Clock:
+    """A clock that stands still until a stage hangs, and then is far on."""
+
+    sleep = staticmethod(time.sleep)
+
+    @staticmethod
+    def monotonic() -> float:
+        return 1000.0 if Path("hanging").exists() else 0.0
+
+
+# Steps
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: str) -> None:
+    params = load_params(PRESETS / f"{preset}.yaml")
+    grid = params.grid
+    steps = read_steps(read_yaml(PRESETS / f"{preset}.yaml"), ROOT / "dvc.yaml")
+    pairs = len(grid.datasets) * len(grid.recipes)
+    assert len(steps) == len(grid.datasets) + 2 * pairs * len(grid.seeds) + pairs + 2
+    for step in steps:
+        if step.stage in CELLS:
+            assert " ".join(step.command).startswith(step.key.command(step.stage))
+            assert any(step.cell in out for out in step.outs)
+        assert not any("$" in text for text in (*step.command, *step.deps, *step.params, *step.outs))
+    (collect,) = [step for step in steps if step.stage == "collect"]
+    assert {"reports/metrics.json", "reports/curves.csv", "reports/figures"} <= set(collect.outs)
+
+
+def test_what_only_dvc_understands_is_refused(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "dvc.yaml", {"stages": {"data": {"cmd": "a", "foreach": [1], "deps": ["${item}"]}}})
+    with pytest.raises(UserError, match="only DVC understands"):
+        read_steps({}, tmp_path / "dvc.yaml")
+
+
+def test_what_is_worth_most_comes_first() -> None:
+    values = read_yaml(PRESETS / "paper.yaml")
+    values["grid"]["seeds"] = [3, 1]
+    write = [step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage in CELLS]
+    params = load_params(PRESETS / "paper.yaml")
+    params = params.model_copy(update={"grid": params.grid.model_copy(update={"seeds": [3, 1]})})
+    names = [str(step) for step in in_order(reversed(write), params)]
+    assert len(names) == len(write)
+    assert names[:4] == [
+        "measure mnist lunet", "measure mnist realnvp", "measure fashion_mnist lunet", "measure fashion_mnist realnvp",
+    ]  # fmt: skip
+    first = ("mnist lunet 3", "mnist lunet_released 3")
+    assert names[4:8] == [f"{stage} {cell}" for cell in first for stage in ("train", "evaluate")]
+    trained = [name for name in names if name.startswith("train")]
+    places = [trained.index(name) for name in (
+        "train fashion_mnist lunet_released 3", "train mnist realnvp 3", "train fashion_mnist realnvp 3",
+        "train mnist realnvp_released 3", "train fashion_mnist realnvp_released 3", "train mnist lunet_learned 3",
+    )]  # fmt: skip
+    assert places == sorted(places)
+    first_of_second = min(names.index(name) for name in names if name.endswith(" 1"))
+    assert all(name.endswith(" 1") for name in names[first_of_second:])
+
+
+def test_the_runner_does_without_dvc_and_needs_nothing_beside_what_the_readme_carries() -> None:
+    there = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "jinja2", "scipy", "psutil", "tqdm"}
+    there |= {"safetensors", "filelock", "pynvml", "markupsafe"}
+    carried = {"pydantic", "ruamel"}
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    modules = {ROOT / "pipeline" / f"{name}.py" for name in ("run", "publish", "preset", *stages)}
+    names = set()
+    for path in {file for module in modules for file in imported(module)}:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    assert {"torch", "pydantic", "jinja2"} <= names
+    assert names - set(sys.stdlib_module_names) - {"lunet", "pipeline"} - there - carried == set()
+
+
+# What is done
+
+
+def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    without_report(workshop)
+    assert work() == 0
+    assert workshop.done() == ALL
+    assert work() == 0
+    assert workshop.done() == []
+    assert capfd.readouterr().out.splitlines()[-1] == "all 6 cells are done"
+
+
+TRAINED = [cell for cell in ALL if "measure" not in cell]
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda shop: shop.change("evaluate.draws", 3), [cell for cell in ALL if "evaluate" in cell]),
+        (lambda shop: shop.change("measure.warmup", 4), [cell for cell in ALL if "measure" in cell]),
+        (lambda shop: shop.change("deterministic", True), TRAINED),
+        (lambda shop: shop.change("report.title", "Another"), []),
+        (lambda shop: shop.change("recipes.realnvp.training.epochs", 0.5), [cell for cell in ALL if "realnvp" in cell]),
+        (lambda shop: (shop.folder / "code.py").write_text("second"), ["train mnist-lunet-0", "train mnist-realnvp-0"]),
+        (lambda shop: (shop.folder / "data/mnist/new.npy").touch(), ALL),
+        (lambda shop: (shop.folder / "runs/train/mnist-lunet-0/history.csv").write_text("x"), ["train mnist-lunet-0"]),
+        (lambda shop: (shop.folder / "runs/train/mnist-lunet-0/run.json").unlink(), ["train mnist-lunet-0"]),
+        (lambda shop: (shop.folder / "runs/samples/mnist-lunet-0/samples.npy").unlink(), ["evaluate mnist-lunet-0"]),
+        (lambda shop: (shop.folder / "runs/measure/mnist-lunet.json").write_text("{}"), ["measure mnist-lunet"]),
+        (lambda shop: (shop.folder / "runs/done/measure/mnist-lunet.json").write_text("{}"), ["measure mnist-lunet"]),
+    ],
+)  # fmt: skip
+def test_exactly_what_is_concerned_is_done_again(workshop: Workshop, change: Any, again: list[str]) -> None:
+    without_report(workshop)
+    assert work() == 0
+    workshop.done()
+    change(workshop)
+    assert work() == 0
+    assert workshop.done() == again
+    assert work() == 0
+    assert workshop.done() == []
+
+
+def without_report(workshop: Workshop) -> None:
+    """Leave collect and report out, which take seconds and are not what is looked at."""
+    graph = read_yaml(workshop.folder / "dvc.yaml")
+    graph["stages"]["collect"]["cmd"] = graph["stages"]["report"]["cmd"] = "python -c pass"
+    write_yaml(workshop.folder / "dvc.yaml", graph)
+
+
+def test_code_that_changes_during_a_step_is_not_taken_for_what_it_ran(workshop: Workshop) -> None:
+    without_report(workshop)
+    work()
+    values = read_yaml(workshop.folder / "params.yaml")
+    steps = read_steps(values)
+    ledger = Ledger(steps, values)
+    (step,) = [step for step in steps if str(step) == "train mnist lunet 0"]
+    assert ledger.is_done(step)
+    ledger.begin(step)
+    assert not ledger.is_done(step)
+    assert ledger.is_begun(step)
+    Path("code.py").write_text("second")
+    ledger.finish(step)
+    assert not ledger.is_done(step)
+
+
+def test_weights_may_be_gone_once_they_were_evaluated_and_not_before(workshop: Workshop) -> None:
+    without_report(workshop)
+    assert work() == 0
+    workshop.done()
+    weights = Path("runs/train/mnist-lunet-0/flows/all/weights.safetensors")
+    weights.unlink()
+    assert work() == 0
+    assert workshop.done() == []
+    Path("runs/evaluate/mnist-lunet-0.json").unlink()
+    assert work() == 0
+    assert workshop.done() == ["train mnist-lunet-0", "evaluate mnist-lunet-0"]
+    weights.write_bytes(b"others")
+    assert work() == 0
+    assert workshop.done() == ["train mnist-lunet-0"]
+
+
+# Partial results
+
+
+def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "time", Clock)
+    workshop.fault("train mnist-realnvp-0", "hang")
+    assert work(deadline=100, archive="part.tar.gz") == run.TIME_IS_UP
+    assert Path("stopped").exists()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1] == "4 of 6 cells done; run the same command again"
+    assert not [line for line in lines if "warning" in line]
+    metrics = content("reports/metrics.json")["mnist"]
+    assert metrics["lunet"]["bits_per_dim"]["mean"] == pytest.approx(1.85)
+    assert metrics["realnvp"] == {}
+    # Measured all the same.
+    assert content("reports/timings.json")["mnist"]["realnvp"]["step_ms"]["n"] == 8
+    claims = {claim["id"]: claim["datasets"][0] for claim in content("reports/claims.json")["claims"]}
+    assert claims["nll"]["verdict"] == "not_tested"
+    assert claims["nll"]["sentence"] == "Seed 0 of realnvp: partial."
+    page = Path("reports/index.html").read_text(encoding="utf-8")
+    assert "1 cell of the grid did not finish" in " ".join(re.sub("<.*?>", "", page).split())
+    assert "stopped after 12.5 of 0.45 epochs" in page
+    manifest = unpack(Path("part.tar.gz"), tmp_path / "unpacked")
+    cells = {f"{cell.stage} {cell.key}": cell for cell in manifest.cells}
+    partial = cells["train mnist-realnvp-0"]
+    assert (partial.status, partial.epochs, partial.planned_epochs) == ("partial", {"all": 12.5}, 0.45)
+    assert cells["evaluate mnist-realnvp-0"].status == "missing"
+    whole = cells["train mnist-lunet-0"]
+    assert (whole.status, whole.epochs, whole.planned_epochs) == ("complete", {"all": 3.0}, 2.5)
+    assert not [name for name in manifest.files if "realnvp-0" in name]
+
+    Path("hanging").unlink()
+    workshop.fault("nothing", 0)
+    workshop.done()
+    assert work(deadline=100, archive="all.tar.gz") == 0
+    assert workshop.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
+    assert content("reports/metrics.json")["mnist"]["realnvp"]["bits_per_dim"]["mean"] == pytest.approx(1.45)
+    assert {cell.status for cell in unpack(Path("all.tar.gz"), tmp_path / "whole").cells} == {"complete"}
+
+
+def test_files_of_an_older_run_are_no_results_of_a_cell_that_is_not_done(workshop: Workshop) -> None:
+    graph = Path("dvc.yaml").read_bytes()
+    without_report(workshop)
+    assert work() == 0
+    Path("dvc.yaml").write_bytes(graph)
+    workshop.change("evaluate.draws", 3)
+    workshop.fault("evaluate mnist-realnvp-0", 7)
+    with pytest.raises(UserError, match=r"5 of 6 cells done; failed, .*: evaluate mnist realnvp 0 \(exit status 7\)"):
+        work(archive="part.tar.gz")
+    assert Path("runs/evaluate/mnist-realnvp-0.json").exists()
+    assert content("reports/metrics.json")["mnist"]["realnvp"] == {}
+    (status,) = [cell for cell in content("reports/provenance.json")["cells"] if cell["status"] != "complete"]
+    assert (status["stage"], status["status"], status["message"]) == ("evaluate", "failed", "exit status 7")
+
+
+def test_a_cell_that_fails_does_not_keep_others_from_running(workshop: Workshop) -> None:
+    without_report(workshop)
+    workshop.fault("train mnist-lunet-0", 1)
+    with pytest.raises(UserError, match="4 of 6 cells done; failed"):
+        work()
+    assert workshop.done() == [cell for cell in ALL if cell != "evaluate mnist-lunet-0"]
+
+
+def test_data_that_fail_stop_everything(workshop: Workshop) -> None:
+    graph = read_yaml(workshop.folder / "dvc.yaml")
+    graph["stages"]["data"]["cmd"] = 'python -c "raise SystemExit(1)"'
+    write_yaml(workshop.folder / "dvc.yaml", graph)
+    with pytest.raises(UserError, match="data mnist failed"):
+        work()
+    assert workshop.done() == []
+
+
+def test_a_measurement_longer_than_the_limit_is_said_to_be_so(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "time", Clock)
+    workshop.fault("measure mnist-lunet", "hang")
+    with pytest.raises(UserError, match="measure mnist lunet needs more time"):
+        work(deadline=100)
+
+
+def test_no_cell_is_begun_when_time_is_nearly_up(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "time", Clock)
+    assert work(deadline=run.WORTHWHILE - 1) == run.TIME_IS_UP
+    assert workshop.done() == []
+
+
+# Processes
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a stage hangs."""
+    while not path.exists():
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX systems have them")
+def test_sigterm_reaches_the_training_and_the_next_call_goes_on(workshop: Workshop) -> None:
+    without_report(workshop)
+    workshop.fault("train mnist-realnvp-0", "hang")
+    process = workshop.start()
+    wait_for(workshop.folder / "hanging")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: train mnist realnvp 0 is not done" in output.splitlines()[-1]
+    assert (workshop.folder / "stopped").exists()
+    workshop.fault("nothing", 0)
+    workshop.done()
+    assert workshop.run()[0] == 0
+    assert workshop.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a group of processes is killed as POSIX systems do")
+def test_killed_with_all_its_processes_it_does_nothing_twice(workshop: Workshop) -> None:
+    without_report(workshop)
+    workshop.fault("train mnist-lunet-0", "hang")
+    process = workshop.start()
+    wait_for(workshop.folder / "hanging")
+    assert "another python -m pipeline.run is at work" in workshop.run()[1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert workshop.done() == ALL[:3]
+    workshop.fault("nothing", 0)
+    assert workshop.run()[0] == 0
+    assert workshop.done() == ALL[2:]
+
+
+def test_a_limit_that_leaves_no_time_is_refused(workshop: Workshop) -> None:
+    status, output = workshop.run("--time-limit", "20")
+    assert status == 1
+    assert output == "error: --time-limit must be at least 30 seconds here\n"
+
+
+def test_the_paper_preset_stops_at_once_without_a_gpu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workshop.folder / "params.yaml").write_bytes((PRESETS / "paper.yaml").read_bytes())
+    (workshop.folder / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    status, output = workshop.run()
+    assert status == 1
+    assert "the preset 'paper' needs a CUDA GPU" in output
+    assert "train" not in output
+    assert workshop.done() == []
