@@ -26,11 +26,11 @@ from pipeline.ledger import Ledger, digest_of, files_under
 from pipeline.params import Params, Section, load_params
 from pipeline.records import Key, read_cell, read_measurement, read_run, read_samples, without_paths
 from pipeline.report import render
-from pipeline.tables import CURVES, RESULTS, TIMINGS, read_table
+from pipeline.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
-TABLES = {"results.csv": RESULTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
+TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
 COLLECTED = ("metrics.json", "timings.json", "claims.json", "provenance.json", *TABLES)
 LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)

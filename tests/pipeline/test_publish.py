@@ -89,7 +89,7 @@ def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters
     there = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     contents = unpacked(packed)
     assert there == contents
-    wanted = {"metrics.json", "timings.json", "results.csv", "timings.csv", "curves.csv", "claims.json"}
+    wanted = {"metrics.json", "timings.json", "results.csv", "timings.csv", "curves.csv", "latents.csv", "claims.json"}
     wanted |= {"provenance.json", "params.yaml", "manifest.json", "figures/curves-mnist.svg"}
     wanted |= {"figures/samples-mnist-lunet.png", "runs/samples/mnist-lunet-0/samples.npy"}
     wanted |= {"runs/train/mnist-lunet-0/run.json", "runs/train/mnist-lunet-0/history.csv"}
@@ -267,7 +267,8 @@ BAD: dict[str, tuple[Change, str]] = {
     "another recipe": (edited("runs/train/mnist-lunet-0/run.json", recipe_params={}), "with other parameters"),
     "samples gone": (without_and_forged("runs/samples/mnist-lunet-0/samples.npy"), "samples.npy is missing"),
     "an invented figure": (invented, "results.csv has figures of mnist-realnvp-0, which .* does not call finished"),
-    "nothing to report": (with_file("metrics.json", b"{}"), "no report can be made of it"),
+    "nothing to report": (with_file("metrics.json", b"{}"), "metrics.json is damaged, it lacks mnist"),
+    "figures that are none": (with_file("metrics.json", b'{"mnist": 1}'), "no report can be made of it"),
     "a table that is none": (with_file("curves.csv", b"a,b\n"), "curves.csv is damaged"),
 }  # fmt: skip
 
