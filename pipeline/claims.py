@@ -100,6 +100,7 @@ class PosterRow(Section):
     realnvp: Number
     ours: str
     stopwatch: str | None
+    figure: str | None
     factors: dict[Name, Number] | None
     note: str
 
@@ -148,12 +149,17 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
 
 @dataclass(frozen=True)
 class Times:
-    """Raw samples of one quantity: times in milliseconds or memory in MiB."""
+    """Raw samples of one quantity: times in milliseconds or memory in MiB.
+
+    Where ``images`` is less than ``of``, a time was taken on that many images and scaled to all of them.
+    """
 
     samples: list[float]
     per: str
     unit: str
     batch: int | None = None
+    images: int | None = None
+    of: int | None = None
 
 
 @dataclass(frozen=True)

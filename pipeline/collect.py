@@ -209,8 +209,8 @@ def _over_models(run: Run, values: Mapping[str, float | None]) -> float | None:
 def measured_times(found: Measurement) -> dict[str, Times]:
     """Times and peaks of memory under the names that `timings.json` has, such as step_ms and memory_training_mib.
 
-    The peak of memory is the allocator's on a GPU. On a CPU it is the process's, and beside it stands how far that lies
-    above the process's size before the work.
+    The peak of memory is the allocator's on a GPU, and beside it stands the driver's for the whole process. On a CPU it
+    is the process's, and beside it stands how far that lies above the process's size before the work.
     """
     times = {
         f"{name}_{timing.unit}": Times(**timing.model_dump())
@@ -222,6 +222,8 @@ def measured_times(found: Measurement) -> dict[str, Times]:
             continue
         if memory.allocated_peak_mib is not None:
             times[f"memory_{phase}_mib"] = Times([memory.allocated_peak_mib], "allocator", "MiB")
+            if memory.gpu_process_mib is not None:
+                times[f"memory_{phase}_gpu_process_mib"] = Times([memory.gpu_process_mib], "process", "MiB")
         else:
             above = memory.process_peak_mib - memory.process_start_mib
             times[f"memory_{phase}_mib"] = Times([memory.process_peak_mib], "process", "MiB")
@@ -250,7 +252,7 @@ def timings_of(subjects: Subjects) -> dict[str, Any]:
         dataset: {
             recipe: {
                 name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
-                | ({} if times.batch is None else {"batch": times.batch})
+                | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
                 for name, times in subject.times.items()
             }
             for recipe, subject in by_recipe.items()
@@ -363,11 +365,11 @@ def draw(
 def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The poster's times that ours compare with, by quantity and recipe, in honest milliseconds."""
     return {
-        row["stopwatch"].removesuffix("_ms"): {
+        row["figure"].removesuffix("_ms"): {
             recipe: row[recipe] / (row["factors"] or {}).get(recipe, 1) for recipe in ("lunet", "realnvp")
         }
         for row in poster
-        if (row["stopwatch"] or "").endswith("_ms")
+        if row["figure"]
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import time
@@ -16,15 +17,23 @@ import psutil
 import pynvml
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from lunet import ImageFlow, triangular
+from lunet import ImageFlow, LUNet, triangular
 from pipeline.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
 from pipeline.models import build
+from pipeline.objectives import loss_and_bits
 from pipeline.params import LearnedLUNetModel, LUNetModel, Measure, Params, Recipe
 from pipeline.train import make_optimizer, optimise
 
 MINIMUM_REPETITIONS = 5
 WIDTHS = (64, 128, 256, 512, 1024)
+# The released code's batch sizes, by which its stopwatch divides; its numbers of samples a call; the points to which it
+# fits the inverse of the activation; and how many images a CPU is given in place of all, which would take minutes.
+RELEASED_BATCH = {"lunet": 256, "realnvp": 128, "realnvp_released": 128}
+RELEASED_SAMPLES = {"lunet": 100, "realnvp": 64, "realnvp_released": 64}
+RELEASED_POINTS = (-1000, 1000.001, 0.001)
+CPU_IMAGES = 1024
 Samples = list[float]
 
 
@@ -123,6 +132,80 @@ def time_sampling(work: Work, *, large: bool) -> dict[str, Any]:
     return {"unit": "ms", "per": "image", "batch": size, "samples": [sample / size for sample in samples]}
 
 
+def time_released_optimizer(work: Work) -> dict[str, Any] | None:
+    """What the released stopwatch calls a step: the first ``optimizer.step()`` alone, not waited for."""
+    training = work.recipe.training
+    if training is None or work.recipe.model.kind not in RELEASED_BATCH:
+        return None
+    model, batch = work.model().train(), work.batch(work.training_batch)
+    optimizer = make_optimizer(model, training)
+    generator = torch.Generator(work.device)
+    loss_and_bits(model, batch, generator, training.objective, training.batch_size)[0].backward()
+    if training.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": [_unsynchronised(optimizer.step)]}
+
+
+def time_released_density(work: Work) -> dict[str, Any] | None:
+    """What the released stopwatch calls the density of an image: a pass over all images over the *batch size*.
+
+    The images are loaded one by one in this process and nothing waits for the device. A CPU is given the first
+    `CPU_IMAGES`, and the time is scaled to all; ``images`` says how many were timed, ``of`` how many there are.
+    """
+    size = RELEASED_BATCH.get(work.recipe.model.kind)
+    if size is None:
+        return None
+    model, total = work.model().eval(), len(work.images)
+    count = total if work.device.type == "cuda" else min(total, CPU_IMAGES)
+    loader = DataLoader(TensorDataset(work.images[:count]), batch_size=size)
+
+    def one_pass() -> None:
+        for (batch,) in loader:
+            model.bits_per_dim(batch.to(work.device))
+
+    with torch.no_grad():
+        sample = _unsynchronised(one_pass) * total / count / size
+    return {"unit": "ms", "per": "image", "batch": size, "samples": [sample], "images": count, "of": total}
+
+
+def time_released_sampling(work: Work) -> dict[str, Any] | None:
+    """What the released stopwatch calls the sampling of an image: the first call, not waited for, over its images.
+
+    LU-Net's activations are inverted on the CPU, each by a spline that is fitted anew, and its matrices by a general
+    solver; see `sample_as_released`.
+    """
+    count = RELEASED_SAMPLES.get(work.recipe.model.kind)
+    if count is None:
+        return None
+    model = work.model().eval()
+    importlib.import_module("scipy.interpolate")  # no part of the call
+    with torch.no_grad():
+        if isinstance(model.flow, LUNet):
+            sample = _unsynchronised(partial(sample_as_released, model.flow, count))
+        else:
+            sample = _unsynchronised(partial(model.sample, count))
+    return {"unit": "ms", "per": "image", "batch": count, "samples": [sample / count]}
+
+
+def sample_as_released(flow: LUNet, count: int) -> Tensor:
+    """Samples of an LU-Net with leaky softplus, of shape (count, D), found in the way of the released code.
+
+    Cost: for each activation a spline through 2,000,001 points, about a second.
+    """
+    from scipy.interpolate import splev, splrep  # here, so that it adds nothing to the memory of other quantities
+
+    weights = flow.layers[0].lu
+    x = torch.randn(count, flow.features, dtype=weights.dtype, device=weights.device)
+    for layer in reversed(flow.layers):
+        if layer.activation is not None:
+            arguments = np.arange(*RELEASED_POINTS)
+            spline = splrep(layer.activation(torch.from_numpy(arguments))[0].numpy(), arguments, s=0)
+            x = torch.from_numpy(splev(x.cpu().numpy(), spline)).to(x)
+        lower, upper = triangular.unpack(layer.lu)
+        x = torch.linalg.solve(upper, torch.linalg.solve(lower, (x - layer.bias).T)).T
+    return x
+
+
 def time_determinants(work: Work) -> dict[str, Any] | None:
     """Milliseconds of the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
     if not isinstance(work.recipe.model, LUNetModel | LearnedLUNetModel):
@@ -168,6 +251,9 @@ QUANTITIES: dict[str, Callable[[Work], Any]] = {
     "time_density_large": partial(time_density, large=True),
     "time_sampling_small": partial(time_sampling, large=False),
     "time_sampling_large": partial(time_sampling, large=True),
+    "time_released_optimizer_step": time_released_optimizer,
+    "time_released_density": time_released_density,
+    "time_released_sampling": time_released_sampling,
     "weigh_training": weigh_training,
     "weigh_sampling": weigh_sampling,
     "time_determinants": time_determinants,
@@ -197,9 +283,17 @@ def stopwatch(function: Callable[[], object], work: Work) -> Samples:
     return samples
 
 
+def _unsynchronised(function: Callable[[], object]) -> float:
+    """Milliseconds until a single call returns, its first one; what a GPU is still doing then is not waited for."""
+    start = time.perf_counter()
+    function()
+    return 1000 * (time.perf_counter() - start)
+
+
 def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
     """MiB of the process before and at its peak, and on a GPU what the allocator and the driver saw."""
     start = psutil.Process().memory_info().rss / 2**20
+    used = _gpu_used_mib() if device.type == "cuda" else None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     function()
@@ -210,7 +304,7 @@ def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float
         "process_peak_mib": round(_process_peak_mib(), 2),
         "allocated_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
         "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
-        "gpu_process_mib": _gpu_process_mib(device) if on_gpu else None,
+        "gpu_process_mib": _gpu_process_mib(device, used) if on_gpu else None,
     }
 
 
@@ -228,13 +322,30 @@ def _process_peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _gpu_process_mib(device: torch.device) -> float | None:
-    """What the driver books for this process, its context included; ``None`` where it does not tell processes apart."""
+def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
+    """What the driver books for this process, its context included.
+
+    Within a container the driver often does not tell processes apart; then it is what the use of the machine's only
+    GPU has grown by, which is the same as long as nothing else runs there. None where neither is known.
+    """
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         booked = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-        used = booked.get(os.getpid())
-        return None if used is None else used / 2**20
+    except pynvml.NVMLError:
+        booked = {}
+    if (own := booked.get(os.getpid())) is not None:
+        return float(own) / 2**20
+    used = _gpu_used_mib()
+    return None if used is None or used_before is None or used <= used_before else used - used_before
+
+
+def _gpu_used_mib() -> float | None:
+    """What is in use of the memory of the machine's only GPU; None where there are several, or the driver is mute."""
+    try:
+        pynvml.nvmlInit()
+        if pynvml.nvmlDeviceGetCount() != 1:
+            return None
+        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / 2**20
     except pynvml.NVMLError:
         return None

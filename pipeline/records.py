@@ -183,12 +183,14 @@ class Evaluation(StageRecord):
 
 
 class Timing(Record):
-    """The raw samples of one time."""
+    """The raw samples of one time, which may have been scaled from some ``images`` to all ``of`` them."""
 
     unit: str
     per: str
     batch: int
     samples: list[PositiveTime] = Field(min_length=1)
+    images: int | None = None
+    of: int | None = None
 
 
 class Memory(Record):

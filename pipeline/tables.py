@@ -163,7 +163,7 @@ def _quantities(found: Measurement) -> Iterator[Row]:
     """What was measured, with all its samples as one ``value``."""
     for name, timing in (found.times or {}).items():
         if timing is not None:
-            yield {"quantity": name, "value": timing.samples, **timing.model_dump(exclude={"samples"})}
+            yield {"quantity": name, "value": timing.samples, **timing.model_dump(include={"unit", "per", "batch"})}
     for phase, memory in (found.memory or {}).items():
         for field, mib in memory.model_dump(exclude_none=True).items() if memory else ():
             name = f"memory_{phase}_{field.removesuffix('_mib')}"

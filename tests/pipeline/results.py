@@ -45,6 +45,9 @@ CENTRES = {
     "density_large": {"lunet": 0.05, "realnvp": 0.9, "gaussian": 0.02, "histogram": 0.004},
     "sampling_small": {"lunet": 6.0, "realnvp": 9.5, "gaussian": 0.5, "histogram": 0.2},
     "sampling_large": {"lunet": 0.2, "realnvp": 0.95, "gaussian": 0.03, "histogram": 0.01},
+    "released_optimizer_step": {"lunet": 5.0, "realnvp": 2.0},
+    "released_density": {"lunet": 11.0, "realnvp": 420.0},
+    "released_sampling": {"lunet": 30.0, "realnvp": 12.0},
 }
 
 
@@ -165,6 +168,10 @@ class Project:
                 "batch": size,
                 "samples": [float(centre * factor) for factor in random.lognormal(0, 0.1, 8)],
             }
+            if centre and quantity.startswith("released"):
+                times[quantity]["samples"] = [centre]
+            if centre and quantity == "released_density":
+                times[quantity] |= {"images": 1024, "of": 60_000}
         peak = {
             "process_start_mib": 300.0,
             "process_peak_mib": {"lunet": 420.0, "realnvp": 900.0}.get(recipe, 350.0),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from results import LAPTOP, SMALL, Project, parameters, with_failures
 
-from pipeline.collect import HEADLINES, collect
+from pipeline.collect import HEADLINES, collect, poster_times
 
 
 def content(project: Project, name: str) -> Any:
@@ -88,7 +88,27 @@ def test_a_gpu_s_memory_is_the_allocator_s(small: Project) -> None:
     small.collect()
     timings = content(small, "timings.json")["mnist"]["lunet"]
     assert timings["memory_training_mib"]["median"] == 77
+    assert "memory_training_gpu_process_mib" not in timings
     assert "memory_training_above_start_mib" not in timings
+
+
+def test_the_whole_process_on_a_gpu_stands_beside_the_allocator(small: Project) -> None:
+    small.change(
+        "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__training__gpu_process_mib=612.0
+    )
+    small.collect()
+    timings = content(small, "timings.json")["mnist"]["lunet"]
+    assert timings["memory_training_gpu_process_mib"]["median"] == 612
+    assert timings["memory_training_mib"]["median"] == 77
+
+
+def test_the_poster_s_times_are_drawn_beside_the_honest_ones_they_compare_with(small: Project) -> None:
+    small.collect()
+    times = poster_times(content(small, "claims.json")["poster"])
+    assert set(times) == {"optimizer_step", "density_large"}
+    assert times["optimizer_step"] == {"lunet": 1.2, "realnvp": 56.0}
+    assert times["density_large"]["lunet"] == pytest.approx(37.10 / 234.375)
+    assert content(small, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
 
 
 def test_claims_say_which_cells_failed(whole: Project) -> None:

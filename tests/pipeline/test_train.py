@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from lunet import ImageFlow, LUNet, load_flow
+from pipeline import quantities
 from pipeline.collect import converted
 from pipeline.data import write_dataset
 from pipeline.datasets import ARRAYS, Dataset, load_dataset
@@ -23,6 +25,7 @@ from pipeline.files import write_json
 from pipeline.measure import measure
 from pipeline.models import build, groups
 from pipeline.params import PRESETS, Evaluate, Measure, Params, Recipe, load_params, read_yaml, validate
+from pipeline.quantities import QUANTITIES, Work, sample_as_released
 from pipeline.records import Likelihood
 from pipeline.sources import FILES, fetch
 from pipeline.tables import CURVES
@@ -386,8 +389,115 @@ def test_every_quantity_that_applies_is_measured(params: Params, dataset: Datase
         assert len(result["times"][quantity]["samples"]) >= 5
         assert min(result["times"][quantity]["samples"]) > 0
     assert result["times"]["density_large"]["batch"] == 20
+    released = {key: time for key, time in result["times"].items() if key.startswith("released")}
+    assert len(released) == 3
+    assert all((time is not None) == stepped for time in released.values())
     weighed = result["memory"]["sampling"]
     assert weighed["process_peak_mib"] >= weighed["process_start_mib"] > 10
+
+
+def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
+    """What a measuring process is given, and a clock that moves on by one second whenever it is read."""
+    readings = iter(range(1000))
+    monkeypatch.setattr("pipeline.quantities.time.perf_counter", lambda: next(readings))
+    params = validate(values, "params.yaml")
+    pixels = torch.arange(images * 64).remainder(251).to(torch.uint8).reshape(images, 8, 8)
+    return Work(params.recipe(name), pixels, CPU, params.measure)
+
+
+@pytest.mark.parametrize(("name", "size"), [("lunet", 256), ("realnvp", 128)])
+def test_the_released_density_is_a_pass_over_the_batch_size(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    seen: list[int] = []
+    bits_per_dim = ImageFlow.bits_per_dim
+
+    def counted(self: ImageFlow, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(len(images))
+        return bits_per_dim(self, images, **options)
+
+    monkeypatch.setattr(ImageFlow, "bits_per_dim", counted)
+    monkeypatch.setattr("pipeline.quantities.CPU_IMAGES", 300)
+    found = QUANTITIES["time_released_density"](released_work(values, name, monkeypatch, 1500))
+    assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
+    # The clock has said one second for 300 images, so five for all 1,500.
+    assert found["samples"] == [pytest.approx(5000 / size)]
+    assert (found["batch"], found["images"], found["of"]) == (size, 300, 1500)
+
+
+@pytest.mark.parametrize(("name", "count"), [("lunet", 100), ("realnvp", 64)])
+def test_the_released_sampling_is_one_call_over_its_images(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    monkeypatch.setattr("pipeline.quantities.RELEASED_POINTS", (-1000, 1000.5, 0.5))
+    found = QUANTITIES["time_released_sampling"](released_work(values, name, monkeypatch, 8))
+    assert found["samples"] == [1000 / count]
+    assert found["batch"] == count
+
+
+def test_the_released_step_is_the_first_update_alone(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr("torch.optim.Adam.step", lambda self: steps.append("step"))
+    monkeypatch.setattr("torch.optim.SGD.step", lambda self: steps.append("step"))
+    found = QUANTITIES["time_released_optimizer_step"](released_work(values, "lunet", monkeypatch, 32))
+    assert steps == ["step"]
+    assert (found["samples"], found["batch"]) == ([1000.0], 32)
+
+
+@pytest.mark.parametrize("quantity", ["optimizer_step", "density", "sampling"])
+@pytest.mark.parametrize("name", ["lunet_learned", "gaussian", "histogram"])
+def test_the_released_stopwatch_knows_the_paper_s_models_alone(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, quantity: str
+) -> None:
+    assert QUANTITIES[f"time_released_{quantity}"](released_work(values, name, monkeypatch, 8)) is None
+
+
+def test_the_released_way_of_sampling_inverts_the_flow() -> None:
+    torch.manual_seed(0)
+    flow = LUNet(6, 4).double()
+    with torch.no_grad():
+        for layer in flow.layers:
+            layer.lu.add_(0.1 * torch.randn(6, 6))
+            layer.bias.add_(torch.randn(6))
+        torch.manual_seed(1)
+        samples = sample_as_released(flow, 50)
+        torch.manual_seed(1)
+        latents = torch.randn(50, 6, dtype=torch.float64)
+        # Cubic splines at a step of 0.001.
+        torch.testing.assert_close(samples, flow.inverse(latents), rtol=1e-7, atol=1e-7)
+
+
+class FakeDriver:
+    """What NVML says: which processes it tells apart, how many GPUs there are, and how much is in use, in MiB."""
+
+    NVMLError = OSError
+
+    def __init__(self, processes: dict[int, int], gpus: int, used: int) -> None:
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetHandleByUUID = self.nvmlDeviceGetHandleByIndex = lambda _: None
+        self.nvmlDeviceGetComputeRunningProcesses = lambda _: [
+            SimpleNamespace(pid=pid, usedGpuMemory=mib * 2**20) for pid, mib in processes.items()
+        ]
+        self.nvmlDeviceGetCount = lambda: gpus
+        self.nvmlDeviceGetMemoryInfo = lambda _: SimpleNamespace(used=used * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "before", "expected"),
+    [
+        ({os.getpid(): 700, 1: 5}, 1, 100.0, 700),
+        ({1: 650}, 1, 100.0, 800),
+        ({}, 1, 100.0, 800),
+        ({}, 2, None, None),
+        ({}, 1, 900.0, None),
+    ],
+)
+def test_a_process_s_memory_on_a_gpu_is_the_driver_s_or_the_growth_of_the_only_gpu(
+    monkeypatch: pytest.MonkeyPatch, processes: dict[int, int], gpus: int, before: float | None, expected: float | None
+) -> None:
+    monkeypatch.setattr(quantities, "pynvml", FakeDriver(processes, gpus, 900))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="u"))
+    assert quantities._gpu_process_mib(torch.device("cuda"), before) == expected
 
 
 # The command line: one clear message, no traceback, nothing half-written
