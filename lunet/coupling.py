@@ -158,12 +158,6 @@ class ReleasedCoupling(nn.Module):
         y, log_det = self.norm(x * log_scale.exp() + shift)
         return y, log_det + log_scale.flatten(1).sum(1)
 
-    def standardise_(self, x: Tensor) -> None:
-        """Start with the moments of a sample, with shape (N, C, H, W), as running averages."""
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3))
-        self.norm.mean.copy_(mean)
-        self.norm.variance.copy_(variance)
-
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments, with shape :math:`(N, C, H, W)`, by the running averages as they stand."""
         h = self.norm.inverse(y)

@@ -57,14 +57,28 @@ class RealNVP(Flow):
             made = nn.ModuleList(self._coupling(mask, shape, planes) for mask in masks)
             return cast("Sequence[Coupling | ReleasedCoupling]", made)
 
-        self.full = stack([checkerboard(*self.shape, first=even) for even in first], self.shape, planes)
+        board = self._checkerboard
+        self.full = stack([board(self.shape, first=even) for even in first], self.shape, planes)
         self.squeezed = stack([channel_halves(squeezed[0], first=even) for even in second], squeezed, planes)
-        self.final = stack([checkerboard(*half, first=even) for even in last], half, 2 * planes)
+        self.final = stack([board(half, first=even) for even in last], half, 2 * planes)
 
     def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
         """A coupling for images of a shape (C, H, W)."""
         del shape  # its parameters do not depend on the place in an image
         return Coupling(mask, planes, self.options["blocks"], shared=self.options["shared"])
+
+    def _checkerboard(self, shape: Shape, *, first: bool) -> Tensor:
+        """The mask of a checkerboard coupling, with the shape (C, H, W)."""
+        return checkerboard(*shape, first=first)
+
+    def _factor_out(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The half of the channels that goes to the latent, and the half that stays."""
+        factored, kept = h.chunk(2, dim=1)
+        return factored, kept
+
+    def _factor_in(self, factored: Tensor, kept: Tensor) -> Tensor:
+        """What `_factor_out` has taken apart."""
+        return torch.cat([factored, kept], dim=1)
 
     def config(self) -> dict[str, Any]:
         """The arguments that make a RealNVP of this architecture again."""
@@ -93,13 +107,13 @@ class RealNVP(Flow):
         for stage in (self.full, self.squeezed, self.final):
             for coupling in stage:
                 if start:
-                    coupling.standardise_(h)
+                    cast("Coupling", coupling).standardise_(h)
                 h, coupling_log_det = coupling(h)
                 log_det = log_det + coupling_log_det
             if stage is self.full:
                 h = pixel_unshuffle(h, 2)
             elif stage is self.squeezed:
-                factored, h = h.chunk(2, dim=1)
+                factored, h = self._factor_out(h)
                 latents.append(factored.flatten(1))
         return torch.cat([*latents, h.flatten(1)], dim=1), log_det
 
@@ -112,7 +126,7 @@ class RealNVP(Flow):
         h = h.unflatten(1, half)
         for stage in (self.final, self.squeezed, self.full):
             if stage is self.squeezed:
-                h = torch.cat([factored.unflatten(1, half), h], dim=1)
+                h = self._factor_in(factored.unflatten(1, half), h)
             elif stage is self.full:
                 h = pixel_shuffle(h, 2)
             for coupling in reversed(stage):
@@ -144,6 +158,11 @@ class ReleasedRealNVP(RealNVP):
         """The arguments that make such a RealNVP again."""
         return {"shape": list(self.shape), "couplings": self.options["couplings"], "planes": self.options["planes"]}
 
+    def standardise_(self, x: Tensor) -> Self:
+        """There is no start from data: the running averages follow the batches. ``TypeError`` says so."""
+        del x
+        raise TypeError("the released RealNVP has no start from data; its running averages follow the batches")
+
     def scale_penalty(self) -> Tensor:
         r"""The sum of the squares of the scales of all log-scales, which the released loss weighs by 5e-5."""
         couplings = cast("list[ReleasedCoupling]", [*self.full, *self.squeezed, *self.final])
@@ -151,3 +170,16 @@ class ReleasedRealNVP(RealNVP):
 
     def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
         return ReleasedCoupling(mask, shape, planes)
+
+    def _checkerboard(self, shape: Shape, *, first: bool) -> Tensor:
+        # The released parity counts channels too: neighbouring channels have opposite boards.
+        board = checkerboard(*shape, first=first)
+        board[1::2] = 1 - board[1::2]
+        return board
+
+    def _factor_out(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        kept, factored = h.chunk(2, dim=1)
+        return factored, kept
+
+    def _factor_in(self, factored: Tensor, kept: Tensor) -> Tensor:
+        return torch.cat([kept, factored], dim=1)

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from pipeline.console import UserError
-from pipeline.files import replacing
+from pipeline.files import replacing, without_paths
 from pipeline.graph import Step
 from pipeline.ledger import Ledger, digest_of, files_under
 from pipeline.params import Params, Section, load_params
-from pipeline.records import Key, read_cell, read_measurement, read_run, read_samples, without_paths
+from pipeline.records import Key, read_cell, read_measurement, read_run, read_samples
 from pipeline.report import render
 from pipeline.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 
@@ -105,8 +105,7 @@ def pack(
         contents[f"figures/{file.name}"] = file.read_bytes()
     for step in done:
         for file in [ledger.path(step), *ledger.results(step)]:
-            content = file.read_bytes()
-            contents[file.as_posix()] = without_paths(content.decode()).encode() if file.suffix == ".json" else content
+            contents[file.as_posix()] = file.read_bytes()
     contents[PARAMS] = _params_text(params)
     environments = json.loads(contents["provenance.json"])["environments"]
     states = {(group["environment"]["commit"], group["environment"]["dirty"]) for group in environments}

@@ -46,6 +46,7 @@ HEADLINES = (
     "pixels_exact",
     "sample_class_accuracy",
     "classification_accuracy",
+    "accidents",
 )
 LATENT_MOMENTS = ("mean", "variance", "variance_min", "variance_max")
 PHASES = ("training", "sampling")
@@ -188,6 +189,9 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
         "sample_class_accuracy": evaluation.sample_class_accuracy,
         "classification_accuracy": evaluation.classification_accuracy,
     }
+    accidents = [model.accidents for model in run.models.values() if model.accidents is not None]
+    if accidents:
+        values["accidents"] = sum(accidents)
     if run.parameters:
         values |= {"parameters_free": run.parameters.free, "parameters_stored": run.parameters.stored}
     if evaluation.round_trip:
@@ -381,7 +385,7 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
         figures.images(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
-        if cell.evaluation.fitted_base:
+        if cell.evaluation.fitted_base_bits_per_dim is not None:
             figures.images(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
 
 

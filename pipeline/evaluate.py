@@ -27,8 +27,8 @@ from pipeline.console import UserError, exit_with, say
 from pipeline.conversion import batch_factor, released_code
 from pipeline.datasets import Bytes, Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, determinism, is_out_of_memory
-from pipeline.files import read_json, refuse_foreign, replacing, write_json
-from pipeline.latents import FittedBase, normality
+from pipeline.files import read_json, refuse_foreign, replacing, without_paths, write_json
+from pipeline.latents import FittedBase, SingularBaseError, normality
 from pipeline.models import START_IMAGES, groups
 from pipeline.params import Evaluate, Recipe, load_params
 
@@ -37,7 +37,7 @@ RESULTS = (
     "per_class",
     "round_trip",
     "latents",
-    "fitted_base",
+    "fitted_base_bits_per_dim",
     "sample_class_accuracy",
     "classification_accuracy",
 )
@@ -82,11 +82,12 @@ def main() -> None:
                 measured, grids = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
             result |= measured
         except NonFiniteError as error:
-            result |= {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
+            message = f"the trained weights fail on the test set: {error}"
+            result |= {"status": "diverged", "message": without_paths(message)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            result |= {"status": "out_of_memory", "message": str(error).splitlines()[0]}
+            result |= {"status": "out_of_memory", "message": without_paths(str(error).splitlines()[0])}
     result["seconds"] = round(time.perf_counter() - begin, 3)
     result["environment"] = describe_environment(device)
     with replacing(samples_folder) as fresh:
@@ -154,7 +155,7 @@ def evaluate(
         "per_class": {str(label): likelihood(labels == label) for label in range(len(dataset.class_names))},
         "round_trip": round_trip(models, images, labels, settings),
         "latents": normality(torch.cat(latents)),
-        "fitted_base": None,
+        "fitted_base_bits_per_dim": None,
         "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
         "classification_accuracy": (
             classification_accuracy(models, images, labels, settings) if recipe.classes == "each" else None
@@ -162,9 +163,9 @@ def evaluate(
     }
     grids = {"samples": samples.numpy()}
     if recipe.model.kind == "lunet":
-        # Fewer training images than pixels have no covariance to draw from.
-        with contextlib.suppress(ValueError):
-            results["fitted_base"], grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
+        with contextlib.suppress(SingularBaseError):
+            fitted, grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
+            results["fitted_base_bits_per_dim"] = fitted
     return results, grids
 
 
@@ -225,24 +226,20 @@ def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluat
 
 def from_fitted_bases(
     models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate, seed: int
-) -> tuple[dict[str, Any], Bytes]:
-    """Likelihood, latents and samples where each model's base is the Gaussian of its training latents.
+) -> tuple[float, Bytes]:
+    """Mean bits per dimension of the test images, and samples, where each model has a `FittedBase`.
 
-    Returns:
-        The mean bits per dimension of the test images and the `normality` of their whitened latents, and samples as
-        `draw_samples` arranges them.
+    Raises:
+        SingularBaseError: If a model has no such base.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     train_images, train_labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
-    bases, bits, whitened = {}, [], []
+    bases, bits = {}, []
     for key, rows, model in _by_model(models, labels):
         own = train_images if key == "all" else train_images[train_labels == int(key)]
         bases[key] = FittedBase(model, own[:START_IMAGES], settings.batch_size)
-        found, white = bases[key].score(images[rows])
-        bits.append(found)
-        whitened.append(white)
-    results = {"bits_per_dim": float(torch.cat(bits).mean()), "latents": normality(torch.cat(whitened))}
-    return results, draw_samples(bases, settings, seed).numpy()
+        bits.append(bases[key].bits_per_dim(images[rows]))
+    return float(torch.cat(bits).mean()), draw_samples(bases, settings, seed).numpy()
 
 
 def class_accuracy(samples: Tensor, dataset: Dataset) -> float:

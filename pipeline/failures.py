@@ -74,7 +74,7 @@ class Watch:
         """Take one step on a batch and return its loss.
 
         Raises:
-            DivergedError: If the loss or a gradient is not finite; the weights are those before the step.
+            DivergedError: If the loss or a gradient is not finite; the parameters are those before the step.
             MemoryError: If memory does not suffice; the message says for what batch it would, where it would for one.
         """
         self._step, self._rate = self._step + 1, float(self._optimizer.param_groups[0]["lr"])
@@ -152,6 +152,8 @@ def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | No
             torch.cuda.empty_cache()
         try:
             step(batch[:size])
+        except GradientError:
+            return size  # there was memory for it
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -158,25 +158,15 @@ def likelihoods(
 
 
 def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
-    """Quantiles of projected test latents less those of the standard normal: on the zero line where they agree.
-
-    A line for each recipe's first seed; dashed where the base is the Gaussian fitted to training latents.
-    """
+    """Quantiles of projected test latents less those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
     with _figure(path, 3.2) as axes:
         axes.axhline(0, color=INK, linewidth=0.9)
-        for (recipe, base), line in first.groupby(["recipe", "base"], sort=False):
-            look, own = recipes[str(recipe)], base == "standard normal"
-            axes.plot(
-                line["normal_quantile"],
-                line["projection_quantile"] - line["normal_quantile"],
-                color=look.colour,
-                linewidth=1.6,
-                linestyle="-" if own else (0, (3, 2)),
-                marker=look.marker if own else None,
-                markersize=3.5,
-                label=look.label if own else None,
-            )
+        for recipe, line in first.groupby("recipe", sort=False):
+            look = recipes[str(recipe)]
+            off = line["projection_quantile"] - line["normal_quantile"]
+            about: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
+            axes.plot(line["normal_quantile"], off, linewidth=1.6, markersize=3.5, **about)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
         axes.set_xlabel("quantile of the standard normal")
         axes.set_ylabel("projected latents’ quantile, less that")

@@ -81,6 +81,11 @@ def refuse_foreign(folder: Path, marker: str) -> None:
     raise UserError(f"{folder} holds something else than this stage writes; give another folder, or delete it first")
 
 
+def without_paths(message: str) -> str:
+    """A message in which absolute paths, which tell of the machine, are left out."""
+    return re.sub(r"(?<![\w.])(?:[A-Za-z]:\\|~?/)[\w.+-]+(?:[\\/][\w.+-]+)+", "<path>", message)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 with plain newlines, whole or not at all."""
     with replacing(path) as fresh:

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lunet import Gaussian, ImageFlow, pixel_bits, standard_normal_log_prob
+from lunet import Gaussian, ImageFlow, pixel_bits
 
 DIRECTIONS = 200
 CONFIDENCE = 0.95
@@ -31,8 +31,9 @@ def normality(z: Tensor) -> dict[str, Any]:
     Returns:
         ``mean``, ``variance``, ``variance_min`` and ``variance_max`` of the features; ``projection_distance`` and
         ``projection_distance_max``, the median and the largest over the directions; ``radius``, the mean of
-        :math:`|z|^2 / D`, and ``radius_distance``; ``critical_distance``, which a standard normal sample of this size
-        exceeds once in 20 times; and the ``projection_quantiles`` of all projections together at the ``levels``.
+        :math:`|z|^2 / D`, and ``radius_distance``; ``critical_distance``, which one such distance exceeds once in 20
+        times where latents are standard normal, and ``critical_distance_max``, which the largest over the directions
+        does; and the ``projection_quantiles`` of all projections together at the ``levels``.
     """
     z = z.double()
     features = z.shape[1]
@@ -52,13 +53,19 @@ def normality(z: Tensor) -> dict[str, Any]:
         "radius": float(radii.mean()) / features,
         "radius_distance": float(stats.kstest(radii, stats.chi2(features).cdf).statistic),
         "critical_distance": float(stats.kstwo.ppf(CONFIDENCE, len(z))),
+        # Random directions in many dimensions are nearly orthogonal, so their distances are nearly independent.
+        "critical_distance_max": float(stats.kstwo.ppf(CONFIDENCE ** (1 / DIRECTIONS), len(z))),
         "levels": list(LEVELS),
         "projection_quantiles": np.quantile(projected, LEVELS).tolist(),
     }
 
 
+class SingularBaseError(Exception):
+    """Latents of training images that have no covariance of full rank, such as those of too few images."""
+
+
 class FittedBase:
-    """A flow whose latents are drawn from the Gaussian of its training latents, as the released LU-Net code draws them.
+    """A flow whose latents are drawn from a Gaussian fitted to training latents, after the released LU-Net code's way.
 
     Args:
         model: The trained model, whose device is used.
@@ -66,24 +73,22 @@ class FittedBase:
         batch_size: Images a batch.
 
     Raises:
-        ValueError: If the latents have a singular covariance.
+        SingularBaseError: If the latents have a singular covariance.
     """
 
     def __init__(self, model: ImageFlow, images: Tensor, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
         self._device = next(iter(model.state_dict().values())).device
         latents = torch.cat([z for z, _ in self._latents(images)])
-        self._base = Gaussian(model.flow.features).to(self._device, torch.float64).fit_(latents).eval()
+        try:
+            self._base = Gaussian(model.flow.features).to(self._device, torch.float64).fit_(latents).eval()
+        except ValueError as error:
+            raise SingularBaseError(str(error)) from None
 
-    def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits per dimension of uint8 images, with shape (N,), and their latents whitened by the base, (N, D)."""
-        whitened, bits = [], []
-        for z, log_det in self._latents(images):
-            white, base_log_det = self._base(z)
-            log_prob = standard_normal_log_prob(white) + base_log_det + log_det
-            whitened.append(white.cpu())
-            bits.append(pixel_bits(log_prob, z.shape[1]).cpu())
-        return torch.cat(bits), torch.cat(whitened)
+    def bits_per_dim(self, images: Tensor) -> Tensor:
+        """Bits per dimension of uint8 images (N, H, W), with shape (N,)."""
+        scored = [pixel_bits(self._base.log_prob(z) + log_det, z.shape[1]) for z, log_det in self._latents(images)]
+        return torch.cat(scored).cpu()
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         r"""``n`` 8-bit images, with shape :math:`(n, C, H, W)`."""

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.cell import cell_parser
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import load_dataset
-from pipeline.files import write_json
+from pipeline.files import without_paths, write_json
 from pipeline.params import Params, load_params
 
 TIMES = (
@@ -85,7 +85,7 @@ def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uin
             result["memory"][name] = take(f"weigh_{name}")
         result["determinant"] = take("time_determinants")
     except MemoryError as error:
-        result["status"], result["message"] = "out_of_memory", str(error)
+        result["status"], result["message"] = "out_of_memory", without_paths(str(error))
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from pipeline.console import UserError
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.files import read_json
+from pipeline.files import read_json, without_paths
 from pipeline.params import Params
 
 COMMANDS = {
@@ -37,11 +36,6 @@ class Key(NamedTuple):
     def command(self, stage: str) -> str:
         """The exact command with which a stage writes this cell."""
         return COMMANDS[stage].format(*self, key=self)
-
-
-def without_paths(message: str) -> str:
-    """A message in which absolute paths, which tell of the machine, are left out."""
-    return re.sub(r"(?<![\w.])(?:[A-Za-z]:\\|~?/)[\w.+-]+(?:[\\/][\w.+-]+)+", "<path>", message)
 
 
 Message = Annotated[str, AfterValidator(without_paths)]
@@ -106,6 +100,7 @@ class Model(Record):
     epochs: FiniteFloat | None = None
     best_epoch: FiniteFloat | None
     best_holdout_bits_per_dim: FiniteFloat | None
+    accidents: int | None = None
 
 
 class Run(StageRecord):
@@ -156,15 +151,9 @@ class Latents(Record):
     radius: FiniteFloat
     radius_distance: FiniteFloat
     critical_distance: FiniteFloat
+    critical_distance_max: FiniteFloat
     levels: list[FiniteFloat]
     projection_quantiles: list[FiniteFloat]
-
-
-class FittedBaseResults(Record):
-    """An LU-Net with the Gaussian of its training latents as base."""
-
-    bits_per_dim: FiniteFloat
-    latents: Latents
 
 
 class Evaluation(StageRecord):
@@ -177,7 +166,7 @@ class Evaluation(StageRecord):
     per_class: dict[str, Likelihood] | None
     round_trip: RoundTrip | None
     latents: Latents | None
-    fitted_base: FittedBaseResults | None
+    fitted_base_bits_per_dim: FiniteFloat | None
     sample_class_accuracy: FiniteFloat | None
     classification_accuracy: FiniteFloat | None
 

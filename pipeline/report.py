@@ -81,7 +81,7 @@ def render(reports: Path, title: str) -> str:
         "timings": read_content(reports / "timings.json", provenance["datasets"]),
     }
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
-    latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed", "base"])
+    latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -103,6 +103,7 @@ def render(reports: Path, title: str) -> str:
         poster={row["quantity"]: row for row in found["claims"]["poster"]},
         references=found["claims"]["references"],
         conversion=found["claims"]["conversion"],
+        chosen_on_test=chosen_on_test(provenance),
         recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
         counts=count_verdicts(found["claims"]["claims"]),
@@ -115,6 +116,13 @@ def render(reports: Path, title: str) -> str:
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         datasets=[dataset_view(name, reports / "figures", found, results, latents) for name in provenance["datasets"]],
     )
+
+
+def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
+    """The labels of the recipes whose weights were chosen on the test set."""
+    trainings = {name: provenance["params"]["recipes"][name]["training"] for name in provenance["recipes"]}
+    chosen = [name for name, training in trainings.items() if training and training["holdout"] == "test"]
+    return [provenance["recipes"][name]["label"] for name in chosen]
 
 
 def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -136,15 +144,13 @@ def dataset_view(
         folder: The folder of the figures.
         found: The contents of the JSON files, by name without suffix.
         results: The table of all results.
-        latents: The table of all latents, a row for each seed and base.
+        latents: The table of all latents, a row for each seed.
     """
     metrics, timings = found["metrics"][name], found["timings"][name]
     recipes = found["provenance"]["recipes"]
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
-    figures = {
-        kind: f"{kind}-{name}.svg" for kind in ("curves", "likelihood", "latents", "times", "memory", "determinant")
-    }
+    figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
     return {
         "name": name,
         "info": found["provenance"]["datasets"][name],

@@ -28,11 +28,12 @@ RESULTS = {
 LATENTS = {
     **dict.fromkeys(("dataset", "recipe"), "string"),
     "seed": "int64",
-    "base": "string",
-    "bits_per_dim": "float64",
+    **dict.fromkeys(("bits_per_dim", "fitted_base_bits_per_dim"), "float64"),
     **dict.fromkeys(("mean", "variance", "variance_min", "variance_max"), "float64"),
     **dict.fromkeys(("projection_distance", "projection_distance_max", "radius", "radius_distance"), "float64"),
-    **dict.fromkeys(("critical_distance", "level", "normal_quantile", "projection_quantile"), "float64"),
+    **dict.fromkeys(
+        ("critical_distance", "critical_distance_max", "level", "normal_quantile", "projection_quantile"), "float64"
+    ),
 }
 TIMINGS = {
     **dict.fromkeys(("dataset", "recipe", "quantity"), "string"),
@@ -126,24 +127,20 @@ def _likelihood(found: Likelihood | None) -> Row:
 
 
 def latents_table(results: Results) -> pd.DataFrame:
-    """A row for each level of the quantiles of each complete cell's latents, its other figures repeated.
-
-    The base is the standard normal, or the Gaussian fitted to the training latents, by which latents are then whitened.
-    """
+    """A row for each level of the quantiles of each complete cell's latents, its other figures repeated."""
     rows = []
     for cell in results.cells:
         found = cell.evaluation
-        if not cell.complete or found.test is None or found.latents is None:
-            continue
-        bases = {"standard normal": (found.test.bits_per_dim.mean, found.latents)}
-        if found.fitted_base:
-            bases["fitted to training latents"] = (found.fitted_base.bits_per_dim, found.fitted_base.latents)
-        for base, (bits, latents) in bases.items():
-            row = {**cell.key._asdict(), "base": base, "bits_per_dim": bits, **latents.model_dump()}
-            levels, quantiles = row.pop("levels"), row.pop("projection_quantiles")
+        if cell.complete and found.test is not None and found.latents is not None:
+            row = {
+                **cell.key._asdict(),
+                "bits_per_dim": found.test.bits_per_dim.mean,
+                "fitted_base_bits_per_dim": found.fitted_base_bits_per_dim,
+                **found.latents.model_dump(exclude={"levels", "projection_quantiles"}),
+            }
             rows += [
                 {**row, "level": level, "normal_quantile": norm.ppf(level), "projection_quantile": quantile}
-                for level, quantile in zip(levels, quantiles, strict=True)
+                for level, quantile in zip(found.latents.levels, found.latents.projection_quantiles, strict=True)
             ]
     return pd.DataFrame(rows, columns=list(LATENTS)).astype(LATENTS)
 

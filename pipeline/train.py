@@ -28,7 +28,7 @@ from pipeline.environment import (
     keep_freed_memory,
 )
 from pipeline.failures import DivergedError, Watch
-from pipeline.files import refuse_foreign, replacing, write_json
+from pipeline.files import refuse_foreign, replacing, without_paths, write_json
 from pipeline.models import build, groups, start_
 from pipeline.objectives import accidents, loss_and_bits
 from pipeline.params import Recipe, Training, load_params
@@ -218,11 +218,11 @@ def fit(
             descent = None if saved is None else saved["descent"]
             descend(model, recipe.training, own, holdout, generator, name, result, checkpoint, descent)
     except DivergedError as error:
-        result.status, result.message = "diverged", str(error)
+        result.status, result.message = "diverged", without_paths(str(error))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        result.status, result.message = "out_of_memory", str(error).splitlines()[0]
+        result.status, result.message = "out_of_memory", without_paths(str(error).splitlines()[0])
     if result.status != "complete":
         say(f"{name}: {result.status}: {result.message}")
     if result.status != "out_of_memory":
@@ -289,7 +289,7 @@ def descend(
     checkpoint: Checkpoint,
     saved: Mapping[str, Any] | None = None,
 ) -> None:
-    """Minimise bits per dimension by Adam and leave the model at its best held-out weights.
+    """Take the recipe's optimisation steps and leave the model at its best held-out weights.
 
     With ``saved``, a state that was written to the checkpoint, it goes on from there as if it had never stopped.
 

@@ -62,7 +62,7 @@ def test_killed_at_a_point(tmp_path: Path, undisturbed: Callable[..., Any], poin
     assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["mnist"]
 
 
-@pytest.mark.parametrize("recipe", MODELS)
+@pytest.mark.parametrize("recipe", [*MODELS, "lunet_released", "realnvp_released"])
 def test_killed_at_random_moments(tmp_path: Path, undisturbed: Callable[..., Any], recipe: str) -> None:
     random, kills, runs = Random(recipe), 0, 0
     expected = undisturbed(recipe)

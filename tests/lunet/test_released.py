@@ -25,6 +25,31 @@ def test_it_starts_at_the_identity_but_for_the_averages_rounding_guard() -> None
     torch.testing.assert_close(log_det, torch.full((3,), -log_scales(16, 6, 2), dtype=torch.float64))
 
 
+def test_masks_and_halves_are_those_of_the_released_code() -> None:
+    flow = random_released((1, 4, 4)).double()
+    assert flow.full[0].mask[0, 0].tolist() == [1, 0, 1, 0]
+    assert flow.full[1].mask[0, 0].tolist() == [0, 1, 0, 1]
+    # Parity counts channels too, where there are two.
+    assert flow.final[0].mask[:, 0].tolist() == [[1, 0], [0, 1]]
+    assert flow.final[1].mask[:, 0].tolist() == [[0, 1], [1, 0]]
+    assert [coupling.mask.flatten().tolist() for coupling in flow.squeezed] == [
+        [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]
+    ]  # fmt: skip
+    # The last of these changes the second half of the channels, which then goes to the latent; the first half stays.
+    x = torch.randn(3, 16, generator=seeded(), dtype=torch.float64)
+    before = flow(x).z
+    with torch.no_grad():
+        flow.squeezed[2].get_parameter("shift").add_(0.5)
+    after = flow(x).z
+    assert torch.equal(after[:, 8:], before[:, 8:])
+    assert not torch.isclose(after[:, :8], before[:, :8]).any()
+
+
+def test_there_is_no_start_from_data() -> None:
+    with pytest.raises(TypeError, match="no start from data"):
+        ReleasedRealNVP((1, 4, 4), planes=2).standardise_(torch.randn(5, 16))
+
+
 def log_scales(features: int, early: int, late: int) -> float:
     """What eight normalisations by 1 + 1e-5 add up to; the last ones see half of the features."""
     return (

@@ -141,7 +141,7 @@ class Project:
                 "pixels_within_one": 1.0,
             },
             "latents": latents(0.1),
-            "fitted_base": {"bits_per_dim": bits - 0.05, "latents": latents(0.02)} if recipe == "lunet" else None,
+            "fitted_base_bits_per_dim": bits - 0.05 if recipe == "lunet" else None,
             "sample_class_accuracy": 0.93 if classes == "each" else None,
             "classification_accuracy": 0.95 if classes == "each" else None,
             "seconds": 1.0,
@@ -252,6 +252,7 @@ def latents(distance: float) -> dict[str, Any]:
         "radius": 1.02,
         "radius_distance": 3 * distance,
         "critical_distance": 0.375,
+        "critical_distance_max": 0.6,
         "levels": levels,
         "projection_quantiles": [distance + level for level in levels],
     }

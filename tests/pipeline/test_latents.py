@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from lunet import Gaussian, ImageFlow, LUNet
-from pipeline.latents import FittedBase, normality
+from pipeline.latents import FittedBase, SingularBaseError, normality
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -30,6 +30,14 @@ def test_standard_normal_latents_pass_every_look() -> None:
     assert found["radius"] == pytest.approx(1, abs=0.01)
     expected = stats.norm.ppf(found["levels"])
     assert np.abs(np.array(found["projection_quantiles"]) - expected)[2:-2].max() < 0.02
+
+
+def test_the_largest_of_many_distances_has_a_critical_value_of_its_own() -> None:
+    found = [normality(torch.randn(500, 784, generator=seeded(seed), dtype=torch.float64)) for seed in range(20)]
+    # Each should exceed its own once in 20 times: none to four times in 20 with a probability of 0.997.
+    assert sum(one["projection_distance_max"] > one["critical_distance_max"] for one in found) <= 4
+    assert sum(one["radius_distance"] > one["critical_distance"] for one in found) <= 4
+    assert sum(one["projection_distance_max"] > one["critical_distance"] for one in found) >= 19
 
 
 def test_a_wider_normal_fails_by_its_known_distance() -> None:
@@ -73,21 +81,20 @@ def model() -> ImageFlow:
 def test_the_base_is_one_more_gaussian_layer(model: ImageFlow) -> None:
     # An LU-Net of one layer at the identity behind a fitted Gaussian is that Gaussian.
     identity = ImageFlow(LUNet(16, 1).double(), (1, 4, 4)).eval()
-    bits, whitened = FittedBase(identity, images(), 64).score(images(seed=9))
+    bits = FittedBase(identity, images(), 64).bits_per_dim(images(seed=9))
     generator = seeded()
     y = torch.cat([identity.preprocess(batch, generator)[0] for batch in images().split(64)])
     gaussian = ImageFlow(Gaussian(16).double().fit_(y), (1, 4, 4)).eval()
     generator = seeded()
     expected = torch.cat([gaussian.bits_per_dim(batch, generator=generator) for batch in images(seed=9).split(64)])
     torch.testing.assert_close(bits, expected)
-    assert abs(whitened.var() - 1) < 0.2
 
 
 @torch.no_grad()
 def test_a_fitted_base_scores_better_than_the_standard_normal(model: ImageFlow) -> None:
-    bits, whitened = FittedBase(model, images(), 64).score(images(seed=9))
+    bits = FittedBase(model, images(), 64).bits_per_dim(images(seed=9))
+    assert bits.shape == (400,)
     assert bits.mean() < model.bits_per_dim(images(seed=9), generator=seeded()).mean() - 0.5
-    assert whitened.shape == (400, 16)
 
 
 @torch.no_grad()
@@ -100,5 +107,5 @@ def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
 
 
 def test_too_few_images_are_refused(model: ImageFlow) -> None:
-    with pytest.raises(ValueError, match="singular"):
+    with pytest.raises(SingularBaseError, match="singular"):
         FittedBase(model, images(5), 64)

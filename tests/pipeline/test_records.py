@@ -9,7 +9,8 @@ import pytest
 from results import SMALL, Project, parameters
 
 from pipeline.console import UserError
-from pipeline.records import Key, read_samples, without_paths
+from pipeline.files import without_paths
+from pipeline.records import Key, read_samples
 
 
 @pytest.fixture
