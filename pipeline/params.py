@@ -291,4 +291,6 @@ def _sentence(problem: Any) -> str:
 
 
 def _known_keys() -> set[str]:
-    return {key for section in Section.__subclasses__() for key in section.model_fields}
+    """The keys of this file's sections; other files have sections too."""
+    sections = [section for section in Section.__subclasses__() if section.__module__ == __name__]
+    return {key for section in sections for key in section.model_fields}

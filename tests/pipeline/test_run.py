@@ -232,11 +232,11 @@ def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
     assert claims["nll"]["sentence"] == "Seed 0 of realnvp: partial."
     page = Path("reports/index.html").read_text(encoding="utf-8")
     assert "1 cell of the grid did not finish" in " ".join(re.sub("<.*?>", "", page).split())
-    assert "stopped after 12.5 of 0.45 epochs" in page
+    assert "stopped after 12.5 of 0.3 epochs" in page
     manifest = unpack(Path("part.tar.gz"), tmp_path / "unpacked")
     cells = {f"{cell.stage} {cell.key}": cell for cell in manifest.cells}
     partial = cells["train mnist-realnvp-0"]
-    assert (partial.status, partial.epochs, partial.planned_epochs) == ("partial", {"all": 12.5}, 0.45)
+    assert (partial.status, partial.epochs, partial.planned_epochs) == ("partial", {"all": 12.5}, 0.3)
     assert cells["evaluate mnist-realnvp-0"].status == "missing"
     whole = cells["train mnist-lunet-0"]
     assert (whole.status, whole.epochs, whole.planned_epochs) == ("complete", {"all": 3.0}, 2.5)
