@@ -9,9 +9,10 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from lunet import triangular
+from lunet import folding, triangular
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import Flow, LayerDiagnostics, NonFiniteError
+from lunet.folding import Fold
 from lunet.learned_monotone import LearnedMonotone
 
 # Rows of a sample that pass through an activation at once, which bounds the memory of a start.
@@ -24,7 +25,9 @@ class LULayer(nn.Module):
     It starts at the identity and is invertible as long as no diagonal entry of :math:`U` is zero. Training keeps clear
     of that by itself, as the likelihood falls to :math:`-\infty` there; `check_invertible` says whether it did.
 
-    Cost: :math:`O(N D^2)` in both directions, :math:`O(D)` for the log-determinant of the linear part.
+    Cost: :math:`O(N D^2)` in both directions, :math:`O(D)` for the log-determinant of the linear part. In eval mode,
+    without gradients and for batches of 64 rows or more on a CPU, :math:`L U` and its inverse are folded into one
+    matrix each, made once and made anew when a weight has changed.
 
     Args:
         features: The number :math:`D` of features.
@@ -36,11 +39,22 @@ class LULayer(nn.Module):
         self.lu = nn.Parameter(torch.eye(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.activation = activation
+        self._product, self._inverse = Fold(folding.product), Fold(folding.inverse)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - as torch has it
+        """Choose train or eval mode; train mode forgets what evaluation has made of the weights."""
+        self._product.drop()
+        self._inverse.drop()
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""The values, with shape :math:`(N, D)`, and the log-determinants, with shape :math:`(N,)`."""
-        product, log_det = triangular.transform(self.lu, x)
-        h = product + self.bias
+        matrix = None if self.training else self._product.of(self.lu, x)
+        if matrix is None:
+            product, log_det = triangular.transform(self.lu, x)
+            h = product + self.bias
+        else:
+            h, log_det = nn.functional.linear(x, matrix, self.bias), triangular.log_abs_det(self.lu)
         if self.activation is None:
             return h, log_det.expand(len(x))
         z, log_slope = self.activation(h)
@@ -48,8 +62,9 @@ class LULayer(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         r"""The arguments, with shape :math:`(N, D)`."""
-        h = z if self.activation is None else self.activation.inverse(z)
-        return triangular.solve(self.lu, h - self.bias)
+        h = (z if self.activation is None else self.activation.inverse(z)) - self.bias
+        matrix = None if self.training else self._inverse.of(self.lu, h)
+        return triangular.solve(self.lu, h) if matrix is None else h @ matrix.mT
 
 
 class LUNet(Flow):

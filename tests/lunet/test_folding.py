@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from random_flows import CPU_DTYPES, random_lu, seeded
+from torch import Tensor
+
+from lunet import LULayer, folding, triangular
+from lunet.folding import MINIMUM_ROWS
+
+ROWS = MINIMUM_ROWS
+
+
+def random_layer(features: int, dtype: torch.dtype = torch.float64) -> LULayer:
+    layer = LULayer(features).to(dtype).eval()
+    with torch.no_grad():
+        layer.lu.copy_(random_lu(features))
+        layer.bias.normal_(generator=seeded(1))
+    return layer
+
+
+def batch(features: int, rows: int = ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(rows, features, generator=seeded(2), dtype=dtype)
+
+
+def unfolded(layer: LULayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and arguments as the triangles give them, whatever the layer has folded."""
+    return triangular.multiply(layer.lu, x) + layer.bias, triangular.solve(layer.lu, x - layer.bias)
+
+
+@pytest.fixture
+def makings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the matrices that were made, in order."""
+    made: list[str] = []
+    for name in ("product", "inverse"):
+        make: Callable[[Tensor], Tensor | None] = getattr(folding, name)
+
+        def recorded(lu: Tensor, name: str = name, make: Callable[[Tensor], Tensor | None] = make) -> Tensor | None:
+            made.append(name)
+            return make(lu)
+
+        monkeypatch.setattr(folding, name, recorded)
+    return made
+
+
+# The same map
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@pytest.mark.parametrize("features", [1, 2, 7, 64, 784])
+@torch.no_grad()
+def test_folded_layers_give_the_same(features: int, dtype: torch.dtype, makings: list[str]) -> None:
+    layer, x = random_layer(features, dtype), batch(features, dtype=dtype)
+    values, arguments = unfolded(layer, x)
+    tolerance = 200 * torch.finfo(dtype).eps
+    found, log_det = layer(x)
+    torch.testing.assert_close(found, values, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer.inverse(x), arguments, rtol=tolerance, atol=tolerance)
+    assert torch.equal(log_det, triangular.log_abs_det(layer.lu).expand(ROWS))
+    assert makings == ["product", "inverse"]
+
+
+@torch.no_grad()
+def test_matrices_are_made_once(makings: list[str]) -> None:
+    layer, x = random_layer(20), batch(20)
+    for _ in range(3):
+        layer(x)
+        layer.inverse(x)
+    assert makings == ["product", "inverse"]
+
+
+# What makes them anew
+
+
+def change_in_place(layer: LULayer) -> None:
+    layer.lu.mul_(1.5)
+
+
+def change_behind_autograd(layer: LULayer) -> None:
+    layer.lu.data[3, 2] += 1e-12
+
+
+def exchange_two_values(layer: LULayer) -> None:
+    layer.lu[[0, 1], [2, 2]] = layer.lu[[1, 0], [2, 2]]
+
+
+def load_another_state(layer: LULayer) -> None:
+    layer.load_state_dict(LULayer(20).double().state_dict())
+
+
+def take_a_step(layer: LULayer) -> None:
+    layer.lu.grad = torch.ones_like(layer.lu)
+    torch.optim.SGD([layer.lu], lr=1e-3).step()
+
+
+def put_another_parameter(layer: LULayer) -> None:
+    layer.lu = torch.nn.Parameter(layer.lu * 2)
+
+
+def put_other_data(layer: LULayer) -> None:
+    layer.lu.data = layer.lu * 2
+
+
+CHANGES = [
+    change_in_place, change_behind_autograd, exchange_two_values, load_another_state, take_a_step,
+    put_another_parameter, put_other_data,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_changed_weight_is_seen(change: Callable[[LULayer], None]) -> None:
+    layer, x = random_layer(20), batch(20)
+    before = layer(x)[0], layer.inverse(x)
+    change(layer)
+    after = layer(x)[0], layer.inverse(x)
+    for old, new, expected in zip(before, after, unfolded(layer, x), strict=True):
+        torch.testing.assert_close(new, expected, rtol=1e-13, atol=1e-13)
+        assert not torch.equal(old, new)
+
+
+@torch.no_grad()
+def test_train_mode_forgets(makings: list[str]) -> None:
+    layer, x = random_layer(20), batch(20)
+    layer(x)
+    layer.train()(x)
+    assert makings == ["product"]
+    layer.eval()(x)
+    assert makings == ["product", "product"]
+
+
+@torch.no_grad()
+def test_another_dtype_and_a_copy_have_their_own() -> None:
+    layer, x = random_layer(20), batch(20)
+    layer(x)
+    other = copy.deepcopy(layer)
+    other.lu.mul_(2)
+    torch.testing.assert_close(other(x)[0], unfolded(other, x)[0])
+    torch.testing.assert_close(layer(x)[0], unfolded(layer, x)[0])
+    assert layer.float()(x.float())[0].dtype == torch.float32
+
+
+# Where nothing is folded
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda layer: layer(batch(20, ROWS - 1)), id="few rows"),
+        pytest.param(lambda layer: layer.train()(batch(20)), id="train mode"),
+        pytest.param(lambda layer: torch.func.vmap(layer)(batch(20, ROWS - 1).expand(ROWS, -1, -1)), id="vmap"),
+        pytest.param(
+            lambda layer: torch.func.functional_call(layer, {"lu": random_lu(20)}, (batch(20),)), id="functional call"
+        ),
+    ],
+)
+@torch.no_grad()
+def test_small_batches_and_training_use_the_triangles(call: Callable[[LULayer], object], makings: list[str]) -> None:
+    call(random_layer(20))
+    assert makings == []
+
+
+def test_gradients_are_those_of_the_triangles(makings: list[str]) -> None:
+    layer, x = random_layer(20), batch(20)
+    with torch.no_grad():
+        layer(x)
+    layer(x)[0].sum().backward()
+    assert layer.lu.grad is not None
+    assert layer.lu.grad.abs().amin() > 0
+    assert makings == ["product"]
+
+
+@torch.no_grad()
+def test_an_ill_conditioned_layer_is_solved(makings: list[str]) -> None:
+    layer, x = random_layer(20), batch(20)
+    layer.lu[4, 4] = 1e-9
+    assert torch.equal(layer.inverse(x), unfolded(layer, x)[1])
+    assert makings == ["inverse"]
+    assert folding.inverse(layer.lu) is None
