@@ -28,7 +28,8 @@ class StoppedError(Exception):
 class StopRequest:
     """What SIGTERM and SIGINT ask for, noted within a `with` block so that the work can come to a good stop.
 
-    A second such signal ends the process as it would have without.
+    The same signal once more ends the process as it would have without. One of each does not: Ctrl-C reaches every
+    process of a terminal, and `pipeline.run`, which cannot know that it did, asks its stages once more by SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -45,8 +46,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
+        self.signal = self.signal or number
+        signal.signal(number, self._before.pop(signal.Signals(number)))
 
     def heed(self, message: str) -> None:
         """Stop if a signal has asked for it, with a message that says how things stand.

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lunet import ImageFlow
 from pipeline.environment import is_out_of_memory
 
+Buffer = tuple[nn.Module, str, Tensor]  # where it belongs, its name, and its values
 REMEMBERED = 50  # losses; more than are taken between two looks at one
 
 
@@ -54,6 +55,7 @@ class Watch:
         self._largest: Tensor | None = None
         self._losses: deque[Tensor] = deque(maxlen=REMEMBERED)
         self._handles: list[RemovableHandle] = []
+        self._with_buffers = [module for module in model.modules() if [*module.buffers(recurse=False)]]
 
     def __enter__(self) -> Self:
         self._handles.append(self._optimizer.register_step_pre_hook(self._check))
@@ -74,17 +76,20 @@ class Watch:
         """Take one step on a batch and return its loss.
 
         Raises:
-            DivergedError: If the loss or a gradient is not finite; the parameters are those before the step.
+            DivergedError: If the loss or a gradient is not finite; parameters and buffers are those before the step.
             MemoryError: If memory does not suffice; the message says for what batch it would, where it would for one.
         """
         self._step, self._rate = self._step + 1, float(self._optimizer.param_groups[0]["lr"])
-        random = self._generator.get_state()
+        random, buffers = self._generator.get_state(), self._buffers()
         try:
             self._losses.append(step(batch))
             return self._losses[-1]
         except GradientError as error:
             self._generator.set_state(random)
-            raise DivergedError(describe_failure(self._model, batch, self._generator, error.parameter)) from None
+            _put_back(buffers)
+            message = describe_failure(self._model, batch, self._generator, error.parameter)
+            _put_back(buffers)
+            raise DivergedError(message) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -92,6 +97,14 @@ class Watch:
         # Here the error has let go of the tensors of the step that failed.
         size = batch_that_fits(step, batch)
         raise MemoryError(f"{message}; a batch of {size} images would fit" if size else message)
+
+    def _buffers(self) -> list[Buffer]:
+        """The model's buffers; no copies, since a flow puts new tensors in their place (running averages do)."""
+        return [
+            (module, name, buffer)
+            for module in self._with_buffers
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
 
     def _situation(self) -> str:
         finite = [loss for loss in map(float, self._losses) if math.isfinite(loss)]
@@ -117,11 +130,16 @@ class Watch:
         self._largest = largest
 
 
+def _put_back(buffers: list[Buffer]) -> None:
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer)
+
+
 def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator, parameter: str) -> str:
     """What is not finite on a batch, and the first layer where it is so.
 
     Args:
-        model: The model, with the weights it had before the step.
+        model: The model, with the weights and buffers it had before the step; running averages take the batch in again.
         batch: The images of the step, uint8, with shape (N, H, W).
         generator: The generator, in the state it had before the step.
         parameter: The parameter whose gradient is not finite.

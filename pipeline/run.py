@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -63,9 +62,9 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="ARCHIVE", help="pack what is done so far into this .tar.gz file")
     arguments = parser.parse_args()
     begin = time.monotonic()
-    reserve = GRACE + (CLOSING if arguments.pack else 0)
+    reserve = GRACE + CLOSING
     if not arguments.time_limit >= reserve + 2 * WORTHWHILE:
-        raise UserError(f"--time-limit must be at least {reserve + 2 * WORTHWHILE:g} seconds here")
+        raise UserError(f"--time-limit must be at least {reserve + 2 * WORTHWHILE:g} seconds")
     RUNS.mkdir(exist_ok=True)
     try:
         with FileLock(LOCK, timeout=0), StopRequest() as request:
@@ -130,18 +129,19 @@ class Runner:
     def _run_cells(self, cells: Sequence[Step]) -> bool:
         """Run the cells that are to do, and whether time sufficed for them."""
         begun = 0
-        for number, step in enumerate(cells, 1):
+        for number, step in enumerate(sorted(cells, key=self._turn), 1):
             if self._ledger.is_done(step) or not self._can_begin(step):
                 continue
             if time.monotonic() > self._deadline - WORTHWHILE:
                 return False
             say(f"[{number}/{len(cells)}] {step}")
+            was_stopped = self._turn(step) > 0
             self._ledger.begin(step)
             begun += 1
             try:
                 status = self._call(step)
             except TimeIsUpError:
-                if begun == 1 and step.stage != "train":
+                if begun == 1 and was_stopped:
                     raise _too_slow(step) from None
                 return False
             if status == 0:
@@ -149,6 +149,14 @@ class Runner:
             else:
                 self._failed[str(step)] = status
         return True
+
+    def _turn(self, step: Step) -> float:
+        """When a step was begun that was stopped and has to start anew, so that it comes after all others; else 0.
+
+        Else a cell that needs more than the time limit would keep those after it from ever being done.
+        """
+        stopped = step.stage != "train" and self._ledger.is_begun(step)
+        return self._ledger.path(step).stat().st_mtime if stopped else 0.0
 
     def _can_begin(self, step: Step) -> bool:
         """Whether a step evaluates nothing, or a training that is done."""
@@ -230,8 +238,7 @@ class Runner:
         process = subprocess.Popen([*self._command(step), *more])
         while (status := process.poll()) is None:
             if self._request.signal is not None or time.monotonic() > deadline:
-                # Ctrl-C has reached the process as well, which would not forgive a second signal.
-                status = _stop(process, gently=self._request.signal != signal.SIGINT)
+                status = _stop(process)
                 break
             time.sleep(PAUSE)
         self._request.heed(f"{step} is not done; what is done is kept, and the same command goes on from there")
@@ -269,12 +276,12 @@ def _too_slow(step: Step) -> UserError:
     return UserError(f"{step} needs more time than --time-limit leaves it; give more")
 
 
-def _stop(process: subprocess.Popen[bytes], *, gently: bool) -> int:
+def _stop(process: subprocess.Popen[bytes]) -> int:
     """Ask a process and those it has started to end, and make them; returns the exit status."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         everyone = [parent, *parent.children(recursive=True)]
-        for one in everyone if gently else []:
+        for one in everyone:
             one.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)

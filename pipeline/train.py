@@ -296,70 +296,146 @@ def descend(
     Raises:
         DivergedError: When a loss is not finite.
     """
-    per_epoch = math.ceil(len(images) / training.batch_size)
-    steps = max(1, round(training.epochs * per_epoch))
-    looks = {round(steps * (look + 1) / training.validations) for look in range(training.validations)} | {steps}
-    optimizer = make_optimizer(model, training)
-    schedule = make_schedule(optimizer, training, steps, per_epoch)
-    lookout = Lookout(model, holdout, per_epoch, result)
-    losses, done = Losses(torch.zeros((), device=images.device)), 0
-    met = torch.zeros((), dtype=torch.int64, device=images.device)
+    descent = Descent(model, training, images, holdout, generator, result)
     if saved is None:
-        held = lookout.look(0, float(schedule.get_last_lr()[0]), None)
+        descent.look()
     else:
-        done, order, lookout.best, losses = saved["step"], saved["order"], saved["best"], Losses(*saved["losses"])
-        met = saved["accidents"]
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        restore_random_state(generator, saved["random"])
-        held = float(result.history[-1]["holdout_bits_per_dim"] or math.nan)
-        say(f"{name}: goes on after step {done}")
-    note = f"held out {held:.3f}"
-    counts_accidents = isinstance(model.flow, ReleasedRealNVP)
-
-    def take(batch: Tensor) -> Tensor:
-        return optimise(model, optimizer, batch, generator, training)
-
+        descent.restore(saved)
+        say(f"{name}: goes on after step {descent.done}")
     model.train()
-    begin = time.perf_counter()
-    with Progress(name, steps, done) as progress, Watch(model, optimizer, generator, done) as watch:
-        for step in range(done + 1, steps + 1):
-            position = (step - 1) % per_epoch
-            if position == 0:
-                order = torch.randperm(len(images), generator=generator, device=images.device)
-            batch = images[order[position * training.batch_size : (position + 1) * training.batch_size]]
-            losses.add(watch.take(take, batch))
-            if counts_accidents:
-                met += accidents(batch, generator)
-            schedule.step()
-            due = checkpoint.is_due()
-            if due or step % CHECK_EVERY == 0 or step in looks:
-                mean = losses.mean(step)
-                note = f"{mean:.3f} bits/dim, held out {held:.3f}"
-            if step in looks:
-                result.seconds += time.perf_counter() - begin
-                held = lookout.look(step, float(schedule.get_last_lr()[0]), mean)
-                losses = Losses(torch.zeros((), device=images.device))
-                begin = time.perf_counter()
+    note, clock = f"held out {descent.held:.3f}", Clock(result)
+    with (
+        Progress(name, descent.steps, descent.done) as progress,
+        Watch(model, descent.optimizer, generator, descent.done) as watch,
+    ):
+        while descent.done < descent.steps:
+            descent.step(watch)
+            due, looks = checkpoint.is_due(), descent.done in descent.looks
+            if due or looks or descent.done % CHECK_EVERY == 0:
+                mean = descent.losses.mean(descent.done)
+                note = f"{mean:.3f} bits/dim, held out {descent.held:.3f}"
+            if looks:
+                clock.stop()
+                descent.look(mean)
+                clock.start()
             progress.step(note)
             if due:
-                result.seconds += time.perf_counter() - begin
-                descent = {
-                    "step": step,
-                    "order": order,
-                    "best": lookout.best,
-                    "losses": losses.state(),
-                    "accidents": met,
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "random": random_state(generator),
-                }
-                state = {"fit": asdict(result), "model": model.state_dict(), "descent": descent}
-                checkpoint.write(state, f"{name} after step {step} of {steps}")
-                begin = time.perf_counter()
-    result.epochs, result.steps = round(steps / per_epoch, 4), steps
-    result.accidents = int(met) if counts_accidents else None
-    lookout.restore_best()
+                clock.stop()
+                state = {"fit": asdict(result), "model": model.state_dict(), "descent": descent.state()}
+                checkpoint.write(state, f"{name} after step {descent.done} of {descent.steps}")
+                clock.start()
+    descent.finish()
+
+
+class Clock:
+    """Adds the time of optimisation to a fit, without that of looks and of checkpoints; runs from the start."""
+
+    def __init__(self, result: Fit) -> None:
+        self._result = result
+        self.start()
+
+    def start(self) -> None:
+        """Time counts from here on."""
+        self._begin = time.perf_counter()
+
+    def stop(self) -> None:
+        """Time up to here is counted."""
+        self._result.seconds += time.perf_counter() - self._begin
+
+
+class Descent:
+    """The optimisation of a model, step by step; all that the next step depends on is its `state` and the model's.
+
+    Attributes:
+        steps: How many steps there are.
+        done: How many of them are done.
+        looks: The steps after which the held-out images are looked at.
+        held: The held-out bits per dimension at the last look.
+        losses: The training losses since then.
+
+    Args:
+        model: The model.
+        training: How it is trained.
+        images: The images to train on, uint8, with shape (N, H, W).
+        holdout: Those on which the best weights are chosen, likewise.
+        generator: Where the order of the images and the noise of each step come from.
+        result: What is written down about the fit.
+    """
+
+    def __init__(
+        self,
+        model: ImageFlow,
+        training: Training,
+        images: Tensor,
+        holdout: Tensor,
+        generator: torch.Generator,
+        result: Fit,
+    ) -> None:
+        self._model, self._training, self._images, self._generator = model, training, images, generator
+        self._result, self._counts_accidents = result, isinstance(model.flow, ReleasedRealNVP)
+        self._per_epoch = math.ceil(len(images) / training.batch_size)
+        self.steps, self.done, self.held = max(1, round(training.epochs * self._per_epoch)), 0, math.nan
+        looks = range(1, training.validations + 1)
+        self.looks = {round(self.steps * look / training.validations) for look in looks} | {self.steps}
+        self._lookout = Lookout(model, holdout, self._per_epoch, result)
+        self.optimizer = make_optimizer(model, training)
+        self._schedule = make_schedule(self.optimizer, training, self.steps, self._per_epoch)
+        self._order = torch.empty(0, dtype=torch.int64, device=images.device)
+        self.losses = Losses(torch.zeros((), device=images.device))
+        self._accidents = torch.zeros((), dtype=torch.int64, device=images.device)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which `restore` goes on."""
+        return {
+            "step": self.done,
+            "order": self._order,
+            "best": self._lookout.best,
+            "losses": self.losses.state(),
+            "accidents": self._accidents,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": random_state(self._generator),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Put back what `state` has told; the model and the result of that moment are put back already."""
+        self.done, self._order, self._lookout.best = saved["step"], saved["order"], saved["best"]
+        self.losses, self._accidents = Losses(*saved["losses"]), saved["accidents"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self._schedule.load_state_dict(saved["schedule"])
+        restore_random_state(self._generator, saved["random"])
+        self.held = float(self._result.history[-1]["holdout_bits_per_dim"] or math.nan)
+
+    def step(self, watch: Watch) -> None:
+        """Take the next step, on the next batch of an order that is new in each epoch."""
+        position = self.done % self._per_epoch
+        if position == 0:
+            self._order = torch.randperm(len(self._images), generator=self._generator, device=self._images.device)
+        size = self._training.batch_size
+        batch = self._images[self._order[position * size : (position + 1) * size]]
+        self.losses.add(watch.take(self._optimise, batch))
+        if self._counts_accidents:
+            self._accidents += accidents(batch, self._generator)
+        self._schedule.step()
+        self.done += 1
+
+    def _optimise(self, batch: Tensor) -> Tensor:
+        return optimise(self._model, self.optimizer, batch, self._generator, self._training)
+
+    def look(self, train_bits: float | None = None) -> None:
+        """Look at the held-out images; ``train_bits`` is the mean of the training losses since the last look.
+
+        Raises:
+            DivergedError: If the held-out figure is not finite.
+        """
+        self.held = self._lookout.look(self.done, float(self._schedule.get_last_lr()[0]), train_bits)
+        self.losses = Losses(torch.zeros((), device=self._images.device))
+
+    def finish(self) -> None:
+        """Leave the model at its best weights, and write down how long the way to the end was."""
+        self._result.epochs, self._result.steps = round(self.steps / self._per_epoch, 4), self.steps
+        self._result.accidents = int(self._accidents) if self._counts_accidents else None
+        self._lookout.restore_best()
 
 
 class Losses:

@@ -77,7 +77,9 @@ def flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"{}", flipped], ids=str
+    "damage",
+    [lambda content: content[:-1], lambda content: b"", lambda content: b"{}", flipped],
+    ids=["cut", "empty", "another", "flipped"],
 )
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "all.pt"

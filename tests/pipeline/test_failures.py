@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, LUNet, RealNVP
+from lunet import ImageFlow, LUNet, RealNVP, ReleasedRealNVP
 from pipeline.failures import DivergedError, Watch, batch_that_fits
 
 IMAGES = torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,11 @@ class Training:
 
 def models() -> dict[str, ImageFlow]:
     torch.manual_seed(0)
-    flows = {"lunet": LUNet(16, 3), "realnvp": RealNVP((1, 4, 4), (1, 1, 1), 2, 1)}
+    flows = {
+        "lunet": LUNet(16, 3),
+        "realnvp": RealNVP((1, 4, 4), (1, 1, 1), 2, 1),
+        "realnvp_released": ReleasedRealNVP((1, 4, 4), (1, 1, 1), 2),
+    }
     return {name: ImageFlow(flow, (1, 4, 4)).train() for name, flow in flows.items()}
 
 
@@ -51,7 +55,11 @@ def two_steps(training: Training, spoil: Any) -> None:
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize(
     ("name", "parameter", "layer"),
-    [("lunet", "layers.1.bias", "layers.1.activation"), ("realnvp", "squeezed.0.affine.shift", "squeezed.0.affine")],
+    [
+        ("lunet", "layers.1.bias", "layers.1.activation"),
+        ("realnvp", "squeezed.0.affine.shift", "squeezed.0.affine"),
+        ("realnvp_released", "squeezed.0.shift", "squeezed.0.norm"),
+    ],
 )
 def test_a_loss_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
     name: str, parameter: str, layer: str, clip_norm: float | None
@@ -74,11 +82,19 @@ def test_a_loss_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-@pytest.mark.parametrize("layer", ["full.0.affine", "squeezed.0.affine", "final.0.affine"])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("realnvp", "full.0.affine"),
+        ("realnvp", "squeezed.0.affine"),
+        ("realnvp", "final.0.affine"),
+        ("realnvp_released", "squeezed.0"),
+    ],
+)
 def test_a_gradient_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
-    layer: str, clip_norm: float | None
+    name: str, layer: str, clip_norm: float | None
 ) -> None:
-    training = Training(models()["realnvp"], clip_norm)
+    training = Training(models()[name], clip_norm)
 
     def spoil(flow: torch.nn.Module) -> None:
         flow.get_parameter(f"{layer}.shift").register_hook(lambda gradient: gradient * torch.inf)
@@ -90,7 +106,7 @@ def test_a_gradient_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
         assert torch.equal(value, training.before[key])
 
 
-@pytest.mark.parametrize("name", ["lunet", "realnvp"])
+@pytest.mark.parametrize("name", ["lunet", "realnvp", "realnvp_released"])
 def test_being_watched_changes_nothing(name: str) -> None:
     plain, watched = Training(models()[name]), Training(models()[name])
     with Watch(watched.model, watched.optimizer, watched.generator) as watch:

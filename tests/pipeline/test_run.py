@@ -283,13 +283,34 @@ def test_data_that_fail_stop_everything(workshop: Workshop) -> None:
     assert workshop.done() == []
 
 
-def test_a_measurement_longer_than_the_limit_is_said_to_be_so(
+def test_a_measurement_longer_than_the_limit_keeps_no_other_cell_from_being_done_and_is_said_to_be_so(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "time", Clock)
+    without_report(workshop)
     workshop.fault("measure mnist-lunet", "hang")
+    # It has the first turn, then the last one, and is given up when it was given all the time there is.
+    for done in (ALL[:1], [*ALL[1:], ALL[0]]):
+        assert work(deadline=100) == run.TIME_IS_UP
+        assert workshop.done() == done
+        Path("hanging").unlink()
     with pytest.raises(UserError, match="measure mnist lunet needs more time"):
         work(deadline=100)
+
+
+def test_of_those_that_were_stopped_the_one_that_has_waited_longest_comes_first(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "time", Clock)
+    without_report(workshop)
+    for recipe in ("lunet", "realnvp", "lunet"):
+        workshop.fault(f"measure mnist-{recipe}", "hang")
+        assert work(deadline=100) == run.TIME_IS_UP
+        Path("hanging").unlink()
+    workshop.done()
+    workshop.fault("nothing", 0)
+    assert work(deadline=100) == 0
+    assert workshop.done() == ["measure mnist-realnvp", "measure mnist-lunet"]
 
 
 def test_no_cell_is_begun_when_time_is_nearly_up(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,15 +329,18 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX systems have them")
-def test_sigterm_reaches_the_training_and_the_next_call_goes_on(workshop: Workshop) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_runner_alone_reaches_the_training_and_the_next_call_goes_on(
+    workshop: Workshop, number: signal.Signals
+) -> None:
     without_report(workshop)
     workshop.fault("train mnist-realnvp-0", "hang")
     process = workshop.start()
     wait_for(workshop.folder / "hanging")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: train mnist realnvp 0 is not done" in output.splitlines()[-1]
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}: train mnist realnvp 0 is not done" in output.splitlines()[-1]
     assert (workshop.folder / "stopped").exists()
     workshop.fault("nothing", 0)
     workshop.done()
@@ -340,9 +364,11 @@ def test_killed_with_all_its_processes_it_does_nothing_twice(workshop: Workshop)
 
 
 def test_a_limit_that_leaves_no_time_is_refused(workshop: Workshop) -> None:
-    status, output = workshop.run("--time-limit", "20")
-    assert status == 1
-    assert output == "error: --time-limit must be at least 30 seconds here\n"
+    # Time to collect and to render is needed with an archive and without.
+    for archive in ([], ["--pack", "x.tar.gz"]):
+        status, output = workshop.run("--time-limit", "80", *archive)
+        assert status == 1
+        assert output == "error: --time-limit must be at least 90 seconds\n"
 
 
 def test_the_paper_preset_stops_at_once_without_a_gpu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
