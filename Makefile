@@ -1,11 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
-RIVALS := nflows==0.14 zuko==1.4.1
 LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro paper test faults check wheel rivals lowest
+.PHONY: help setup repro paper test faults check wheel rivals bench lowest
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +48,11 @@ wheel: setup ## Build the wheel and run the library's tests on it, outside this 
 	&& pytest -q -c /dev/null --rootdir . tests
 
 rivals: setup ## Install the libraries that the models are compared with, and compare
-	pip install --quiet --disable-pip-version-check --constraint requirements.lock $(RIVALS)
+	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[rivals]'
 	pytest tests/lunet/test_rivals.py
+
+bench: rivals ## Time the models beside those of other libraries, some minutes; python -m benchmarks --help
+	python -m benchmarks
 
 lowest: ## Run the library's tests with the lowest torch that is supported, in a folder of its own
 	$(PYTHON) -m venv .venv-lowest

@@ -1,0 +1,193 @@
+"""Measures this project's flows beside those of other libraries: python -m benchmarks --help."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
+from pipeline.environment import describe_environment, keep_freed_memory
+from pipeline.statistics import median_interval, ratio_of_medians
+
+WORKS = ("step", "log_prob", "sample")
+WARMUP = 2
+MINIMUM_ROUNDS = 5
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time optimisation steps (forward, backward, fused Adam), log-densities and samples of our flows "
+        "and of other libraries': warmed up, synchronised, all of them in turn in each round. Writes every sample, a "
+        "table of medians and ratios with bootstrap intervals, and a picture. Libraries that are not installed are "
+        "left out; make rivals installs them.",
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256, 6000], help="default: 1 256 6000")
+    parser.add_argument("--image-batches", type=int, nargs="+", default=[16], help="of RealNVP and Glow; default: 16")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS), help="default: all three")
+    parser.add_argument("--rounds", type=int, default=30, help="at most; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="for a work at a batch, after five rounds; default: 20"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=3, help="seconds a call may take, else it is left out; default: 3"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    device = torch.device(arguments.device)
+    samples = pd.DataFrame(list(measure(arguments, device)))
+    environment = describe_environment(device)
+    table = summarise(samples)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    samples.to_csv(arguments.out / "samples.csv", index=False, float_format="%.5g")
+    table.to_csv(arguments.out / "table.csv", index=False, float_format="%.4g")
+    pd.Series(environment).to_csv(arguments.out / "environment.csv", header=False)
+    draw(table, arguments.out / "times.png")
+    with pd.option_context("display.width", 160, "display.max_rows", None, "display.float_format", "{:.3g}".format):
+        print(table.to_string(index=False))
+    print(f"written to {arguments.out}")
+
+
+def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Every sample: work, batch, model, round, wall and CPU milliseconds of one call."""
+    threads = torch.get_num_threads()
+    for contestants, batches in ((VECTORS, arguments.batches), (IMAGES, arguments.image_batches)):
+        names, missing = available(contestants)
+        if missing:
+            tqdm.write(f"not installed, left out: {', '.join(missing)}; install them with: make rivals")
+        for work in arguments.works:
+            for batch in batches:
+                calls = {}
+                for name in names:
+                    torch.manual_seed(0)
+                    call = work_of(contestants[name][1](), work, batch, device)
+                    if call is None:
+                        continue
+                    slowest = max(clock(call, device)[0] for _ in range(WARMUP))
+                    if slowest > 1000 * arguments.patience:
+                        tqdm.write(f"{name}, {work} at batch {batch}: {slowest / 1000:.1f} s a call, left out")
+                    else:
+                        calls[name] = call
+                begin = time.perf_counter()
+                for number in tqdm(range(arguments.rounds), desc=f"{work} at batch {batch}", leave=False):
+                    for name, call in calls.items():
+                        wall, cpu = clock(call, device)
+                        sample = {"model": name, "round": number, "wall_ms": wall, "cpu_ms": cpu}
+                        yield {"work": work, "batch": batch} | sample | {"threads": threads, "device": device.type}
+                    if number + 1 >= MINIMUM_ROUNDS and time.perf_counter() - begin > arguments.seconds:
+                        break
+
+
+def work_of(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object] | None:
+    """One call of a work, or None where a model does not do it."""
+    model = contestant.model.to(device)
+    x = torch.randn(batch, FEATURES, device=device)
+    if work == "step":
+        optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-5, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            (-contestant.log_prob(x).mean()).backward()
+            optimizer.step()
+
+        return step
+    model.eval()
+    sample = contestant.sample
+    if work == "sample" and sample is None:
+        return None
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        _ = contestant.log_prob(x) if work == "log_prob" or sample is None else sample(batch)
+
+    return evaluate
+
+
+def clock(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall and CPU milliseconds of one call; the device has finished before both readings."""
+    _synchronize(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    _synchronize(device)
+    return 1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - cpu)
+
+
+def summarise(samples: pd.DataFrame) -> pd.DataFrame:
+    """Medians, and their ratios to the first model of each work and batch, with 95 % bootstrap intervals.
+
+    With one thread the CPU time is taken, which others' use of the machine hardly touches.
+    """
+    rows = []
+    for (work, batch), group in samples.groupby(["work", "batch"], sort=False):
+        clock = "cpu_ms" if (group["threads"] == 1).all() and (group["device"] == "cpu").all() else "wall_ms"
+        names = list(dict.fromkeys(group["model"]))
+        times = {name: group.loc[group["model"] == name, clock].to_numpy() for name in names}
+        for name in names:
+            median, ratio = median_interval(times[name]), ratio_of_medians(times[name], times[names[0]])
+            rows.append({
+                "work": work, "batch": batch, "model": name, "clock": clock.removesuffix("_ms"), "n": median.n,
+                "ms": median.value, "ms_low": median.low, "ms_high": median.high,
+                "against": names[0], "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw all medians with their intervals, one panel for each work and batch."""
+    matplotlib.use("Agg")
+    groups = list(table.groupby(["work", "batch"], sort=False))
+    columns = min(3, len(groups))
+    figure, axes = plt.subplots(
+        -(-len(groups) // columns),
+        columns,
+        squeeze=False,
+        layout="constrained",
+        figsize=(4.6 * columns, 2.9 * -(-len(groups) // columns)),
+    )
+    for axis in axes.flat[len(groups) :]:
+        axis.remove()
+    for axis, ((work, batch), group) in zip(axes.flat, groups, strict=False):
+        ours = group["model"].str.startswith(("lunet", "realnvp"))
+        places = range(len(group))
+        axis.barh(places, group["ms"], color=["#3b6fb6" if own else "#9a9a9a" for own in ours])
+        axis.errorbar(
+            group["ms"],
+            places,
+            xerr=[group["ms"] - group["ms_low"], group["ms_high"] - group["ms"]],
+            fmt="none",
+            color="black",
+            lw=1,
+        )
+        axis.set(
+            yticks=places,
+            yticklabels=group["model"],
+            title=f"{work}, batch {batch}",
+            xlabel="milliseconds",
+            xscale="log",
+        )
+        axis.invert_yaxis()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

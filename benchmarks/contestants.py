@@ -1,0 +1,155 @@
+"""What is measured: flows of this project, those of other libraries, and the plain matrices they are held against."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lunet import Flow, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
+
+FEATURES = 784
+LAYERS = 4
+SHAPE = (1, 28, 28)
+FLOOR = "8 linear layers"
+GLOW_WIDTH = 672
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model under measurement; ``log_prob`` and ``sample`` may be missing."""
+
+    model: nn.Module
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[[int], object] | None
+
+    def parameters(self) -> int:
+        """The number of values that are learned."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+def floor() -> Contestant:
+    """The matrices of four LU layers as eight dense ones: all of the arithmetic, half of it with zeros."""
+    model = nn.Sequential(*(nn.Linear(FEATURES, FEATURES) for _ in range(2 * LAYERS)))
+    return Contestant(
+        model, lambda x: model(x).square().sum(1), lambda n: model(torch.randn(n, FEATURES, device=_device(model)))
+    )
+
+
+def lunet() -> Contestant:
+    """The paper's LU-Net: four layers, leaky softplus between them."""
+    return _own(LUNet(FEATURES, LAYERS))
+
+
+def lunet_learned() -> Contestant:
+    """The same layers with learned activations between them, and one before the first."""
+    return _own(
+        LUNet(FEATURES, LAYERS, activation=LearnedMonotone(FEATURES, 16), leading=LearnedMonotone(FEATURES, 64))
+    )
+
+
+def realnvp() -> Contestant:
+    """RealNVP as in the paper: 3 + 3 + 2 couplings, 64 planes, networks of their own for scale and shift."""
+    return _own(RealNVP(SHAPE))
+
+
+def realnvp_shared() -> Contestant:
+    """The same couplings with one network for both."""
+    return _own(RealNVP(SHAPE, shared=True))
+
+
+def realnvp_released() -> Contestant:
+    """The RealNVP that was released with the paper, written anew in the plain way."""
+    return _own(ReleasedRealNVP(SHAPE))
+
+
+def nflows_lu(*, cached: bool) -> Contestant:
+    """LULinear of nflows with a leaky rectifier between layers."""
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow as NFlow
+    from nflows.transforms import CompositeTransform, LeakyReLU, LULinear
+
+    parts = [part for _ in range(LAYERS) for part in (LULinear(FEATURES, using_cache=cached), LeakyReLU(0.1))]
+    flow = NFlow(CompositeTransform(parts[:-1]), StandardNormal([FEATURES]))
+    return Contestant(flow, flow.log_prob, flow.sample)
+
+
+def normflows_lu() -> Contestant:
+    """LULinearPermute of normflows; it has no elementwise activation, so there is none between layers."""
+    import normflows
+
+    layers = [normflows.flows.LULinearPermute(FEATURES) for _ in range(LAYERS)]
+    flow = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(FEATURES, trainable=False), layers)
+    return Contestant(flow, flow.log_prob, flow.sample)
+
+
+def zuko_couplings() -> Contestant:
+    """Four affine couplings of zuko, with networks of 512 units."""
+    import zuko
+
+    return _zuko(zuko.flows.NICE(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
+
+
+def zuko_maf() -> Contestant:
+    """Four masked autoregressive layers of zuko, with networks of 512 units."""
+    import zuko
+
+    return _zuko(zuko.flows.MAF(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
+
+
+def normflows_glow() -> Contestant:
+    """A Glow of normflows with two scales and about as many parameters as our RealNVP."""
+    import normflows as nf
+
+    blocks = [
+        [nf.flows.GlowBlock(channels, GLOW_WIDTH) for _ in range(4)] + [nf.flows.Squeeze()] for channels in (8, 4)
+    ]
+    merges = [nf.flows.Merge()]
+    bases = [nf.distributions.DiagGaussian(shape, trainable=False) for shape in ((8, 7, 7), (2, 14, 14))]
+    flow = nf.MultiscaleFlow(bases, blocks, merges, class_cond=False)
+    return Contestant(flow, lambda x: flow.log_prob(x.unflatten(1, SHAPE), None), flow.sample)
+
+
+# Those of 784 features, and those of images; each with the library it needs.
+VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
+    FLOOR: (None, floor),
+    "lunet": (None, lunet),
+    "lunet_learned": (None, lunet_learned),
+    "nflows LULinear": ("nflows", lambda: nflows_lu(cached=False)),
+    "nflows LULinear, cached": ("nflows", lambda: nflows_lu(cached=True)),
+    "normflows LULinear": ("normflows", normflows_lu),
+    "zuko affine couplings": ("zuko", zuko_couplings),
+    "zuko MAF": ("zuko", zuko_maf),
+}
+IMAGES: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
+    "realnvp": (None, realnvp),
+    "realnvp, shared networks": (None, realnvp_shared),
+    "realnvp_released": (None, realnvp_released),
+    "normflows Glow": ("normflows", normflows_glow),
+}
+
+
+def available(contestants: dict[str, tuple[str | None, Callable[[], Contestant]]]) -> tuple[list[str], list[str]]:
+    """The names of those whose library is installed, and of those whose library is not."""
+    here = [name for name, (library, _) in contestants.items() if not library or importlib.util.find_spec(library)]
+    return here, [name for name in contestants if name not in here]
+
+
+def _own(flow: Flow) -> Contestant:
+    return Contestant(flow, flow.log_prob, flow.sample)
+
+
+def _zuko(flow: nn.Module) -> Contestant:
+    return Contestant(flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# The other libraries use functions that torch has deprecated.
+warnings.filterwarnings("ignore", message=r"torch\.(triangular_solve|lu) is deprecated")

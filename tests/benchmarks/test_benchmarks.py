@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
+
+EVERYONE = {**VECTORS, **IMAGES}
+
+
+def settings(**changes: object) -> argparse.Namespace:
+    values = {
+        "batches": [1, 2], "image_batches": [1], "works": ["step", "log_prob", "sample"], "rounds": 5, "seconds": 60,
+        "patience": 60,
+    }  # fmt: skip
+    return argparse.Namespace(**values | changes)
+
+
+def samples(times: dict[str, list[float]], threads: int = 2) -> pd.DataFrame:
+    """One work at one batch; the CPU times are ten times the wall times."""
+    rows = [
+        {
+            "work": "step",
+            "batch": 1,
+            "model": model,
+            "wall_ms": time,
+            "cpu_ms": 10 * time,
+            "threads": threads,
+            "device": "cpu",
+        }
+        for model, own in times.items()
+        for time in own
+    ]
+    return pd.DataFrame(rows)
+
+
+# The contestants
+
+
+@pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
+@pytest.mark.parametrize("name", EVERYONE)
+def test_log_densities_and_samples_are_those_of_a_batch(name: str) -> None:
+    library, make = EVERYONE[name]
+    if library is not None:
+        pytest.importorskip(library, reason=f"needs {library}")
+    contestant = make()
+    x = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(0))
+    log_prob = contestant.log_prob(x)
+    assert log_prob.shape == (3,)
+    assert log_prob.isfinite().all()
+    log_prob.sum().backward()
+    learned = [parameter for parameter in contestant.model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in learned)
+    assert contestant.parameters() == sum(parameter.numel() for parameter in learned)
+
+
+def test_rivals_have_as_many_parameters() -> None:
+    pytest.importorskip("normflows", reason="needs normflows")
+    ours, glow = (IMAGES[name][1]().parameters() for name in ("realnvp", "normflows Glow"))
+    assert glow == pytest.approx(ours, rel=0.05)
+    lunet, floor = (VECTORS[name][1]().parameters() for name in ("lunet", "8 linear layers"))
+    assert floor == pytest.approx(2 * lunet, rel=0.001)
+
+
+def test_a_missing_library_is_told() -> None:
+    def fail() -> Contestant:
+        raise AssertionError
+
+    assert available({"own": (None, fail), "theirs": ("no_such_library", fail)}) == (["own"], ["theirs"])
+
+
+# The measurement
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "VECTORS", {name: VECTORS[name] for name in ("8 linear layers", "lunet")})
+    monkeypatch.setattr(benchmarks, "IMAGES", {})
+
+
+@pytest.mark.usefixtures("small")
+def test_every_round_measures_everyone_once() -> None:
+    table = pd.DataFrame(benchmarks.measure(settings(), torch.device("cpu")))
+    assert (table.groupby(["work", "batch", "model", "round"]).size() == 1).all()
+    assert len(table) == 3 * 2 * 2 * 5
+    assert (table[["wall_ms", "cpu_ms"]] > 0).all(axis=None)
+    assert list(table["model"][:4]) == ["8 linear layers", "lunet"] * 2
+
+
+@pytest.mark.usefixtures("small")
+def test_what_takes_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    found = list(benchmarks.measure(settings(patience=0, works=["step"], batches=[1]), torch.device("cpu")))
+    assert found == []
+    assert "lunet, step at batch 1: 0.0 s a call, left out" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("work", ["step", "log_prob", "sample"])
+def test_a_work_does_what_it_says(work: str) -> None:
+    done: list[str] = []
+    model = torch.nn.Linear(FEATURES, 1)
+
+    def log_prob(x: torch.Tensor) -> torch.Tensor:
+        done.append(f"{'train' if model.training else 'eval'} {len(x)}")
+        return model(x)[:, 0]
+
+    before = model.weight.detach().clone()
+    contestant = Contestant(model, log_prob, lambda n: done.append(f"sample {n}"))
+    call: Callable[[], object] | None = benchmarks.work_of(contestant, work, 7, torch.device("cpu"))
+    assert call is not None
+    call()
+    assert done == [{"step": "train 7", "log_prob": "eval 7", "sample": "sample 7"}[work]]
+    assert torch.equal(before, model.weight) == (work != "step")
+
+
+# The table
+
+
+def test_ratios_are_to_the_first() -> None:
+    table = benchmarks.summarise(samples({"floor": [2.0] * 6, "fast": [1.0, 1.0, 1.0, 1.5, 1.0, 1.0]}))
+    assert list(table["ratio"]) == [1.0, 0.5]
+    assert list(table["ms"]) == [2.0, 1.0]
+    assert table["ratio_low"][1] <= 0.5 <= table["ratio_high"][1] <= 0.75
+    assert set(table["clock"]) == {"wall"}
+
+
+def test_one_thread_is_judged_by_cpu_time() -> None:
+    table = benchmarks.summarise(samples({"floor": [2.0] * 6}, threads=1))
+    assert list(table["ms"]) == [20.0]
+    assert set(table["clock"]) == {"cpu"}
