@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from lunet import folding, triangular
+from lunet import folding, reversible, triangular
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import Flow, LayerDiagnostics, NonFiniteError
 from lunet.folding import Fold
@@ -79,6 +79,10 @@ class LUNet(Flow):
         activation: What :math:`\phi` is instead, or its description; each layer gets a copy of its own.
         leading: An activation before the first layer, or its description; none if ``None``.
 
+    Attributes:
+        reversible: Whether gradients do without stored activations, so that the memory of a training step does not grow
+            with the number of layers; see `lunet.reversible.through` for the price. False at first.
+
     Example:
         >>> flow = LUNet(features=2, layers=3)
         >>> z, log_det = flow(torch.tensor([[0.5, -1.0]]))
@@ -107,6 +111,7 @@ class LUNet(Flow):
         activations = [_own(activation or LeakySoftplus(slope)) for _ in range(layers - 1)]
         stack = nn.ModuleList(LULayer(features, activation) for activation in (*activations, None))
         self.layers = cast("Sequence[LULayer]", stack)
+        self.reversible = False
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an LU-Net of this architecture again."""
@@ -216,6 +221,9 @@ class LUNet(Flow):
         if self.leading is not None:
             x, log_slope = self.leading(x)
             log_det = log_slope.sum(1)
+        if self.reversible and torch.is_grad_enabled():
+            x, layers_log_det = reversible.through(self.layers, x)
+            return x, log_det + layers_log_det
         for layer in self.layers:
             x, layer_log_det = layer(x)
             log_det = log_det + layer_log_det
