@@ -16,7 +16,7 @@ WORST_CONDITION = 1e3
 
 
 class Fold:
-    r"""A matrix made of an LU layer's triangles when it is first wanted, and kept until they change.
+    r"""A matrix made of an LU layer's triangles once enough rows have passed to be worth it, kept until they change.
 
     A change is seen by the counter that torch keeps of them, and by their bits, for the sake of those behind its back.
 
@@ -24,12 +24,14 @@ class Fold:
 
     Args:
         make: Makes the matrix of both triangles in compact form, or ``None`` where there should be none.
+        worth: It is made when as many times D rows have passed, whose products have cost about as much.
     """
 
-    def __init__(self, make: Callable[[Tensor], Tensor | None]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[Tensor], Tensor | None], worth: int) -> None:
+        self._make, self._worth = make, worth
         self._state: tuple[object, ...] | None = None
         self._matrix: Tensor | None = None
+        self._rows = 0
 
     def of(self, lu: Tensor, x: Tensor) -> Tensor | None:
         """The matrix, with shape :math:`(D, D)`, where it pays for a batch with shape :math:`(N, D)`, else ``None``."""
@@ -38,12 +40,16 @@ class Fold:
         words = lu.view(torch.int64 if lu.shape[1] * lu.element_size() % 8 == 0 else torch.int32)
         state = (lu.dtype, lu.data_ptr(), lu._version, int(words.sum()))
         if state != self._state:
-            self._state, self._matrix = state, self._make(lu.detach())
+            self.drop()
+            self._state = state
+        before, self._rows = self._rows, self._rows + len(x)
+        if before < self._worth * len(lu) <= self._rows:
+            self._matrix = self._make(lu.detach())
         return self._matrix
 
     def drop(self) -> None:
-        """Forget the matrix."""
-        self._state = self._matrix = None
+        """Forget the matrix, and the rows that have passed."""
+        self._state, self._matrix, self._rows = None, None, 0
 
 
 def product(lu: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class LULayer(nn.Module):
 
     Cost: :math:`O(N D^2)` in both directions, :math:`O(D)` for the log-determinant of the linear part. In eval mode,
     without gradients and for batches of 64 rows or more on a CPU, :math:`L U` and its inverse are folded into one
-    matrix each, made once and made anew when a weight has changed.
+    matrix each, once so many rows have passed that it is worth it, and made anew when a weight has changed.
 
     Args:
         features: The number :math:`D` of features.
@@ -39,7 +39,7 @@ class LULayer(nn.Module):
         self.lu = nn.Parameter(torch.eye(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.activation = activation
-        self._product, self._inverse = Fold(folding.product), Fold(folding.inverse)
+        self._product, self._inverse = Fold(folding.product, worth=1), Fold(folding.inverse, worth=4)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - as torch has it
         """Choose train or eval mode; train mode forgets what evaluation has made of the weights."""

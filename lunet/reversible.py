@@ -15,9 +15,9 @@ def through(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
 
     Only the last layer's values are kept for the gradient. There are no second derivatives.
 
-    Cost: forward as always; the way back inverts each layer and computes it anew, so that a step costs about two
-    thirds more and its activations take the memory of one layer's, whatever the number of layers. The gradient is exact
-    to the rounding errors of the inverse, which add up from the last layer to the first.
+    Cost: forward as always; the way back inverts each layer and computes it anew, so that a step costs about four
+    fifths more, and its activations take the memory of one layer's, whatever the number of layers. The gradient is
+    exact to the rounding errors of the inverse, which add up from the last layer to the first.
 
     Args:
         layers: Layers that return values, :math:`(N, D)`, and log-determinants, :math:`(N,)`, and have an ``inverse``.

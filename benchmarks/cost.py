@@ -1,0 +1,180 @@
+"""Draws what an LU-Net costs against batch, width and number of layers: python -m benchmarks.cost --help."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from benchmarks.__main__ import clock
+from lunet import LUNet
+from pipeline.environment import describe_environment, keep_freed_memory
+
+FEATURES, LAYERS, BATCH = 784, 4, 256
+AXES = {
+    "features": [64, 128, 256, 512, 784, 1024, 2048, 4096],
+    "batch": [1, 4, 16, 64, 256, 1024, 4096],
+    "layers": [2, 4, 8, 16, 32],
+}
+WORKS = ("step", "log_prob", "sample")
+MIB = 2**20
+
+
+def main() -> None:
+    """Measure and draw."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost",
+        description="Time steps, log-densities and samples of an LU-Net against batch, width and number of layers, and "
+        "weigh its training; one of them varies, the others are 784 features, 4 layers, batch 256. On a CPU.",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    settings = [(axis, value) for axis, values in AXES.items() for value in values]
+    # First, since a process inherits the peak of the one that starts it.
+    weights = pd.DataFrame(
+        weigh(axis, value, reversible=reversible)
+        for axis, value in tqdm([pair for pair in settings if pair[0] != "features"], desc="memory")
+        for reversible in (False, True)
+    )
+    times = pd.DataFrame(
+        row for axis, value in tqdm(settings, desc="times") for row in take_times(axis, value, arguments.rounds)
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    times.to_csv(arguments.out / "cost_times.csv", index=False, float_format="%.5g")
+    weights.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
+    pd.Series(describe_environment(torch.device("cpu"))).to_csv(arguments.out / "cost_environment.csv", header=False)
+    draw(times, weights, arguments.out / "cost.png")
+    print(f"written to {arguments.out}")
+
+
+def sizes(axis: str, value: int) -> tuple[int, int, int]:
+    """Features, layers and batch, where one of them varies."""
+    plain = {"features": FEATURES, "layers": LAYERS, "batch": BATCH} | {axis: value}
+    return plain["features"], plain["layers"], plain["batch"]
+
+
+def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds of each work, and beside them those of dense products and of a determinant by elimination.
+
+    ``floor_ms`` is the arithmetic of both triangles, three times for a step, at the speed of a dense product measured
+    in the same round.
+    """
+    features, layers, batch = sizes(axis, value)
+    torch.manual_seed(0)
+    x, matrix = torch.randn(batch, features), torch.randn(features, features)
+    calls = works(LUNet(features, layers), LUNet(features, layers).eval(), x)
+    device = torch.device("cpu")
+    for call in calls.values():
+        call()
+    for number in range(rounds):
+        product_ms = clock(partial(torch.mm, x, matrix), device)[0]
+        slogdet_ms = clock(partial(torch.linalg.slogdet, matrix), device)[0] if axis == "features" else None
+        for work, call in calls.items():
+            yield {
+                "axis": axis, "value": value, "work": work, "round": number, "ms": clock(call, device)[0],
+                "floor_ms": layers * product_ms * (3 if work == "step" else 1), "slogdet_ms": slogdet_ms,
+            }  # fmt: skip
+
+
+def works(flow: LUNet, trained: LUNet, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """One call of each work on a batch: steps of one flow, densities and samples of another, its matrices folded."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True)
+    with torch.no_grad():
+        trained(trained.sample(4 * trained.features))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        (-flow.log_prob(x).mean()).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def log_prob() -> None:
+        trained.log_prob(x)
+
+    @torch.no_grad()
+    def sample() -> None:
+        trained.sample(len(x))
+
+    return {"step": step, "log_prob": log_prob, "sample": sample}
+
+
+def weigh(axis: str, value: int, *, reversible: bool) -> dict[str, Any]:
+    """MiB by which training steps raise a fresh process, and what they need at least.
+
+    That is parameters, gradients and Adam's two averages, and three values of each feature, row and layer, which the
+    gradient needs; with ``reversible`` those of one layer.
+    """
+    features, layers, batch = sizes(axis, value)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        grown = pool.apply(_grown_mib, (features, layers, batch, reversible))
+    parameters = layers * (features**2 + features)
+    kept = 3 * batch * features * (1 if reversible else layers)
+    floor = 4 * (4 * parameters + kept) / MIB
+    return {"axis": axis, "value": value, "reversible": reversible, "mib": grown, "floor_mib": floor}
+
+
+def _grown_mib(features: int, layers: int, batch: int, reversible: bool) -> float:  # noqa: FBT001
+    torch.set_num_threads(1)
+    # What torch loads with the first step is no part of it.
+    works(LUNet(16), LUNet(16).eval(), torch.randn(batch, 16))["step"]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    flow = LUNet(features, layers)
+    flow.reversible = reversible
+    step = works(flow, LUNet(1).eval(), torch.randn(batch, features))["step"]
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def draw(times: pd.DataFrame, weights: pd.DataFrame, path: Path) -> None:
+    """Draw times against each axis, and memory against batch and layers."""
+    matplotlib.use("Agg")
+    colours = dict(zip(WORKS, ("#3b6fb6", "#c4572e", "#4b8f4b"), strict=True))
+    figure, axes = plt.subplots(2, 3, layout="constrained", figsize=(13, 7.2))
+    for plot, (axis, own) in zip(axes[0], times.groupby("axis", sort=False), strict=True):
+        for work in WORKS:
+            median = own[own["work"] == work].groupby("value")[["ms", "floor_ms", "slogdet_ms"]].median()
+            plot.plot(median.index, median["ms"], "o-", color=colours[work], label=work)
+            if work != "sample":
+                plot.plot(median.index, median["floor_ms"], ":", color=colours[work], label=f"arithmetic of a {work}")
+        if axis == "features":
+            plot.plot(median.index, median["slogdet_ms"], "s--", color="#888888", label="slogdet of one dense matrix")
+            widths = median.index.to_numpy(dtype=float)
+            for power, style in ((2, (0, (1, 4))), (3, (0, (5, 4)))):
+                line = median["slogdet_ms"].iloc[0] / 4 * (widths / widths[0]) ** power
+                plot.plot(widths, line, color="#bbbbbb", ls=style, label=f"$O(D^{power})$")
+        plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="milliseconds")
+        plot.legend(fontsize=7)
+    for plot, (axis, own) in zip(axes[1], weights.groupby("axis", sort=False), strict=False):
+        for reversible, name, colour in ((False, "plain", "#3b6fb6"), (True, "reversible", "#c4572e")):
+            chosen = own[own["reversible"] == reversible]
+            plot.plot(chosen["value"], chosen["mib"], "o-", color=colour, label=f"{name}, measured")
+            plot.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label=f"{name}, at least")
+        plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="MiB in training")
+        plot.legend(fontsize=7)
+    axes[1, 2].remove()
+    for plot in figure.axes:
+        values = AXES[plot.get_xlabel()]
+        plot.set_xticks(values, [f"{value:,.0f}" for value in values])
+        plot.minorticks_off()
+        plot.tick_params(axis="x", labelrotation=45)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
