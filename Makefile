@@ -28,7 +28,7 @@ paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=54
 	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
 test: setup ## Run the tests, one whole run of the pipeline on a small subset included
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 faults: setup ## Kill, damage, fill and mistype in the long form
 	FAULTS=long pytest tests/faults

@@ -57,10 +57,11 @@ def determinism(params: Params) -> Iterator[None]:
     Raises:
         UserError: If something in the block has no such algorithm on its device.
     """
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     # cuBLAS reads it when the GPU is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(params.deterministic)
+    # Not torch.use_deterministic_algorithms, which takes two seconds to import torch's compiler, unused here.
+    torch.set_deterministic_debug_mode("error" if params.deterministic else "default")
     try:
         yield
     except RuntimeError as error:
@@ -70,7 +71,7 @@ def determinism(params: Params) -> Iterator[None]:
             f"params.yaml has deterministic: true, and {str(error).splitlines()[0]} Set deterministic: false"
         ) from None
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def keep_freed_memory() -> None:

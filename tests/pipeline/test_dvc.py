@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from lunet import load_flow
+from pipeline.datasets import load_dataset
 from pipeline.params import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +117,22 @@ def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) 
         assert bits[dataset, "lunet"] < bits[dataset, "gaussian"]
         assert bits[dataset, "realnvp"] < bits[dataset, "gaussian"]
     assert (checkout / "reports/index.html").stat().st_size > 100_000
+
+
+def assert_images_come_back(flow: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """A trained flow can be undone in both precisions."""
+    model, pixels = load_flow(flow), torch.from_numpy(images)
+    single, double = model.diagnostics(pixels), model.double().diagnostics(pixels)
+    assert single.pixels_exact >= 0.9999
+    assert single.pixels_within_one == 1
+    assert single.latent_error < 1e-4
+    assert double.pixels_exact == 1
+    assert double.latent_error < 1e-11
+
+
+def test_images_come_back_through_the_trained_lu_net(checkout: Path) -> None:
+    images = load_dataset(checkout / "data/mnist").test_images
+    assert_images_come_back(checkout / "runs/train/mnist-lunet-0/flows/all", images)
 
 
 def test_a_second_run_does_nothing(checkout: Path) -> None:
