@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from lunet import Gaussian, ImageFlow, LUNet
-from pipeline.latents import FittedBase, SingularBaseError, normality
+from pipeline.latents import FittedBase, SingularBaseError, fitted_normality, normality
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -109,3 +109,60 @@ def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
 def test_too_few_images_are_refused(model: ImageFlow) -> None:
     with pytest.raises(SingularBaseError, match="singular"):
         FittedBase(model, images(5), 64)
+
+
+# Latents against the fitted base
+
+
+def standardised(z: Tensor, fitted_to: Tensor) -> Tensor:
+    """Latents as a Gaussian fitted to others sees them."""
+    return Gaussian(z.shape[1]).double().fit_(fitted_to).eval()(z).z
+
+
+@pytest.mark.parametrize("n", [60, 200, 1000])
+def test_normal_latents_agree_with_a_base_fitted_to_few_or_many(n: int) -> None:
+    """Each exceeds the critical distance about once in 20 times, though the fit of few has stretched them all."""
+    exceeded, naive = 0, 0
+    for seed in range(20):
+        # A new fit for each latent, as the distributions do not hold given the fit.
+        fits = [torch.randn(n, 10, generator=seeded(100 * seed + i), dtype=torch.float64) for i in range(20)]
+        new = torch.randn(20, 10, generator=seeded(7000 + seed), dtype=torch.float64)
+        parts = [(standardised(z[None], fit), n) for z, fit in zip(new, fits, strict=True)]
+        found, critical = fitted_normality(parts), float(stats.kstwo.ppf(0.95, 20))
+        exceeded += found["radius_distance"] > critical
+        naive += normality(torch.cat([z for z, _ in parts]))["radius_distance"] > critical
+    assert exceeded <= 4
+    assert naive >= 4 or n > 60
+
+
+def test_a_base_of_many_latents_is_judged_as_the_standard_normal() -> None:
+    z = 1.1 * normal()
+    found, plain = fitted_normality([(z, 10**7)]), normality(z)
+    for name in found:
+        assert found[name] == pytest.approx(plain[name], abs=2e-5)
+
+
+def test_latents_that_no_gaussian_fits_are_far_from_the_fitted_one() -> None:
+    heavy = normal(8000) * torch.rand(8000, 1, generator=seeded(5), dtype=torch.float64).mul(2)
+    z = standardised(heavy[:4000], heavy[4000:])
+    found = fitted_normality([(z, 4000)])
+    critical = normality(z)["critical_distance"]
+    assert found["radius_distance"] > 10 * critical
+    assert found["projection_distance"] > critical
+    # While those of a normal are near, whatever mean and covariance it has.
+    mixing = torch.randn(30, 30, generator=seeded(6), dtype=torch.float64)
+    skewed = normal(8000) @ mixing + 5
+    near = fitted_normality([(standardised(skewed[:4000], skewed[4000:]), 4000)])
+    assert near["projection_distance"] < critical
+    assert near["radius_distance"] < 2 * critical
+
+
+@torch.no_grad()
+def test_a_base_scores_and_standardises_at_once(model: ImageFlow) -> None:
+    base = FittedBase(model, images(), 64)
+    bits, z = base.score(images())
+    assert torch.equal(bits, base.bits_per_dim(images()))
+    # Its own images have mean 0 and covariance 1 exactly.
+    torch.testing.assert_close(z.mean(0), torch.zeros(16, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.T @ z / len(z), torch.eye(16, dtype=torch.float64), atol=1e-3, rtol=0)
+    assert base.images == 400
