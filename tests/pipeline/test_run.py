@@ -140,6 +140,23 @@ def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, cap
     assert capfd.readouterr().out.splitlines()[-1] == "all 6 cells are done"
 
 
+def test_the_mixture_is_run_once_and_again_when_a_file_of_it_is_gone(workshop: Workshop) -> None:
+    without_report(workshop)
+    assert work() == 0
+    path = Path("runs/mixture.json")
+    made = path.stat().st_mtime_ns
+    assert work() == 0
+    assert path.stat().st_mtime_ns == made
+    Path("runs/mixture.npy").unlink()
+    assert work() == 0
+    assert Path("runs/mixture.npy").exists()
+    assert path.stat().st_mtime_ns > made
+    Path("runs/mixture.npy").unlink()
+    workshop.fault("mixture mixture", 3)
+    with pytest.raises(UserError, match="the stage mixture failed"):
+        work()
+
+
 TRAINED = [cell for cell in ALL if "measure" not in cell]
 
 
