@@ -145,7 +145,11 @@ class ClaimsFile(Section):
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Read and check the claims; a mistake is a `UserError` that names its place."""
     try:
-        return ClaimsFile.model_validate(read_yaml(path))
+        values = read_yaml(path)
+        # YAML that is cut off within a text is YAML still, with fewer claims.
+        if values is not None and not path.read_bytes().endswith(b"\n"):
+            raise UserError(f"{path} is cut off: it ends within a line")
+        return ClaimsFile.model_validate(values)
     except UserError as error:
         raise UserError(f"{error}\n{RESTORE}") from None
     except ValidationError as error:
