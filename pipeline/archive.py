@@ -24,14 +24,22 @@ from pipeline.files import replacing, without_paths
 from pipeline.graph import Step
 from pipeline.ledger import Ledger, digest_of, files_under
 from pipeline.params import Params, Section, load_params
-from pipeline.records import Key, read_cell, read_measurement, read_run, read_samples
+from pipeline.records import (
+    Key,
+    read_cell,
+    read_densities,
+    read_measurement,
+    read_mixture,
+    read_run,
+    read_samples,
+)
 from pipeline.report import render
 from pipeline.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 
 MANIFEST = "manifest.json"
 PARAMS = "params.yaml"
 TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
-COLLECTED = ("metrics.json", "timings.json", "claims.json", "provenance.json", *TABLES)
+COLLECTED = ("metrics.json", "timings.json", "claims.json", "mixture.json", "provenance.json", *TABLES)
 LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 SUFFIXES = {".json", ".csv", ".yaml", ".svg", ".png", ".npy"}
@@ -260,6 +268,7 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
     if set(states) != {("measure", pair) for pair in pairs} | set(product(("train", "evaluate"), keys)):
         raise UserError(f"{MANIFEST} does not tell of exactly the cells that the grid of {PARAMS} has")
+    read_densities(folder / "runs", read_mixture(folder / "runs", params))
     for (stage, key), state in states.items():
         _check_cell(folder / "runs", params, stage, key, state)
     tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}

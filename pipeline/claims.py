@@ -12,7 +12,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.console import UserError
 from pipeline.params import Name, Section, read_yaml
-from pipeline.statistics import Estimate, log_log_slope, mean_interval, median_interval, ratio_of_medians, rounded
+from pipeline.statistics import (
+    Estimate,
+    log_log_slope,
+    mean_interval,
+    median_interval,
+    probability_below,
+    ratio_of_medians,
+    rounded,
+)
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 SHOWN = 10  # mistakes
@@ -137,7 +145,11 @@ class ClaimsFile(Section):
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Read and check the claims; a mistake is a `UserError` that names its place."""
     try:
-        return ClaimsFile.model_validate(read_yaml(path))
+        values = read_yaml(path)
+        # YAML that is cut off within a text is YAML still, with fewer claims.
+        if values is not None and not path.read_bytes().endswith(b"\n"):
+            raise UserError(f"{path} is cut off: it ends within a line")
+        return ClaimsFile.model_validate(values)
     except UserError as error:
         raise UserError(f"{error}\n{RESTORE}") from None
     except ValidationError as error:
@@ -207,6 +219,8 @@ class DifferentError(Exception):
 
 
 Evidence = dict[str, Estimate]
+# The evidence that only several seeds give.
+BELOW = "below"
 
 
 def _metric(subject: Subject, name: str) -> Estimate:
@@ -234,6 +248,9 @@ def _difference(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
         for recipe, values in zip(claim.compares, by_recipe, strict=True)
     }
     evidence["difference"] = mean_interval([by_recipe[0][seed] - by_recipe[1][seed] for seed in seeds])
+    if len(seeds) > 1:
+        first, second = ([values[seed] for seed in seeds] for values in by_recipe)
+        evidence[BELOW] = probability_below(first, second)
     for recipe in claim.compares:
         beside = subjects[recipe].metrics.get(claim.statistic.beside, {})
         if beside:
@@ -263,6 +280,8 @@ def _ratio(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     if min(samples[statistic.below]) <= 0:
         raise MissingError(f"{statistic.quantity} of {statistic.below} is zero, and a ratio to zero says nothing")
     evidence = {recipe: median_interval(values) for recipe, values in samples.items()}
+    if BELOW in claim.evidence and min(map(len, samples.values())) > 1:
+        evidence[BELOW] = probability_below(*(samples[recipe] for recipe in claim.compares))
     return {**evidence, "ratio": ratio_of_medians(samples[statistic.above], samples[statistic.below])}
 
 
@@ -399,20 +418,17 @@ def _capital(text: str) -> str:
 
 
 def _as_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
-    """The evidence in the claim's order, with labels and units."""
-    return [
-        {
-            "name": name,
-            "label": label.label,
-            "unit": label.unit,
-            "value": rounded(found.value),
-            "low": None if found.low is None else rounded(found.low),
-            "high": None if found.high is None else rounded(found.high),
-            "n": found.n,
-        }
-        for name, label in claim.evidence.items()
-        if (found := evidence.get(name)) is not None
-    ]
+    """The evidence in the claim's order, with labels and units; without a value what one seed cannot give."""
+
+    def row(name: str, label: Label) -> dict[str, Any]:
+        found = evidence.get(name)
+        numbers = (None, None, None) if found is None else (found.value, found.low, found.high)
+        value, low, high = (None if number is None else rounded(number) for number in numbers)
+        about = {"name": name, "label": label.label, "unit": label.unit}
+        return {**about, "value": value, "low": low, "high": high, "n": 1 if found is None else found.n}
+
+    there = {*evidence, BELOW} if evidence else set()
+    return [row(name, label) for name, label in claim.evidence.items() if name in there]
 
 
 def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mapping[str, Subject]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipeline.records import (
     Run,
     StageRecord,
     Unfinished,
+    read_densities,
     read_results,
     read_samples,
     read_unfinished,
@@ -48,6 +49,7 @@ HEADLINES = (
     "classification_accuracy",
     "accidents",
 )
+MIXTURE = ("status", "message", "settings", "entropy", "printed", "printed_honest", "models")
 LATENT_MOMENTS = ("mean", "variance", "variance_min", "variance_max")
 PHASES = ("training", "sampling")
 Subjects = Mapping[str, Mapping[str, Subject]]
@@ -58,7 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.collect",
         description="Read the cells of the grid and write their tables, metrics, verdicts and figures: metrics.json, "
-        "timings.json, results.csv, latents.csv, timings.csv, curves.csv, claims.json, provenance.json and figures/.",
+        "timings.json, results.csv, latents.csv, timings.csv, curves.csv, claims.json, mixture.json, provenance.json "
+        "and figures/.",
         epilog="example: python -m pipeline.collect",
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
@@ -110,6 +113,7 @@ def collect(
         "timings.json": timings_of(subjects),
         "claims.json": claims_of(results, paper_params, subjects),
         "provenance.json": provenance_of(results, paper_params),
+        "mixture.json": results.mixture.model_dump(include=set(MIXTURE)),
     }
     for name, table in tables.items():
         write_table(out / name, table)
@@ -117,6 +121,8 @@ def collect(
         write_json(out / name, content)
     with replacing(out / "figures") as folder:
         folder.mkdir()
+        densities = read_densities(runs, results.mixture)
+        figures.mixture(folder / "mixture.svg", densities, results.mixture.box, results.mixture.points)
         for dataset in results.datasets:
             own = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
             draw(folder, dataset, figures.looks(results.params.grid.recipes), own, contents)
@@ -346,6 +352,7 @@ def draw(
         figures.latents(folder / f"latents-{dataset}.svg", tables["latents.csv"], looks)
     if len(curves):
         figures.curves(folder / f"curves-{dataset}.svg", curves, looks)
+        figures.progress(folder / f"progress-{dataset}.svg", curves, looks)
     bits = {recipe: found["bits_per_dim"] for recipe, found in metrics.items() if "bits_per_dim" in found}
     if bits:
         figures.likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, looks)
@@ -385,6 +392,9 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
         figures.images(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
+        figures.images(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
+        if cell.evaluation.interpolations:
+            figures.images(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
         if cell.evaluation.fitted_base_bits_per_dim is not None:
             figures.images(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
 

@@ -28,7 +28,7 @@ from pipeline.conversion import batch_factor, released_code
 from pipeline.datasets import Bytes, Dataset, load_dataset
 from pipeline.environment import choose_device, describe_environment, determinism, is_out_of_memory
 from pipeline.files import read_json, refuse_foreign, replacing, without_paths, write_json
-from pipeline.latents import FittedBase, SingularBaseError, normality
+from pipeline.latents import FittedBase, SingularBaseError, fitted_normality, normality
 from pipeline.models import START_IMAGES, groups
 from pipeline.params import Evaluate, Recipe, load_params
 
@@ -38,9 +38,12 @@ RESULTS = (
     "round_trip",
     "latents",
     "fitted_base_bits_per_dim",
+    "fitted_latents",
+    "interpolations",
     "sample_class_accuracy",
     "classification_accuracy",
 )
+INTERPOLATIONS = 5
 
 
 def main() -> None:
@@ -124,11 +127,12 @@ def evaluate(
         NonFiniteError: If an image has no finite latent or no finite way back, or a sample leaves the numbers' range.
 
     Returns:
-        The fields `RESULTS`, and grids of samples with shape (rows, columns, H, W): the model's own, and for an LU-Net
-        those from a Gaussian fitted to its training latents.
+        The fields `RESULTS`, and grids of images with shape (rows, columns, H, W): samples, the nearest training image
+        of each, interpolations, and for an LU-Net also samples from a Gaussian fitted to its training latents.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
+    by_draw = torch.zeros(settings.draws, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     for _, rows, model in _by_model(models, labels):
         device = next(iter(model.state_dict().values())).device
@@ -140,32 +144,42 @@ def evaluate(
                 log_prob = standard_normal_log_prob(z) + log_det
                 if draw == 0:
                     latents.append(z.cpu())
-                bits[part] += pixel_bits(log_prob + log_slope, y.shape[1]).cpu() / settings.draws
+                own = pixel_bits(log_prob + log_slope, y.shape[1]).cpu()
+                bits[part] += own / settings.draws
+                by_draw[draw] += own.double().sum() / len(images)
                 released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
     if not bits.isfinite().all():
         raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
     samples = draw_samples(models, settings, seed)
+    nearest = nearest_training_images(samples, dataset)
+    between = interpolate(models, images, labels, settings)
 
     def likelihood(of: Tensor) -> dict[str, Any]:
         printed = None if recipe.model.kind == "histogram" else float(released[of].double().mean())
         return {"images": int(of.sum()), "bits_per_dim": summary(bits[of]), "poster_bits_per_pixel": printed}
 
     results = {
-        "test": likelihood(torch.ones_like(labels, dtype=torch.bool)),
+        "test": {
+            **likelihood(torch.ones_like(labels, dtype=torch.bool)),
+            "bits_per_dim_by_draw": by_draw.tolist(),
+        },
         "per_class": {str(label): likelihood(labels == label) for label in range(len(dataset.class_names))},
         "round_trip": round_trip(models, images, labels, settings),
         "latents": normality(torch.cat(latents)),
         "fitted_base_bits_per_dim": None,
-        "sample_class_accuracy": class_accuracy(samples, dataset) if recipe.classes == "each" else None,
+        "fitted_latents": None,
+        "interpolations": len(between),
+        "sample_class_accuracy": class_accuracy(nearest, dataset) if recipe.classes == "each" else None,
         "classification_accuracy": (
             classification_accuracy(models, images, labels, settings) if recipe.classes == "each" else None
         ),
     }
-    grids = {"samples": samples.numpy()}
+    nearest_images = dataset.train_images[nearest.numpy()]
+    grids = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": between.numpy()}
     if recipe.model.kind == "lunet":
         with contextlib.suppress(SingularBaseError):
             fitted, grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
-            results["fitted_base_bits_per_dim"] = fitted
+            results |= fitted
     return results, grids
 
 
@@ -226,29 +240,94 @@ def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluat
 
 def from_fitted_bases(
     models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate, seed: int
-) -> tuple[float, Bytes]:
-    """Mean bits per dimension of the test images, and samples, where each model has a `FittedBase`.
+) -> tuple[dict[str, Any], Bytes]:
+    """How well test images and their latents agree with each model's `FittedBase`, and samples from these bases.
 
     Raises:
         SingularBaseError: If a model has no such base.
+
+    Returns:
+        The fields ``fitted_base_bits_per_dim``, a mean over the test images, and ``fitted_latents``, and the samples.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     train_images, train_labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
-    bases, bits = {}, []
+    bases, bits, latents = {}, [], []
     for key, rows, model in _by_model(models, labels):
         own = train_images if key == "all" else train_images[train_labels == int(key)]
         bases[key] = FittedBase(model, own[:START_IMAGES], settings.batch_size)
-        bits.append(bases[key].bits_per_dim(images[rows]))
-    return float(torch.cat(bits).mean()), draw_samples(bases, settings, seed).numpy()
+        scored, standardised = bases[key].score(images[rows])
+        bits.append(scored)
+        latents.append((standardised, bases[key].images))
+    fitted = {
+        "fitted_base_bits_per_dim": float(torch.cat(bits).mean()),
+        "fitted_latents": fitted_normality(latents),
+    }
+    return fitted, draw_samples(bases, settings, seed).numpy()
 
 
-def class_accuracy(samples: Tensor, dataset: Dataset) -> float:
-    """The share of samples (classes, columns, H, W) whose nearest training image has the class that was asked for."""
+def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
+    """Which training image is nearest to each sample, by the Euclidean distance of their pixels.
+
+    Args:
+        samples: 8-bit images, with shape (R, C, H, W).
+        dataset: The data set.
+
+    Returns:
+        Indices, with shape (R, C).
+    """
     train = torch.from_numpy(dataset.train_images).flatten(1).float()
-    labels = torch.from_numpy(dataset.train_labels)
-    wanted = torch.arange(len(samples)).repeat_interleave(samples.shape[1])
     nearest = torch.cdist(samples.flatten(0, 1).flatten(1).float(), train).argmin(1)
-    return float((labels[nearest] == wanted).double().mean())
+    return nearest.unflatten(0, samples.shape[:2])
+
+
+def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
+    """The share of samples, a class a row, whose nearest training image (R, C) has the class that was asked for."""
+    labels = torch.from_numpy(dataset.train_labels)[nearest]
+    return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
+
+
+def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
+    """The ways in latent space between the first pairs of test images that follow each other and differ in class.
+
+    With one model a class, it is the model of the first image's class. A way on which an image has no finite latent, or
+    a latent no finite image, is left out.
+
+    Returns:
+        8-bit images, with shape (pairs, sample_columns, H, W); the first and the last of a row are the test images.
+    """
+    rows = [images.new_zeros((0, settings.sample_columns, *images.shape[1:]))]
+    for index in different_pairs(labels, INTERPOLATIONS):
+        model = models["all"] if "all" in models else models[str(int(labels[index]))]
+        device = next(iter(model.state_dict().values())).device
+        with contextlib.suppress(NonFiniteError):
+            pair = images[index : index + 2].to(device)
+            z, _ = model.flow(model.preprocess(pair, torch.Generator(device).manual_seed(0))[0])
+            way = spherical(z[0], z[1], settings.sample_columns)
+            rows.append(model.postprocess(model.flow.inverse(way)).cpu().flatten(0, 1)[None])
+    return torch.cat(rows)
+
+
+def different_pairs(labels: Tensor, n: int) -> list[int]:
+    """The first ``n`` even places at which a label differs from the next one."""
+    return [place for place in range(0, len(labels) - 1, 2) if labels[place] != labels[place + 1]][:n]
+
+
+def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Latents from ``start`` to ``end`` (D,), both included, at equal angles and with lengths in between; (steps, D).
+
+    Normal latents lie near a sphere of radius sqrt(D), which a straight line would leave in the middle.
+    """
+    share = torch.linspace(0, 1, steps, dtype=torch.float64, device=start.device)[:, None]
+    ends = torch.stack([start, end]).double()
+    lengths = ends.norm(dim=1, keepdim=True)
+    first, second = ends / lengths
+    angle = (first @ second).clamp(-1, 1).acos()
+    way = (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
+    way = way * ((1 - share) * lengths[0] + share * lengths[1])
+    # The ends themselves, so that the images come back; and a straight line where there is no angle.
+    straight = (1 - share) * ends[0] + share * ends[1]
+    exact = (share == 0) | (share == 1) | ~way.isfinite().all()
+    return torch.where(exact, straight, way).to(start.dtype)
 
 
 def classification_accuracy(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> float:

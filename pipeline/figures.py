@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.ink import INK
 
@@ -46,6 +46,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
 }
 WIDTH = 5.4
+MASSES = (0.99, 0.9, 0.5)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,18 @@ def looks(recipes: Sequence[str]) -> dict[str, Look]:
 
 @contextmanager
 def _figure(path: Path, height: float) -> Iterator[Axes]:
-    """Axes of a figure that is written to ``path`` as SVG: no date, and ids that depend on its name alone."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
+    """Axes of a figure that is written to ``path``; see `_canvas`."""
+    with _canvas(path, WIDTH, height) as figure:
         yield figure.add_subplot()
+
+
+@contextmanager
+def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is written to ``path`` as SVG: no date, and ids that depend on its name alone."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
         figure.savefig(
             path, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
@@ -123,6 +131,33 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
         axes.set_xlabel("epoch")
         axes.set_ylabel("bits per dimension")
+
+
+def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+    """Held-out bits/dim against the seconds of training, logarithmic, a line for each model and seed."""
+    trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
+    with _figure(path, 3.4) as axes:
+        for recipe, look in recipes.items():
+            lines = [line for _, line in trained[trained["recipe"] == recipe].groupby(["seed", "model"])]
+            for number, line in enumerate(lines):
+                axes.plot(
+                    line["seconds"],
+                    line["holdout_bits_per_dim"],
+                    color=look.colour,
+                    marker=look.marker,
+                    markersize=4,
+                    linewidth=1.6,
+                    alpha=1.0 if len(lines) <= 3 else 0.45,
+                    label=look.label if number == 0 else None,
+                )
+        axes.set_xscale("log")
+        # A short training spans less than a decade.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
+        axes.set_xlabel("seconds of training, logarithmic")
+        axes.set_ylabel("held-out bits per dimension")
 
 
 def likelihoods(
@@ -276,13 +311,54 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
         axes.legend(loc="upper left")
 
 
+def mixture(
+    path: Path,
+    densities: Mapping[str, NDArray[np.float32]],
+    box: Sequence[float],
+    points: Sequence[tuple[float, float]],
+) -> None:
+    """The regions of highest density that hold certain shares of the mass, a panel for the truth and each model.
+
+    Args:
+        path: The file to write.
+        densities: Log-densities in nats on a grid, each with shape (rows, columns), from the lowest coordinates up.
+        box: The first and the last coordinate of the grid along x and along y.
+        points: Test points.
+    """
+    left, right, bottom, top = box
+    panels = {"truth": Look("the mixture itself", INK, "o"), **{name: KNOWN[name] for name in ("lunet", "gaussian")}}
+    shown = {name: look for name, look in panels.items() if name in densities}
+    with _canvas(path, 2.7 * len(shown), 3.7) as figure:
+        for axes, (name, look) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            rows, columns = densities[name].shape
+            x, y = np.linspace(left, right, columns), np.linspace(bottom, top, rows)
+            levels = _levels(densities[name], (x[1] - x[0]) * (y[1] - y[0]))
+            axes.plot(*np.transpose(points), ".", color=INK, markersize=2.2, mew=0, alpha=0.45, zorder=1)
+            for level, alpha in zip(levels, (0.16, 0.3, 0.5), strict=True):
+                if level is not None:
+                    about: Any = {"colors": [look.colour], "zorder": 2}
+                    axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **about)
+                    axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **about)
+            axes.set_title(look.label, fontsize=9.5)
+            axes.set_aspect("equal")
+            axes.set_xlim(left, right)
+            axes.set_ylim(bottom, top)
+
+
+def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
+    """The log-densities that bound the regions of highest density with shares of the mass; None where the grid ends."""
+    values = np.sort(log_density.ravel())[::-1].astype(np.float64)
+    mass = np.cumsum(np.exp(values)) * area
+    return [float(values[place]) if place < len(values) else None for place in np.searchsorted(mass, MASSES)]
+
+
 def images(path: Path, grid: NDArray[np.uint8]) -> None:
     """A grid of images of shape (rows, columns, height, width) as a PNG, a thin gap of mid-grey between them."""
     framed = np.pad(grid, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=128)
     rows, columns, height, width = framed.shape
     canvas = framed.swapaxes(1, 2).reshape(rows * height, columns * width)[:-2, :-2]
-    # Three equal channels: matplotlib's grey colour map would shift some values by one.
-    imsave(path, np.repeat(canvas[:, :, None], 3, axis=2), format="png", metadata={"Software": ""})
+    # One channel: matplotlib's own writer would give it four, and so twice the bytes.
+    Image.fromarray(canvas).save(path, format="png", optimize=True)
 
 
 def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from lunet import Gaussian, ImageFlow, pixel_bits
+from lunet import Gaussian, ImageFlow, pixel_bits, standard_normal_log_prob
 
 DIRECTIONS = 200
 CONFIDENCE = 0.95
@@ -37,9 +38,7 @@ def normality(z: Tensor) -> dict[str, Any]:
     """
     z = z.double()
     features = z.shape[1]
-    directions = torch.randn(features, DIRECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    projected = (z @ (directions / directions.norm(dim=0)).to(z.device)).cpu().numpy()
-    radii = z.square().sum(1).cpu().numpy()
+    projected, radii = _projections(z), z.square().sum(1).cpu().numpy()
     distances = [float(stats.kstest(column, stats.norm.cdf).statistic) for column in projected.T]
     variances = z.var(0, correction=0)
     return {
@@ -60,6 +59,43 @@ def normality(z: Tensor) -> dict[str, Any]:
     }
 
 
+def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
+    r"""How far latents are from the Gaussian that was fitted to :math:`n` others and has standardised them.
+
+    They are held against the exact distribution of a normal latent that was no part of the fit: its projections follow
+    :math:`\sqrt{(n + 1) / (n - D)}` times Student's t with :math:`n - D` degrees of freedom, its squared radius
+    :math:`D (n + 1) / (n - D)` times the F distribution with :math:`D` and :math:`n - D` (Hotelling's :math:`T^2`).
+    For large :math:`n` these are the distributions of `normality`, whose critical distances hold here too.
+
+    Args:
+        parts: For each model its standardised latents, with shape :math:`(N, D)`, and its :math:`n`, above :math:`D`.
+
+    Returns:
+        ``projection_distance`` and ``projection_distance_max``, the median and the largest over 200 directions, and
+        ``radius_distance``, each over the latents of all models together.
+    """
+    projected, radii = [], []
+    for z, n in parts:
+        features, free = z.shape[1], n - z.shape[1]
+        scale = (n + 1) / free
+        projected.append(stats.t(free, scale=scale**0.5).cdf(_projections(z.double())))
+        radii.append(stats.f(features, free, scale=features * scale).cdf(z.double().square().sum(1).cpu().numpy()))
+    distances = [float(stats.kstest(column, "uniform").statistic) for column in np.concatenate(projected).T]
+    return {
+        "projection_distance": float(np.median(distances)),
+        "projection_distance_max": max(distances),
+        "radius_distance": float(stats.kstest(np.concatenate(radii), "uniform").statistic),
+    }
+
+
+def _projections(z: Tensor) -> NDArray[np.float64]:
+    """Latents (N, D) along random directions, the same at every call, with shape (N, directions)."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(z.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
+    projected: NDArray[np.float64] = (z @ (directions / directions.norm(dim=0)).to(z.device)).cpu().numpy()
+    return projected
+
+
 class SingularBaseError(Exception):
     """Latents of training images that have no covariance of full rank, such as those of too few images."""
 
@@ -72,6 +108,9 @@ class FittedBase:
         images: uint8 training images, with shape (N, H, W), more than there are pixels.
         batch_size: Images a batch.
 
+    Attributes:
+        images: How many images it was fitted to.
+
     Raises:
         SingularBaseError: If the latents have a singular covariance.
     """
@@ -79,6 +118,7 @@ class FittedBase:
     def __init__(self, model: ImageFlow, images: Tensor, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
         self._device = next(iter(model.state_dict().values())).device
+        self.images = len(images)
         latents = torch.cat([z for z, _ in self._latents(images)])
         try:
             self._base = Gaussian(model.flow.features).to(self._device, torch.float64).fit_(latents).eval()
@@ -87,8 +127,19 @@ class FittedBase:
 
     def bits_per_dim(self, images: Tensor) -> Tensor:
         """Bits per dimension of uint8 images (N, H, W), with shape (N,)."""
-        scored = [pixel_bits(self._base.log_prob(z) + log_det, z.shape[1]) for z, log_det in self._latents(images)]
-        return torch.cat(scored).cpu()
+        return self.score(images)[0]
+
+    def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits per dimension of uint8 images (N, H, W), with shape (N,), and their latents as the Gaussian sees them.
+
+        The latents, with shape (N, D), are standardised by mean and covariance of those of the fitted images.
+        """
+        bits, standardised = [], []
+        for z, log_det in self._latents(images):
+            own, base_log_det = self._base(z)
+            bits.append(pixel_bits(standard_normal_log_prob(own) + base_log_det + log_det, z.shape[1]).cpu())
+            standardised.append(own.cpu())
+        return torch.cat(bits), torch.cat(standardised)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         r"""``n`` 8-bit images, with shape :math:`(n, C, H, W)`."""

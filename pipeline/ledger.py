@@ -50,7 +50,7 @@ class Ledger:
 
     def path(self, step: Step) -> Path:
         """The file of a step's note."""
-        return self._folder / step.stage / f"{step.cell}.json"
+        return self._folder / step.stage / f"{step.cell or step.stage}.json"
 
     def is_done(self, step: Step) -> bool:
         """Whether a step's files are there and were made from what is there now."""

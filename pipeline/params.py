@@ -203,6 +203,21 @@ class Measure(Section):
     large_batch: Annotated[Count, Field(ge=2)]
 
 
+class Mixture(Section):
+    """The paper's experiment in two dimensions: an LU-Net of ``layers`` layers on points of a mixture of Gaussians."""
+
+    layers: Annotated[Count, Field(ge=2)]
+    slope: Annotated[float, Field(ge=0.001, lt=1)]
+    train_points: Annotated[Count, Field(ge=10)]
+    test_points: Annotated[Count, Field(ge=10)]
+    starts: Count
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    clip_norm: Positive
+    random_seed: Seed
+
+
 class Report(Section):
     """What the report says beside the results."""
 
@@ -221,6 +236,7 @@ class Params(Section):
     recipes: dict[Name, Recipe]
     evaluate: Evaluate
     measure: Measure
+    mixture: Mixture
     report: Report
 
     @model_validator(mode="after")

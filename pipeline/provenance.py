@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.params import Params
-from pipeline.records import Cell, Measurement, Results, StageRecord, Unfinished
+from pipeline.records import MIXTURE, Cell, Environment, Measurement, Results, Unfinished
 from pipeline.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL
 
 
@@ -63,15 +63,17 @@ def statuses(results: Results) -> list[dict[str, Any]]:
 
 def environments(results: Results) -> list[dict[str, Any]]:
     """Each distinct environment once, with the cells that ran in it and when the first and the last of them did."""
-    ran: list[tuple[str, StageRecord]] = []
+    ran: list[tuple[str, str, Environment]] = []
     for cell in results.cells:
-        ran += [("train", cell.run), ("evaluate", cell.evaluation)]
-    ran += [("measure", measured) for measured in results.measurements]
+        records = (("train", cell.run), ("evaluate", cell.evaluation))
+        ran += [(stage, str(cell.key), record.environment) for stage, record in records]
+    ran += [("measure", str(measured.key), measured.environment) for measured in results.measurements]
+    ran.append(("mixture", "mixture", results.mixture.environment))
     groups: dict[str, dict[str, Any]] = {}
-    for stage, record in ran:
-        time, about = record.environment.time, record.environment.model_dump(exclude={"time"})
+    for stage, name, environment in ran:
+        time, about = environment.time, environment.model_dump(exclude={"time"})
         group = groups.setdefault(repr(about), {"environment": about, "cells": {}, "first": time, "last": time})
-        group["cells"].setdefault(stage, []).append(str(record.key))
+        group["cells"].setdefault(stage, []).append(name)
         group |= {"first": min(group["first"], time), "last": max(group["last"], time)}
     return list(groups.values())
 
@@ -84,6 +86,7 @@ def commands(results: Results) -> dict[str, list[str]]:
         "train": [cell.key.command("train") for cell in results.cells],
         "evaluate": [cell.key.command("evaluate") for cell in results.cells],
         "measure": [measured.key.command("measure") for measured in results.measurements],
+        "mixture": [MIXTURE],
         "collect": ["python -m pipeline.collect"],
         "report": ["python -m pipeline.report"],
     }

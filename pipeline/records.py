@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from pipeline.console import UserError
 from pipeline.datasets import Dataset, load_dataset
-from pipeline.files import read_json, without_paths
+from pipeline.files import read_json, sha256, without_paths
 from pipeline.params import Params
 
 COMMANDS = {
@@ -21,6 +21,8 @@ COMMANDS = {
     "evaluate": "python -m pipeline.evaluate --dataset {0} --recipe {1} --seed {2} --out runs/evaluate/{key}.json",
     "measure": "python -m pipeline.measure --dataset {0} --recipe {1} --out runs/measure/{key}.json",
 }
+
+MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
 
 
 class Key(NamedTuple):
@@ -41,6 +43,7 @@ class Key(NamedTuple):
 Message = Annotated[str, AfterValidator(without_paths)]
 PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Status = Literal["complete", "diverged", "out_of_memory"]
+Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
 
 
 class Record(BaseModel):
@@ -125,10 +128,11 @@ class Spread(Record):
 
 
 class Likelihood(Record):
-    """The likelihood of the images of one class, or of all."""
+    """The likelihood of the images of one class, or of all; of all also the mean of each dequantisation draw."""
 
     images: int
     bits_per_dim: Spread
+    bits_per_dim_by_draw: list[FiniteFloat] | None = None
     poster_bits_per_pixel: FiniteFloat | None = None
 
 
@@ -156,6 +160,14 @@ class Latents(Record):
     projection_quantiles: list[FiniteFloat]
 
 
+class FittedLatents(Record):
+    """What `pipeline.latents.fitted_normality` says of the latents of test images."""
+
+    projection_distance: FiniteFloat
+    projection_distance_max: FiniteFloat
+    radius_distance: FiniteFloat
+
+
 class Evaluation(StageRecord):
     """`runs/evaluate/<key>.json`."""
 
@@ -167,6 +179,8 @@ class Evaluation(StageRecord):
     round_trip: RoundTrip | None
     latents: Latents | None
     fitted_base_bits_per_dim: FiniteFloat | None
+    fitted_latents: FittedLatents | None
+    interpolations: int | None
     sample_class_accuracy: FiniteFloat | None
     classification_accuracy: FiniteFloat | None
 
@@ -206,6 +220,39 @@ class Measurement(StageRecord):
     times: dict[str, Timing | None] | None
     memory: dict[str, Memory | None] | None
     determinant: Determinant | None
+
+
+class Interval(Record):
+    """A mean over points with its interval."""
+
+    mean: FiniteFloat
+    ci_low: FiniteFloat | None
+    ci_high: FiniteFloat | None
+    n: int
+
+
+class MixtureModel(Record):
+    """A model's negative log-likelihood on test points of the mixture, and by how much it is above the truth's."""
+
+    nats: Interval
+    above_truth: Interval
+
+
+class Mixture(Record):
+    """`runs/mixture.json`; ``densities`` names the layers of the grid beside it, whose corners are in ``box``."""
+
+    status: Status
+    message: Message | None
+    settings: dict[str, Any]
+    entropy: FiniteFloat
+    printed: FiniteFloat
+    printed_honest: FiniteFloat
+    models: dict[str, MixtureModel]
+    box: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    points: list[tuple[FiniteFloat, FiniteFloat]]
+    densities: list[str]
+    densities_sha256: str
+    environment: Environment
 
 
 class Unfinished(Record):
@@ -258,6 +305,7 @@ class Results:
     datasets: dict[str, Dataset]
     cells: list[Cell]
     measurements: list[Measurement]
+    mixture: Mixture
     unfinished: tuple[Unfinished, ...] = ()
 
 
@@ -283,6 +331,7 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Un
         {name: load_dataset(data / name) for name in grid.datasets},
         [read_cell(runs, params, key) for key in keys if key not in left_out],
         [read_measurement(runs, pair) for pair in pairs if pair not in left_out],
+        read_mixture(runs, params),
         tuple(unfinished),
     )
 
@@ -321,6 +370,23 @@ def read_evaluation(runs: Path, key: Key) -> Evaluation:
     return _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
 
 
+def read_mixture(runs: Path, params: Params) -> Mixture:
+    """Read the experiment with the mixture, which must have been made with the present parameters."""
+    path = runs / "mixture.json"
+    mixture = _validated(Mixture, _found(path, MIXTURE), MIXTURE)
+    if mixture.settings != params.mixture.model_dump(mode="json"):
+        raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
+    return mixture
+
+
+def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32]]:
+    """The log-densities in nats of the mixture and of each model on a grid, each of shape (rows, columns)."""
+    path = _found(runs / "mixture.npy", MIXTURE)
+    if sha256(path) != mixture.densities_sha256:
+        raise UserError(f"{path} is not what was written with {path.with_suffix('.json')}; run: {MIXTURE}")
+    return dict(zip(mixture.densities, np.load(path, allow_pickle=False), strict=True))
+
+
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
     run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
@@ -328,9 +394,9 @@ def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
-def read_samples(cell: Cell, base: Literal["samples", "fitted_base"] = "samples") -> NDArray[np.uint8]:
-    """The grid of samples of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
-    path = _present(cell.samples.with_name(f"{base}.npy"), "evaluate", cell.key)
+def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
+    """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
+    path = _present(cell.samples.with_name(f"{name}.npy"), "evaluate", cell.key)
     try:
         grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -343,25 +409,34 @@ def read_samples(cell: Cell, base: Literal["samples", "fitted_base"] = "samples"
     return grid
 
 
+Q = TypeVar("Q", bound=Record)
 R = TypeVar("R", bound=StageRecord)
 
 
 def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
-    try:
-        record = kind.model_validate(read_json(_present(path, stage, key)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path}: {place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
-            f"write it again with: {key.command(stage)}"
-        ) from None
+    record = _validated(kind, _present(path, stage, key), key.command(stage))
     if record.key != key:
         raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
     return record
 
 
+def _validated(kind: type[Q], path: Path, command: str) -> Q:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: {place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
+            f"write it again with: {command}"
+        ) from None
+
+
 def _present(path: Path, stage: str, key: Key) -> Path:
+    return _found(path, key.command(stage))
+
+
+def _found(path: Path, command: str) -> Path:
     if not path.is_file():
-        raise UserError(f"{path} is missing; the grid asks for it. Run: dvc repro, or: {key.command(stage)}")
+        raise UserError(f"{path} is missing; run: dvc repro, or: {command}")
     return path

@@ -28,6 +28,7 @@ COLLECT = "python -m pipeline.collect (or dvc repro)"
 PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
 )  # fmt: skip
+MIXTURE = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
 CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
 TIMES = {
     "step_ms": "Training step",
@@ -37,7 +38,8 @@ TIMES = {
     "sampling_small_ms": "Sampling, small batch",
     "sampling_large_ms": "Sampling, large batch",
 }
-FIGURES = ("curves", "likelihood", "latents", "times", "memory", "determinant")
+FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
+GRIDS = ("samples", "fitted_base", "nearest", "interpolations")
 MEMORY = {
     "memory_training_mib": "Training, at the peak",
     "memory_training_above_start_mib": "Training, above the start",
@@ -80,6 +82,7 @@ def render(reports: Path, title: str) -> str:
         "metrics": read_content(reports / "metrics.json", provenance["datasets"]),
         "timings": read_content(reports / "timings.json", provenance["datasets"]),
     }
+    mixture = read_content(reports / "mixture.json", MIXTURE)
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
     environment = Environment(
@@ -113,6 +116,7 @@ def render(reports: Path, title: str) -> str:
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
         times=TIMES,
         memory=MEMORY,
+        mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         datasets=[dataset_view(name, reports / "figures", found, results, latents) for name in provenance["datasets"]],
     )
@@ -151,6 +155,10 @@ def dataset_view(
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
     figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
+
+    def drawn(grid: str) -> list[str]:
+        return [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
+
     return {
         "name": name,
         "info": found["provenance"]["datasets"][name],
@@ -159,11 +167,32 @@ def dataset_view(
         "timings": timings,
         "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
         "worst": {recipe: worst.get(recipe) for recipe in recipes},
+        "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
+        "machines": len(training_machines(name, found["provenance"])),
         "classes": class_table(rows, recipes),
         "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
-        "samples": [recipe for recipe in recipes if (folder / f"samples-{name}-{recipe}.png").is_file()],
-        "fitted_bases": [recipe for recipe in recipes if (folder / f"fitted_base-{name}-{recipe}.png").is_file()],
+        **{grid: drawn(grid) for grid in GRIDS},
     }
+
+
+def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The machines and devices on which recipes were trained by steps on a data set."""
+    trained = {name for name, recipe in provenance["params"]["recipes"].items() if recipe["training"] is not None}
+    return {
+        (group["environment"]["host"], group["environment"]["device"])
+        for group in provenance["environments"]
+        for key in group["cells"].get("train", [])
+        if key.startswith(f"{dataset}-") and key.removeprefix(f"{dataset}-").rpartition("-")[0] in trained
+    }
+
+
+def draws_of(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """How many dequantisation draws a recipe's complete cells have, and half of the widest interval over them."""
+    cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()]
+    if not len(cells):
+        return None
+    half = ((cells["bits_per_dim_draws_high"] - cells["bits_per_dim_draws_low"]) / 2).max()
+    return {"n": int(cells["draws"].min()), "half": None if pd.isna(half) else float(half)}
 
 
 def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,16 +90,18 @@ class Runner:
         values = read_yaml(path)
         self._steps = read_steps(values)
         self._ledger = Ledger(self._steps, values)
+        self._mixture = next(step for step in self._steps if step.stage == "mixture")
         self._failed: dict[str, int] = {}
 
     def run(self, archive: Path | None) -> int:
         """Run all that is still to do; returns the exit status.
 
         Raises:
-            UserError: If the data cannot be had, or a cell needs longer than the time limit.
+            UserError: If the data cannot be had, the mixture fails, or a cell needs longer than the time limit.
             StoppedError: If a signal asked for a stop.
         """
         self._run_data()
+        self._run_mixture()
         cells = in_order([step for step in self._steps if step.stage in CELLS], self._params)
         in_time = self._run_cells(cells)
         done = [step for step in cells if self._ledger.is_done(step)]
@@ -125,6 +127,19 @@ class Runner:
                     raise UserError(f"{step} failed, and nothing can be done without it")
             except TimeIsUpError:
                 raise _too_slow(step) from None
+
+    def _run_mixture(self) -> None:
+        """Run the experiment in two dimensions, which takes seconds, if it is to do."""
+        if self._ledger.is_done(self._mixture):
+            return
+        self._ledger.begin(self._mixture)
+        try:
+            status = self._call(self._mixture)
+        except TimeIsUpError:
+            raise _too_slow(self._mixture) from None
+        if status != 0:
+            raise UserError(f"the stage {self._mixture} failed; its message is above")
+        self._ledger.finish(self._mixture)
 
     def _run_cells(self, cells: Sequence[Step]) -> bool:
         """Run the cells that are to do, and whether time sufficed for them."""
@@ -174,7 +189,7 @@ class Runner:
             if self._call(step, *more, deadline=math.inf) != 0:
                 raise UserError(f"the stage {stage} failed; its message is above, and what was trained is kept")
         if archive is not None:
-            pack(archive, self._params, done, self._ledger, statuses, REPORTS)
+            pack(archive, self._params, [self._mixture, *done], self._ledger, statuses, REPORTS)
             say(f"packed into {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
             # Written all the same: on a machine that is lent, results that are not packed are lost.
             with TemporaryDirectory() as folder:

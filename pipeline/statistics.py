@@ -87,6 +87,22 @@ def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate
     return Estimate(ratio, low, high, n)
 
 
+def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """The probability that a sample of ``a`` is below one of ``b``, ties counted half: Mann and Whitney's U / (n m).
+
+    It has no interval here; ``n`` is the smaller number of samples.
+
+    Raises:
+        ValueError: If either has fewer than two samples, or one that is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    n, m = len(first), len(second)
+    if min(n, m) < 2:
+        raise ValueError(f"a probability over samples needs two of each or more, got {n} and {m}")
+    # SciPy's U counts the pairs in which its first argument is the larger one.
+    return Estimate(float(stats.mannwhitneyu(second, first).statistic) / (n * m), None, None, min(n, m))
+
+
 def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The exponent k of the power law ``value = c size^k``, by least squares on logarithms.
 

@@ -13,7 +13,8 @@ from scipy.stats import norm
 
 from pipeline.console import UserError
 from pipeline.files import write_text
-from pipeline.records import Cell, Environment, Likelihood, Measurement, Results
+from pipeline.records import Cell, Environment, FittedLatents, Likelihood, Measurement, Results
+from pipeline.statistics import mean_interval
 
 RESULTS = {
     **dict.fromkeys(("dataset", "recipe"), "string"),
@@ -22,6 +23,7 @@ RESULTS = {
     "draws": "int64",
     "images": "Int64",
     **dict.fromkeys((f"bits_per_dim_{name}" for name in ("mean", "median", "std", "min", "max")), "float64"),
+    **dict.fromkeys(("bits_per_dim_draws_low", "bits_per_dim_draws_high"), "float64"),
     **dict.fromkeys(("worst_percent_share", "poster_bits_per_pixel", "training_seconds"), "float64"),
     **dict.fromkeys(("device", "host", "commit", "time"), "string"),
 }
@@ -31,9 +33,9 @@ LATENTS = {
     **dict.fromkeys(("bits_per_dim", "fitted_base_bits_per_dim"), "float64"),
     **dict.fromkeys(("mean", "variance", "variance_min", "variance_max"), "float64"),
     **dict.fromkeys(("projection_distance", "projection_distance_max", "radius", "radius_distance"), "float64"),
-    **dict.fromkeys(
-        ("critical_distance", "critical_distance_max", "level", "normal_quantile", "projection_quantile"), "float64"
-    ),
+    **dict.fromkeys(("critical_distance", "critical_distance_max"), "float64"),
+    **dict.fromkeys((f"fitted_{name}" for name in FittedLatents.model_fields), "float64"),
+    **dict.fromkeys(("level", "normal_quantile", "projection_quantile"), "float64"),
 }
 TIMINGS = {
     **dict.fromkeys(("dataset", "recipe", "quantity"), "string"),
@@ -118,8 +120,11 @@ def _likelihood(found: Likelihood | None) -> Row:
     if found is None:
         return {}
     spread = found.bits_per_dim.model_dump()
+    draws = mean_interval(found.bits_per_dim_by_draw) if found.bits_per_dim_by_draw else None
     return {
         "images": found.images,
+        "bits_per_dim_draws_low": draws and draws.low,
+        "bits_per_dim_draws_high": draws and draws.high,
         "worst_percent_share": spread.pop("worst_percent_share"),
         "poster_bits_per_pixel": found.poster_bits_per_pixel,
         **{f"bits_per_dim_{name}": value for name, value in spread.items()},
@@ -132,8 +137,10 @@ def latents_table(results: Results) -> pd.DataFrame:
     for cell in results.cells:
         found = cell.evaluation
         if cell.complete and found.test is not None and found.latents is not None:
+            fitted = found.fitted_latents.model_dump() if found.fitted_latents else {}
             row = {
                 **cell.key._asdict(),
+                **{f"fitted_{name}": value for name, value in fitted.items()},
                 "bits_per_dim": found.test.bits_per_dim.mean,
                 "fitted_base_bits_per_dim": found.fitted_base_bits_per_dim,
                 **found.latents.model_dump(exclude={"levels", "projection_quantiles"}),

@@ -76,10 +76,16 @@ ARTEFACTS: list[tuple[str, list[str], list[Damage]]] = [
     ("evaluate", ["runs/train/mnist-lunet-0/run.json", f"{FLOW}/config.json"], SEALED),
     ("evaluate", [f"{FLOW}/weights.safetensors"], [*ANY, one_bit, last_bit]),
     ("collect", ["runs/train/mnist-realnvp-0/run.json", "runs/evaluate/mnist-lunet-0.json"], SEALED),
-    ("collect", ["runs/measure/mnist-lunet.json"], SEALED),
+    ("collect", ["runs/measure/mnist-lunet.json", "runs/mixture.json"], SEALED),
+    ("collect", ["runs/mixture.npy"], [*ANY, one_bit]),
     ("collect", ["runs/train/mnist-lunet-0/history.csv", "runs/samples/mnist-lunet-0/samples.npy"], ANY),
+    ("collect", [f"runs/samples/mnist-lunet-0/{name}.npy" for name in ("nearest", "interpolations")], ANY),
     ("collect", ["params.yaml"], ANY),
-    ("report", [f"reports/{name}.json" for name in ("metrics", "timings", "claims", "provenance")], STRUCTURED),
+    (
+        "report",
+        [f"reports/{name}.json" for name in ("metrics", "timings", "claims", "mixture", "provenance")],
+        STRUCTURED,
+    ),
     ("report", ["reports/results.csv", "reports/timings.csv"], ANY),
     ("report", ["reports/figures/likelihood-mnist.svg", "reports/figures/samples-mnist-lunet.png"], ANY),
 ]

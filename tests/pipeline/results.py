@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "commit": "c0ffee" + 34 * "0",
     "dirty": False,
 }
+FITTED = {"projection_distance": 0.04, "projection_distance_max": 0.09, "radius_distance": 0.61}
 BITS = {"lunet": 1.85, "realnvp": 1.45, "gaussian": 2.0, "histogram": 1.7}
 CENTRES = {
     "step": {"lunet": 40.0, "realnvp": 300.0},
@@ -83,6 +84,7 @@ class Project:
                 for seed in grid["seeds"]:
                     self.write_cell(dataset, recipe, seed)
                 self.write_measurement(dataset, recipe)
+        self.write_mixture()
 
     def write_cell(self, dataset: str, recipe: str, seed: int) -> None:
         """One training with its evaluation and samples."""
@@ -132,7 +134,12 @@ class Project:
             "message": None,
             "classes": classes,
             "draws": 1,
-            "test": {"images": 12, "bits_per_dim": spread(bits), "poster_bits_per_pixel": poster},
+            "test": {
+                "images": 12,
+                "bits_per_dim": spread(bits),
+                "poster_bits_per_pixel": poster,
+                "bits_per_dim_by_draw": [bits],
+            },
             "per_class": {str(c): {"images": 4, "bits_per_dim": spread(bits + 0.1 * (c - 1))} for c in range(3)},
             "round_trip": {
                 "images": 12,
@@ -142,6 +149,8 @@ class Project:
             },
             "latents": latents(0.1),
             "fitted_base_bits_per_dim": bits - 0.05 if recipe == "lunet" else None,
+            "fitted_latents": FITTED if recipe == "lunet" else None,
+            "interpolations": 2,
             "sample_class_accuracy": 0.93 if classes == "each" else None,
             "classification_accuracy": 0.95 if classes == "each" else None,
             "seconds": 1.0,
@@ -152,8 +161,41 @@ class Project:
         samples.mkdir(parents=True)
         settings = self.values["evaluate"]
         shape = (settings["sample_rows"], settings["sample_columns"], 28, 28)
-        for base in ("samples", "fitted_base") if recipe == "lunet" else ("samples",):
-            np.save(samples / f"{base}.npy", np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+        grids = {"samples": shape, "nearest": shape, "interpolations": (2, *shape[1:])}
+        if recipe == "lunet":
+            grids["fitted_base"] = shape
+        for name, own in grids.items():
+            np.save(samples / f"{name}.npy", np.random.default_rng(seed).integers(0, 256, own, dtype=np.uint8))
+
+    def write_mixture(self) -> None:
+        """The experiment in two dimensions, on a coarse grid."""
+        x, y = np.meshgrid(np.linspace(-13, 1, 29), np.linspace(-11, 7, 37))
+        squared = (x + 6) ** 2 + (y + 2) ** 2
+        densities = np.stack([-squared / 2 / scale - np.log(2 * np.pi * scale) for scale in (1.0, 2.0, 9.0)])
+        np.save(self.runs / "mixture.npy", densities.astype(np.float32))
+        interval = {"ci_low": 1.0, "ci_high": 1.2, "n": 1000}
+        figures = {"truth": 1.0, "lunet": 1.3, "gaussian": 5.0}
+        mixture = {
+            "status": "complete",
+            "message": None,
+            "settings": self.values["mixture"],
+            "seconds": 9.0,
+            "centres": [[-6.0, -2.0]],
+            "std": 1.0,
+            "entropy": 1.0052,
+            "printed": 0.9,
+            "printed_honest": 1.5931,
+            "models": {
+                name: {"nats": {"mean": nats, **interval}, "above_truth": {"mean": nats - 1, **interval}}
+                for name, nats in figures.items()
+            },
+            "box": [-13.0, 1.0, -11.0, 7.0],
+            "points": [[-6.0, -2.0], [-5.5, -2.5]],
+            "densities": list(figures),
+            "densities_sha256": sha256(self.runs / "mixture.npy"),
+            "environment": ENVIRONMENT,
+        }
+        write_json(self.runs / "mixture.json", mixture)
 
     def write_measurement(self, dataset: str, recipe: str) -> None:
         """Made-up times around the recipe's centre, the same on every call."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,86 @@ def test_seeds_are_paired() -> None:
     only_two = replace(realnvp, metrics={"bits_per_dim": {1: 2.21, 2: 3.19}})
     found = judge(CLAIMS["nll"], {"mnist": PAPER}, {"mnist": {"lunet": lunet, "realnvp": only_two}})
     assert {item["n"] for item in found["datasets"][0]["evidence"]} == {2}
+
+
+def evidence_of(claim: str, scale: Scale, **subjects: Subject) -> dict[str, Any]:
+    """The evidence on one data set, by name."""
+    found = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
+    return {item["name"]: item for item in found["datasets"][0]["evidence"]}
+
+
+@pytest.mark.parametrize(
+    ("lunet", "realnvp", "below"),
+    [
+        ([1.0, 1.1, 1.2], [1.3, 1.4, 1.5], 1.0),
+        ([1.3, 1.4], [1.0, 1.1], 0.0),
+        ([1.0, 1.3], [1.1, 1.4], 0.75),
+        ([1.2, 1.2, 1.2], [1.2, 1.2, 1.2], 0.5),
+    ],
+)
+def test_several_seeds_say_how_often_one_is_below_the_other(
+    lunet: list[float], realnvp: list[float], below: float
+) -> None:
+    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=lunet), realnvp=subject(bits_per_dim=realnvp))
+    assert found["below"] == {
+        "name": "below",
+        "label": "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m)",
+        "unit": "",
+        "value": below,
+        "low": None,
+        "high": None,
+        "n": len(lunet),
+    }
+
+
+def test_one_seed_says_that_it_is_one() -> None:
+    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=1.8), realnvp=subject(bits_per_dim=1.4))
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+    assert (found["difference"]["low"], found["difference"]["n"]) == (None, 1)
+    found = evidence_of("epochs", LAPTOP, lunet=subject(best_epoch=40.0), realnvp=subject(best_epoch=[90.0, 100.0]))
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+    assert (found["ratio"]["low"], found["ratio"]["n"]) == (None, 1)
+
+
+def test_a_diverged_seed_leaves_the_others_in_pairs() -> None:
+    """Seed 1 of RealNVP diverged: its partner counts no more, in difference and probability alike."""
+    lunet = subject("cuda", bits_per_dim=[1.0, 9.0, 1.2])
+    realnvp = Subject({"bits_per_dim": {0: 1.3, 2: 1.4}}, {}, None, "all", frozenset({"cuda"}), frozenset({"aa"}))
+    realnvp = replace(realnvp, trouble="seed 1 of realnvp: diverged")
+    found = evidence_of("nll", PAPER, lunet=lunet, realnvp=realnvp)
+    assert (found["lunet"]["value"], found["lunet"]["n"]) == (1.1, 2)
+    assert (found["difference"]["value"], found["below"]["value"], found["below"]["n"]) == (-0.25, 1.0, 2)
+    left = replace(realnvp, metrics={"bits_per_dim": {1: 1.3}})
+    found = evidence_of("nll", PAPER, lunet=replace(lunet, metrics={"bits_per_dim": {1: 1.1}}), realnvp=left)
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+
+
+def test_seeds_that_have_no_partner_are_not_tested() -> None:
+    lunet = replace(subject(), metrics={"bits_per_dim": {0: 1.8}})
+    realnvp = replace(subject(), metrics={"bits_per_dim": {1: 1.4}})
+    result, sentence = verdict("nll", LAPTOP, lunet=lunet, realnvp=realnvp)
+    assert (result, sentence) == ("not_tested", "The recipes have no finished seed in common.")
+    assert evidence_of("nll", LAPTOP, lunet=lunet, realnvp=realnvp) == {}
+
+
+def test_ties_over_several_seeds_have_a_point_for_an_interval() -> None:
+    model = subject("cuda", bits_per_dim=[1.5, 1.5, 1.5])
+    assert verdict("nll", PAPER, lunet=model, realnvp=model)[0] == "partly"
+    found = evidence_of("nll", PAPER, lunet=model, realnvp=model)
+    assert (found["difference"]["low"], found["difference"]["value"], found["difference"]["high"]) == (0, 0, 0)
+    epochs = subject("cuda", best_epoch=[40.0, 40.0])
+    assert verdict("epochs", PAPER, lunet=epochs, realnvp=epochs)[0] == "not_replicated"
+    assert evidence_of("epochs", PAPER, lunet=epochs, realnvp=epochs)["below"]["value"] == 0.5
+
+
+def test_repetitions_of_a_time_are_no_seeds() -> None:
+    assert "below" not in evidence_of("step", PAPER, lunet=timed("cuda", 1.0), realnvp=timed("cuda", 50.0))
+
+
+def test_a_figure_that_is_not_finite_is_an_error_and_never_a_verdict() -> None:
+    broken = subject(bits_per_dim=[1.0, float("nan")])
+    with pytest.raises(ValueError, match="finite"):
+        verdict("nll", LAPTOP, lunet=broken, realnvp=subject(bits_per_dim=[1.0, 1.1]))
 
 
 def test_a_small_baseline_can_refute_but_not_confirm() -> None:

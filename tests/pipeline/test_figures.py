@@ -9,7 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.figures import KNOWN, curves, images, likelihoods, looks, memory, real_images, times
+from pipeline.figures import (
+    KNOWN,
+    MASSES,
+    _levels,
+    curves,
+    images,
+    likelihoods,
+    looks,
+    memory,
+    mixture,
+    progress,
+    real_images,
+    times,
+)
 from pipeline.ink import INK
 
 LOOKS = looks(["lunet", "realnvp"])
@@ -119,6 +132,40 @@ def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> Non
     assert max(ticks) < 3
 
 
+def test_the_mixture_s_regions_hold_their_share_of_the_mass(tmp_path: Path) -> None:
+    x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
+    standard = (-(x**2 + y**2) / 2 - np.log(2 * np.pi)).astype(np.float32)
+    # Of a standard normal in the plane, the region of a share p is the disc with squared radius -2 ln(1 - p).
+    expected = [float(np.log((1 - share) / (2 * np.pi))) for share in MASSES]
+    assert _levels(standard, 0.05**2) == pytest.approx(expected, abs=0.05)
+    wide = (-(x**2 + y**2) / 18 - np.log(2 * np.pi * 9)).astype(np.float32)
+    assert _levels(wide, 0.05**2)[:2] == [None, None]
+    path = tmp_path / "mixture.svg"
+    mixture(path, {"truth": standard, "gaussian": wide}, (-5.0, 5.0, -5.0, 5.0), [(0.0, 0.0), (1.0, 1.0)])
+    assert {"the mixture itself", "Gaussian"} <= set(texts(path))
+    assert "LU-Net" not in texts(path)
+    assert set(re.findall(r"#[0-9a-f]{6}", path.read_text(encoding="utf-8"))) == {INK, KNOWN["gaussian"].colour}
+
+
+def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {
+            "recipe": "lunet",
+            "seed": 0,
+            "model": "all",
+            "step": [0, 10, 20, 30],
+            "seconds": [0.2, 5.0, 50.0, 500.0],
+            "holdout_bits_per_dim": [900.0, 2.2, 2.1, 2.0],
+        }
+    )
+    progress(tmp_path / "progress.svg", rows, LOOKS)
+    svg = (tmp_path / "progress.svg").read_text(encoding="utf-8")
+    # One marker a look after the start, and one in the legend.
+    assert len(re.findall(rf'<use [^>]*style="fill: {LOOKS["lunet"].colour}', svg)) == 4
+    assert "RealNVP" not in texts(tmp_path / "progress.svg")
+    assert {"10", "20", "50", "100"} <= set(texts(tmp_path / "progress.svg"))
+
+
 def test_memory_labels_both_phases(tmp_path: Path) -> None:
     memory(
         tmp_path / "memory.svg", {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9}}, LOOKS
@@ -132,7 +179,7 @@ def test_memory_labels_both_phases(tmp_path: Path) -> None:
 def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:
     grid = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), dtype=np.uint8)
     images(tmp_path / "grid.png", grid)
-    read = np.rint(matplotlib.image.imread(tmp_path / "grid.png")[:, :, 0] * 255).astype(np.uint8)
+    read = np.rint(matplotlib.image.imread(tmp_path / "grid.png") * 255).astype(np.uint8)
     assert read.shape == (58, 88)
     assert np.array_equal(read[30:58, 60:88], grid[1, 2])
 

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from lunet import Gaussian, ImageFlow, LUNet
-from pipeline.latents import FittedBase, SingularBaseError, normality
+from pipeline.latents import FittedBase, SingularBaseError, fitted_normality, normality
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -109,3 +109,59 @@ def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
 def test_too_few_images_are_refused(model: ImageFlow) -> None:
     with pytest.raises(SingularBaseError, match="singular"):
         FittedBase(model, images(5), 64)
+
+
+# Latents against the fitted base
+
+
+def standardised(z: Tensor, fitted_to: Tensor) -> Tensor:
+    """Latents as a Gaussian fitted to others sees them."""
+    return Gaussian(z.shape[1]).double().fit_(fitted_to).eval()(z).z
+
+
+@pytest.mark.parametrize("n", [15, 60, 1000])
+def test_normal_latents_agree_with_a_base_fitted_to_few_or_many(n: int) -> None:
+    """Each latent has a fit of its own, as the distributions are those over fits; few stretch the latents."""
+    generator = seeded(n)
+    fits = torch.randn(1000, n, 10, generator=generator, dtype=torch.float64)
+    new = torch.randn(1000, 1, 10, generator=generator, dtype=torch.float64)
+    z = torch.cat([standardised(one, fit) for one, fit in zip(new, fits, strict=True)])
+    found, critical = fitted_normality([(z, n)]), float(stats.kstwo.ppf(0.99, 1000))
+    assert found["radius_distance"] < critical
+    assert found["projection_distance"] < critical
+    assert (normality(z)["radius_distance"] > 2 * critical) == (n <= 60)
+    halves = [(z[:400], n), (z[400:], n)]
+    assert fitted_normality(halves) == pytest.approx(found)
+
+
+def test_a_base_of_many_latents_is_judged_as_the_standard_normal() -> None:
+    z = 1.1 * normal()
+    found, plain = fitted_normality([(z, 10**7)]), normality(z)
+    for name in found:
+        assert found[name] == pytest.approx(plain[name], abs=2e-5)
+
+
+def test_latents_that_no_gaussian_fits_are_far_from_the_fitted_one() -> None:
+    heavy = normal(8000) * torch.rand(8000, 1, generator=seeded(5), dtype=torch.float64).mul(2)
+    z = standardised(heavy[:4000], heavy[4000:])
+    found = fitted_normality([(z, 4000)])
+    critical = normality(z)["critical_distance"]
+    assert found["radius_distance"] > 10 * critical
+    assert found["projection_distance"] > critical
+    # While those of a normal are near, whatever mean and covariance it has.
+    mixing = torch.randn(30, 30, generator=seeded(6), dtype=torch.float64)
+    skewed = normal(8000) @ mixing + 5
+    near = fitted_normality([(standardised(skewed[:4000], skewed[4000:]), 4000)])
+    assert near["projection_distance"] < critical
+    assert near["radius_distance"] < 2 * critical
+
+
+@torch.no_grad()
+def test_a_base_scores_and_standardises_at_once(model: ImageFlow) -> None:
+    base = FittedBase(model, images(), 64)
+    bits, z = base.score(images())
+    assert torch.equal(bits, base.bits_per_dim(images()))
+    # Its own images have mean 0 and covariance 1 exactly.
+    torch.testing.assert_close(z.mean(0), torch.zeros(16, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.T @ z / len(z), torch.eye(16, dtype=torch.float64), atol=1e-3, rtol=0)
+    assert base.images == 400

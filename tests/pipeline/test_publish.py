@@ -90,6 +90,8 @@ def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters
     contents = unpacked(packed)
     assert there == contents
     wanted = {"metrics.json", "timings.json", "results.csv", "timings.csv", "curves.csv", "latents.csv", "claims.json"}
+    wanted |= {"mixture.json", "runs/mixture.json", "runs/mixture.npy", "figures/mixture.svg"}
+    wanted |= {"figures/nearest-mnist-lunet.png", "runs/samples/mnist-lunet-0/interpolations.npy"}
     wanted |= {"provenance.json", "params.yaml", "manifest.json", "figures/curves-mnist.svg"}
     wanted |= {"figures/samples-mnist-lunet.png", "runs/samples/mnist-lunet-0/samples.npy"}
     wanted |= {"runs/train/mnist-lunet-0/run.json", "runs/train/mnist-lunet-0/history.csv"}

@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from results import Project, parameters
 
 from pipeline.console import UserError
+from pipeline.files import sha256
 from pipeline.report import inline_svg, mixtures, poster_row, render
 
 HOSTILE = """</style></title><script>alert("1")</script><img src=x onerror='a()'>{{ 7 * 7 }}"""
@@ -119,7 +121,7 @@ def test_landmarks_captions_scopes_and_alternatives(page: Page) -> None:
     assert all(heading.get("scope") for heading in page.all("th"))
     assert all(len(image["alt"] or "") > 30 for image in page.all("img"))
     drawings = page.all("svg")
-    assert len(drawings) == 12
+    assert len(drawings) == 15
     assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 60 for drawing in drawings)
     assert any("LU-Net 1.860" in (drawing["aria-label"] or "") for drawing in drawings)
 
@@ -162,6 +164,86 @@ def test_scale_failures_and_mixed_machines_are_said(page: Page) -> None:
     assert "seed 1: diverged" in page.words
     assert "2 of 3" in page.words
     assert "This table mixes 2 machines: 0123abcd, other000." in page.words
+
+
+def test_the_plane_has_its_entropy_and_the_impossible_figure(page: Page) -> None:
+    assert (
+        "entropy of 1.005 nats, here found by numeric integration. The released program prints 0.900. That"
+        in page.words
+    )
+    assert "below the entropy, thus impossible" in page.words
+    assert "so the figure means 1.593." in page.words
+    assert "LU-Net, 12 + 1 layers 1.300[1.000, 1.200]" in page.words
+    assert any("One full-covariance Gaussian (5.000 nats)" in (svg["aria-label"] or "") for svg in page.all("svg"))
+
+
+def test_a_diverged_fit_in_the_plane_is_said(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
+    figures = json.loads((project.runs / "mixture.json").read_text(encoding="utf-8"))["models"]
+    left = {name: figures[name] for name in ("truth", "gaussian")}
+    densities = np.load(project.runs / "mixture.npy")[[0, 2]]
+    np.save(project.runs / "mixture.npy", densities)
+    project.change(
+        "mixture.json",
+        status="diverged",
+        message="the training loss is nan after step 20",
+        models=left,
+        densities=[*left],
+        densities_sha256=sha256(project.runs / "mixture.npy"),
+    )
+    project.collect()
+    page = Page(render(project.reports, "One"))
+    assert "LU-Net diverged: the training loss is nan after step 20." in page.words
+    assert "LU-Net, 12 + 1 layers" not in page.words
+
+
+def test_draws_have_their_interval_or_say_that_there_is_one(page: Page, tmp_path: Path) -> None:
+    assert "[Student’s t interval, 95 %, over seeds]" in page.words
+    assert "1.860[1.835, 1.885] 3 of 3 n = 1 1.810" in page.words
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
+    project.change("evaluate/mnist-lunet-0.json", draws=3, test__bits_per_dim_by_draw=[1.84, 1.85, 1.86])
+    project.collect()
+    # t(0.975, 2) = 4.302653 times 0.01 / sqrt(3)
+    assert "1.850 1 of 1 ± 0.025 n = 3 1.800" in Page(render(project.reports, "One")).words
+
+
+def test_latents_stand_against_the_fitted_gaussian_too(page: Page) -> None:
+    start = page.words.index("the same latents, standardised by the Gaussian fitted to training latents")
+    table = page.words[start : start + 600]
+    assert "LU-Net 0 0.040 0.090 (0.600) 0.610 (0.375) " in table
+    assert "RealNVP" not in table[: table.index("LU-Net 2 0.040")]
+
+
+def test_nearest_images_and_interpolations_are_folded_away(page: Page) -> None:
+    alts = [image["alt"] or "" for image in page.all("img")]
+    for dataset in ("MNIST", "Fashion-MNIST"):
+        assert (
+            f"Grid of the {dataset} training images that are nearest to the samples of RealNVP, in the same places."
+            in alts
+        )
+        assert (
+            f"Rows of images on the way from one {dataset} test image to another through the latents of Gaussian."
+            in alts
+        )
+    assert page.words.count("From one test image of") == 2
+
+
+def test_what_one_seed_cannot_give_is_said_in_the_claims(tmp_path: Path, page: Page) -> None:
+    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) 0 n = 2" in page.words
+    small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
+    words = Page(render(small.reports, "One")).words
+    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) no figure from one seed n = 1" in words
+
+
+def test_time_is_compared_on_one_machine_or_said_not_to_be(page: Page, tmp_path: Path) -> None:
+    assert "the looks themselves left out; all on one machine." in page.words
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"]))
+    project.change("evaluate/mnist-lunet-0.json", environment__host="other000")
+    project.collect()
+    assert "all on one machine" in Page(render(project.reports, "One")).words
+    project.change("train/mnist-lunet-0/run.json", environment__host="other000")
+    project.collect()
+    assert "on 2 machines, so that times cannot be compared." in Page(render(project.reports, "Two")).words
 
 
 def test_provenance_is_there(project: Project, page: Page) -> None:

@@ -71,7 +71,7 @@ def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: st
     grid = params.grid
     steps = read_steps(read_yaml(PRESETS / f"{preset}.yaml"), ROOT / "dvc.yaml")
     pairs = len(grid.datasets) * len(grid.recipes)
-    assert len(steps) == len(grid.datasets) + 2 * pairs * len(grid.seeds) + pairs + 2
+    assert len(steps) == len(grid.datasets) + 2 * pairs * len(grid.seeds) + pairs + 3
     for step in steps:
         if step.stage in CELLS:
             assert " ".join(step.command).startswith(step.key.command(step.stage))
@@ -112,7 +112,8 @@ def test_what_is_worth_most_comes_first() -> None:
 
 def test_the_runner_does_without_dvc_and_needs_nothing_beside_what_the_readme_carries() -> None:
     there = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "jinja2", "scipy", "psutil", "tqdm"}
-    there |= {"safetensors", "filelock", "pynvml", "markupsafe"}
+    # Pillow comes with matplotlib.
+    there |= {"safetensors", "filelock", "pynvml", "markupsafe", "PIL"}
     carried = {"pydantic", "ruamel"}
     stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     modules = {ROOT / "pipeline" / f"{name}.py" for name in ("run", "publish", "preset", *stages)}
@@ -137,6 +138,23 @@ def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, cap
     assert work() == 0
     assert workshop.done() == []
     assert capfd.readouterr().out.splitlines()[-1] == "all 6 cells are done"
+
+
+def test_the_mixture_is_run_once_and_again_when_a_file_of_it_is_gone(workshop: Workshop) -> None:
+    without_report(workshop)
+    assert work() == 0
+    path = Path("runs/mixture.json")
+    made = path.stat().st_mtime_ns
+    assert work() == 0
+    assert path.stat().st_mtime_ns == made
+    Path("runs/mixture.npy").unlink()
+    assert work() == 0
+    assert Path("runs/mixture.npy").exists()
+    assert path.stat().st_mtime_ns > made
+    Path("runs/mixture.npy").unlink()
+    workshop.fault("mixture mixture", 3)
+    with pytest.raises(UserError, match="the stage mixture failed"):
+        work()
 
 
 TRAINED = [cell for cell in ALL if "measure" not in cell]

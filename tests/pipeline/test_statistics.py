@@ -4,8 +4,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from pipeline.statistics import log_log_slope, mean_interval, median_interval, ratio_of_medians, rounded
+from pipeline.statistics import (
+    log_log_slope,
+    mean_interval,
+    median_interval,
+    probability_below,
+    ratio_of_medians,
+    rounded,
+)
 
 # Means
 
@@ -60,6 +68,36 @@ def test_slope_of_a_power_law() -> None:
     for sizes, values in (([64], [1.0]), ([64, 128], [1.0, 0.0]), ([64, 128], [1.0])):
         with pytest.raises(ValueError, match="slope"):
             log_log_slope(sizes, values)
+
+
+# Probabilities
+
+
+def test_the_probability_below_counts_pairs_and_ties_by_half() -> None:
+    for a, b, expected in (
+        ([1.0, 2.0], [3.0, 4.0], 1.0),
+        ([3.0, 4.0], [1.0, 2.0], 0.0),
+        ([1.0, 3.0], [2.0, 4.0], 0.75),
+        ([1.0, 1.0], [1.0, 1.0], 0.5),
+        ([1.0, 2.0, 3.0], [2.0, 2.0], 0.5),
+        ([1.0, 2.0], [2.0, 3.0, 4.0], 5.5 / 6),
+    ):
+        found = probability_below(a, b)
+        assert found.value == expected
+        assert (found.low, found.high, found.n) == (None, None, min(len(a), len(b)))
+
+
+def test_the_probability_below_is_that_of_the_distributions() -> None:
+    random = np.random.default_rng(3)
+    found = probability_below(random.normal(0, 1, 2000).tolist(), random.normal(1, 1, 2000).tolist())
+    # The difference is normal with mean 1 and variance 2.
+    assert found.value == pytest.approx(stats.norm.cdf(1 / 2**0.5), abs=0.03)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([1.0, math.nan], [1.0, 2.0])])
+def test_one_sample_and_nan_have_no_probability(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="samples"):
+        probability_below(a, b)
 
 
 # Edges, the same for all

@@ -26,8 +26,9 @@ stage, cell, *more = sys.argv[1:]
 if more == ["--reached"]:
     print(json.dumps({"all": 12.5}))
     sys.exit()
-with open("log.txt", "a") as log:
-    log.write(f"{stage} {cell}\\n")
+if stage != "mixture":
+    with open("log.txt", "a") as log:
+        log.write(f"{stage} {cell}\\n")
 fault = json.loads(Path("faults.json").read_text()).get(f"{stage} {cell}")
 if fault == "hang":
     def stop(number, frame):
@@ -38,8 +39,13 @@ if fault == "hang":
     time.sleep(1000)
 elif fault is not None:
     sys.exit(fault)
-name = {"train": f"train/{cell}", "evaluate": f"evaluate/{cell}.json", "measure": f"measure/{cell}.json"}[stage]
-for made in (name, f"samples/{cell}") if stage == "evaluate" else (name,):
+made = {
+    "train": (f"train/{cell}",),
+    "evaluate": (f"evaluate/{cell}.json", f"samples/{cell}"),
+    "measure": (f"measure/{cell}.json",),
+    "mixture": ("mixture.json", "mixture.npy"),
+}
+for made in made[stage]:
     there = Path("runs") / made
     there.parent.mkdir(parents=True, exist_ok=True)
     if there.is_dir():
@@ -74,6 +80,7 @@ class Workshop:
             if name in ("train", "evaluate", "measure"):
                 stage["cmd"] = f"python stage.py {name} ${{key}}"
         graph["stages"]["data"]["cmd"] = "python -c pass"
+        graph["stages"]["mixture"]["cmd"] = "python stage.py mixture mixture"
         write_yaml(folder / "dvc.yaml", graph)
 
     def write_params(self, values: Mapping[str, Any]) -> None:
