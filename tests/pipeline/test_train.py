@@ -18,7 +18,7 @@ import torch
 from lunet import ImageFlow, LUNet, load_flow
 from pipeline import quantities
 from pipeline.collect import converted
-from pipeline.data import write_dataset
+from pipeline.data import describe, write_dataset
 from pipeline.datasets import ARRAYS, Dataset, load_dataset
 from pipeline.evaluate import draw_samples, evaluate
 from pipeline.files import write_json
@@ -327,12 +327,8 @@ def test_a_printed_figure_converts_to_the_honest_one(
 def test_images_come_back_through_trained_nets(name: str, tmp_path: Path) -> None:
     params = load_params(PRESETS / "smoke.yaml")
     files, _ = fetch("mnist", params.data.mnist)
-    write_dataset(
-        tmp_path / "mnist",
-        "mnist",
-        {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)},
-        subset=True,
-    )
+    arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
+    write_dataset(tmp_path / "mnist", arrays, describe("mnist", arrays, subset=True))
     dataset = load_dataset(tmp_path / "mnist")
     fits, _ = train(dataset, params.recipe(name), 0, CPU, tmp_path / "flows", name)
     assert fits["all"].best_epoch
