@@ -173,7 +173,7 @@ def _params_text(params: Params) -> bytes:
     """The parameters with nothing left out, but for folders of the machine."""
     values = params.model_dump(mode="json")
     for source in values["data"].values():
-        source["folder"] = source["folder"] and "<path>"
+        source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
     text, writer = io.BytesIO(), YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.dump(values, text)

@@ -410,7 +410,7 @@ def _overall(verdicts: Sequence[Verdict]) -> Verdict:
     if decided:
         return decided.pop() if len(decided) == 1 else "partly"
     undecided: tuple[Verdict, ...] = ("not_comparable", "not_tested_at_this_scale", "not_tested")
-    return next(verdict for verdict in undecided if verdict in verdicts)
+    return next((verdict for verdict in undecided if verdict in verdicts), "not_tested")
 
 
 def _capital(text: str) -> str:

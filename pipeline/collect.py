@@ -282,14 +282,16 @@ def _interval_json(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, Any]:
-    """The content of `claims.json`: all of `claims.yaml` that a reader needs, and the verdicts."""
+    """The content of `claims.json`: all of `claims.yaml` that a reader needs, and the verdicts on the paper's data."""
     ours = results.params
     claims = load_claims()
     same = frozenset(name for name in ours.grid.recipes if ours.recipes[name] == paper.recipes.get(name))
     scales = {
         name: Scale(ours.preset, dataset.title, bool(dataset.info["subset"]), same)
         for name, dataset in results.datasets.items()
+        if dataset.in_paper
     }
+    subjects = {name: subjects[name] for name in scales}
     return {
         **claims.model_dump(include={"paper", "principle", "poster", "references"}),
         "claims": [judge(claim, scales, subjects) for claim in claims.claims],
@@ -305,6 +307,7 @@ def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
         {"title": dataset.title, "code": code, "printed": value}
         | {key: rounded(found) for key, found in poster_in_bits(dataset, code, value).items()}
         for dataset in results.datasets.values()
+        if dataset.in_paper
         for code, value in codes
     ]
     checks = []

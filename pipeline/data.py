@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import ARRAYS, DESCRIPTION, Bytes, load_dataset
 from pipeline.files import refuse_foreign, replacing, write_json
-from pipeline.params import load_params
+from pipeline.own import read_own
+from pipeline.params import DataSource, OwnData, load_params
 from pipeline.sources import FILES, ORIGINS, fetch, idx_bytes
 
 
@@ -23,11 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.data",
         description="Fetch a data set, verify every file against its known SHA-256, and write it as .npy files with a "
-        "dataset.json. The bytes are the same whatever the source; data.<dataset> in the parameter file chooses it. "
-        "A folder that already holds the data is left as it is.",
+        "dataset.json. The bytes are the same whatever the source; data.<dataset> in the parameter file chooses it, or "
+        "names the path of a data set of your own. A folder that already holds the data is left as it is.",
         epilog="example: python -m pipeline.data --dataset fashion_mnist --out data/fashion_mnist",
     )
-    parser.add_argument("--dataset", required=True, choices=ORIGINS, help="which data set")
+    parser.add_argument("--dataset", required=True, help="which data set of the parameter file")
     parser.add_argument(
         "--out", required=True, type=Path, help="the folder to write; an older data set there is replaced"
     )
@@ -36,28 +37,47 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     params = load_params(arguments.params)
+    settings = params.dataset(arguments.dataset)
     if params.preset == "paper":
         from pipeline.environment import choose_device  # it needs torch, which takes seconds to import
 
         choose_device(params)
-    settings = getattr(params.data, arguments.dataset)
-    subset = settings.source == "bundled"
     try:
-        out = arguments.out.resolve()
-        if is_current(out, arguments.dataset, subset=subset):
-            say(f"{arguments.dataset}: {arguments.out} already holds the verified data; nothing fetched")
-            return
-        refuse_foreign(out, DESCRIPTION)
-        files, source = fetch(arguments.dataset, settings)
-        arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
-        write_dataset(out, arguments.dataset, arrays, subset=subset)
+        if isinstance(settings, OwnData):
+            done = write_own(arguments.dataset, settings, arguments.out)
+        else:
+            done = write_known(arguments.dataset, settings, arguments.out)
     except OSError as error:
         raise UserError(f"cannot write {arguments.out}: {error}") from None
-    say(f"{arguments.dataset}: from {source}, every checksum verified, written to {arguments.out}")
+    say(f"{arguments.dataset}: {done}")
+
+
+def write_known(name: str, settings: DataSource, out: Path) -> str:
+    """Write one of the paper's data sets, verified, unless it is there; returns what was done."""
+    subset = settings.source == "bundled"
+    if is_current(out.resolve(), name, subset=subset):
+        return f"{out} already holds the verified data; nothing fetched"
+    refuse_foreign(out.resolve(), DESCRIPTION)
+    files, source = fetch(name, settings)
+    arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
+    write_dataset(out.resolve(), arrays, describe(name, arrays, subset=subset))
+    return f"from {source}, every checksum verified, written to {out}"
+
+
+def write_own(name: str, settings: OwnData, out: Path) -> str:
+    """Write a data set of your own; returns what was done. Its checksums are recorded, not compared."""
+    path = Path(settings.path)
+    if path.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"data.{name}.path is {path}, within {out}, which this stage writes; keep it elsewhere")
+    refuse_foreign(out.resolve(), DESCRIPTION)
+    arrays, class_names = read_own(path)
+    write_dataset(out.resolve(), arrays, describe_own(name, settings.title or name, class_names, arrays))
+    counts = ", ".join(f"{len(arrays[array]):,} {array.replace('_', ' ')}" for array in ("train_images", "test_images"))
+    return f"{counts} of {len(class_names)} classes from {path}, checksums recorded, written to {out}"
 
 
 def is_current(out: Path, name: str, *, subset: bool) -> bool:
-    """Whether a folder holds exactly what this stage would write there."""
+    """Whether a folder holds exactly what this stage would write there for one of the paper's data sets."""
     try:
         dataset = load_dataset(out)
     except UserError:
@@ -66,28 +86,38 @@ def is_current(out: Path, name: str, *, subset: bool) -> bool:
     return dataset.info == expected and expected["idx_sha256"] == ORIGINS[name].known(subset=subset)
 
 
-def write_dataset(out: Path, name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> None:
+def write_dataset(out: Path, arrays: Mapping[str, Bytes], description: Mapping[str, Any]) -> None:
     """Write the arrays and their description, whole or not at all."""
     with replacing(out) as fresh:
         fresh.mkdir()
         for array, values in arrays.items():
             (fresh / f"{array}.npy").write_bytes(npy_bytes(values))
-        write_json(fresh / DESCRIPTION, describe(name, arrays, subset=subset), sealed=True)
+        write_json(fresh / DESCRIPTION, dict(description), sealed=True)
 
 
 def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[str, Any]:
     """The content of `dataset.json`: names, licence, sizes, classes, and checksums of the .npy and the IDX files."""
     origin = ORIGINS[name]
+    about = {"name": name, "title": origin.title, "licence": origin.licence}
+    return _describe(about, origin.class_names, arrays, subset=subset)
 
+
+def describe_own(name: str, title: str, class_names: Sequence[str], arrays: Mapping[str, Bytes]) -> dict[str, Any]:
+    """The same for a data set of your own, which ``own`` marks."""
+    about = {"name": name, "title": title, "licence": "not known: a data set of your own"}
+    return _describe(about, class_names, arrays, subset=False) | {"own": True}
+
+
+def _describe(
+    about: Mapping[str, str], class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
+) -> dict[str, Any]:
     def per_class(labels: Bytes) -> dict[str, int]:
-        return {str(label): int((labels == label).sum()) for label in range(len(origin.class_names))}
+        return {str(label): int((labels == label).sum()) for label in range(len(class_names))}
 
     return {
-        "name": name,
-        "title": origin.title,
-        "licence": origin.licence,
+        **about,
         "shape": list(arrays["train_images"].shape[1:]),
-        "class_names": list(origin.class_names),
+        "class_names": list(class_names),
         "train": len(arrays["train_images"]),
         "test": len(arrays["test_images"]),
         "subset": subset,

@@ -21,7 +21,7 @@ DESCRIPTION = "dataset.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of shape (N, 28, 28) and labels of shape (N,), both uint8; ``info`` is the whole of `dataset.json`."""
+    """Square images of shape (N, H, H) and labels of shape (N,), both uint8; ``info`` is all of `dataset.json`."""
 
     name: str
     title: str
@@ -31,6 +31,11 @@ class Dataset:
     test_images: Bytes
     test_labels: Bytes
     info: dict[str, Any]
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper could be about it; a data set of your own has no claims and no published figures."""
+        return not self.info.get("own", False)
 
 
 def load_dataset(folder: Path, name: str | None = None) -> Dataset:

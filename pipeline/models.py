@@ -26,8 +26,19 @@ START_IMAGES = 20_000
 
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
-    """An untrained model of the recipe's architecture for images of a shape (channels, height, width)."""
-    return ImageFlow(_flow(recipe, shape), shape, recipe.margin).to(getattr(torch, recipe.dtype))
+    """An untrained model of the recipe's architecture for images of a shape (channels, height, width).
+
+    Raises:
+        UserError: If the architecture cannot take images of that size.
+    """
+    try:
+        flow = _flow(recipe, shape)
+    except ValueError as error:
+        raise UserError(
+            f"a {recipe.model.kind} cannot take images of {shape[2]}x{shape[1]} pixels: {error}; take the recipe or "
+            "the data set out of the grid, or give images of another size"
+        ) from None
+    return ImageFlow(flow, shape, recipe.margin).to(getattr(torch, recipe.dtype))
 
 
 def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:

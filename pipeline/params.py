@@ -6,13 +6,12 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.console import UserError
 
-DatasetName = Literal["mnist", "fashion_mnist"]
 PRESETS = Path(__file__).parent / "presets"
 
 # Upper bounds keep clear of what the machine's own integers hold, and of a slip of the finger.
@@ -32,7 +31,7 @@ class Section(BaseModel):
 class Grid(Section):
     """Which cells are run: every data set with every recipe and seed."""
 
-    datasets: list[DatasetName] = Field(min_length=1)
+    datasets: list[Name] = Field(min_length=1)
     recipes: list[Name] = Field(min_length=1)
     seeds: list[Seed] = Field(min_length=1)
 
@@ -52,11 +51,40 @@ class DataSource(Section):
     folder: str | None
 
 
+class OwnData(Section):
+    """A data set of your own: ``path`` is a .npz file, a folder of IDX files, or one of PNG files in class folders."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    title: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+
+
 class Data(Section):
-    """The sources of every data set."""
+    """The sources of the paper's data sets; every other key is a data set of your own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, OwnData]
 
     mnist: DataSource
     fashion_mnist: DataSource
+
+    @model_validator(mode="after")
+    def _own_names_are_names(self) -> Self:
+        for name in self.__pydantic_extra__:
+            try:
+                TypeAdapter(Name).validate_python(name)
+            except ValidationError:
+                raise ValueError(f"{name!r} cannot name a data set; use small letters, digits and _") from None
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All data sets that there are."""
+        return (*type(self).model_fields, *self.__pydantic_extra__)
+
+    def get(self, name: str) -> DataSource | OwnData:
+        """Where one of the data sets comes from."""
+        own: dict[str, OwnData] = self.__pydantic_extra__
+        return own[name] if name in own else getattr(self, name)
 
 
 class LUNetModel(Section):
@@ -240,11 +268,22 @@ class Params(Section):
     report: Report
 
     @model_validator(mode="after")
-    def _recipes_exist(self) -> Self:
+    def _names_exist(self) -> Self:
+        for name in self.grid.datasets:
+            if name not in self.data.names:
+                raise ValueError(
+                    f"grid.datasets names {name!r}, which data lacks; it has: {', '.join(self.data.names)}"
+                )
         for name in self.grid.recipes:
             if name not in self.recipes:
                 raise ValueError(f"grid.recipes names {name!r}, which recipes lacks; it has: {', '.join(self.recipes)}")
         return self
+
+    def dataset(self, name: str) -> DataSource | OwnData:
+        """Where the data set called ``name`` comes from; an unknown one is a `UserError` that lists those there are."""
+        if name not in self.data.names:
+            raise UserError(f"data set {name!r} is not in params.yaml; data has: {', '.join(self.data.names)}")
+        return self.data.get(name)
 
     def recipe(self, name: str) -> Recipe:
         """The recipe called ``name``; an unknown one is a `UserError` that lists those there are."""
@@ -292,7 +331,7 @@ def _sentence(problem: Any) -> str:
         key = ".".join(map(str, location[:-1]))
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(location[-1]), _known_keys(), n=1)
+            near = difflib.get_close_matches(str(location[-1]), _known_keys() - {str(location[-1])}, n=1)
             return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
         case "missing":
             return f"{key}: is missing"

@@ -34,7 +34,7 @@ def _resolved(params: Params) -> dict[str, Any]:
     """The parameters on which figures depend as plain values, without folders of the machine."""
     values = params.model_dump(mode="json", exclude={"report", "checkpoint_seconds"})
     for source in values["data"].values():
-        source["folder"] = source["folder"] and "<path>"
+        source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
     return values
 
 

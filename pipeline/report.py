@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 from ruamel.yaml import YAML
 
@@ -61,7 +61,15 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
     arguments = parser.parse_args()
     page = arguments.reports / "index.html"
-    write_text(page, render(arguments.reports, load_params(arguments.params).report.title))
+    title = load_params(arguments.params).report.title
+    try:
+        html = render(arguments.reports, title)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError) as error:
+        raise UserError(
+            f"{arguments.reports} holds something else than collect writes ({type(error).__name__}: {error}): "
+            f"write it again with {COLLECT}"
+        ) from None
+    write_text(page, html)
     say(f"the report is in {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

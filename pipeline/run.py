@@ -120,10 +120,11 @@ class Runner:
         return TIME_IS_UP
 
     def _run_data(self) -> None:
-        for step in self._steps:
+        steps = [step for step in self._steps if step.stage == "data"]
+        for step in [step for step in steps if step.item["dataset"] in self._params.grid.datasets]:
             # This stage knows best whether the data are there and whether the machine has what the preset needs.
             try:
-                if step.stage == "data" and self._call(step) != 0:
+                if self._call(step) != 0:
                     raise UserError(f"{step} failed, and nothing can be done without it")
             except TimeIsUpError:
                 raise _too_slow(step) from None

@@ -187,14 +187,14 @@ def _noting(reasons: list[str], where: str) -> Iterator[None]:
         say(reasons[-1])
 
 
-def _read(stream: IO[bytes], file: str) -> bytes:
-    """The IDX bytes of a stream, unpacked where they are compressed."""
-    content = stream.read(LARGEST_FILE)
+def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:
+    """The IDX bytes of a stream, unpacked where they are compressed; `SourceError` if they are damaged."""
+    content = stream.read(most)
     if not content.startswith(b"\x1f\x8b"):
         return content
     try:
         with gzip.open(io.BytesIO(content)) as unpacked:
-            return unpacked.read(LARGEST_FILE)
+            return unpacked.read(most)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{file}.gz is damaged: {error}") from None
 
@@ -215,7 +215,7 @@ def _from_mirror(address: str, patience: float) -> dict[str, bytes]:
     files = {}
     for file in FILES:
         with _answer(f"{address}{file}.gz", patience) as response:
-            files[file] = _read(response, file)
+            files[file] = read_idx(response, file)
     return files
 
 
@@ -268,7 +268,7 @@ def _from_folder(folder: Path, torchvision: str) -> dict[str, bytes]:
         if path is None:
             raise SourceError(f"lacks {file}, plain or .gz" if folder.is_dir() else "is not a folder")
         with path.open("rb") as stream:
-            files[file] = _read(stream, file)
+            files[file] = read_idx(stream, file)
     return files
 
 
@@ -347,7 +347,7 @@ def _members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
             file = wanted.get(member.name.removeprefix("./"))
             stream = tar.extractfile(member) if file and member.isfile() else None
             if file and stream:
-                files[file] = _read(stream, file)
+                files[file] = read_idx(stream, file)
     missing = [name for name, file in wanted.items() if file not in files]
     if missing:
         raise SourceError(f"{archive.name} lacks {', '.join(missing)}")

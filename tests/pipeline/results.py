@@ -327,7 +327,7 @@ def write_dataset(folder: Path, name: str, class_names: Sequence[str] = ("0", "1
         np.save(folder / f"{array}.npy", values)
     description = {
         "name": name,
-        "title": {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[name],
+        "title": {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}.get(name, name),
         "licence": "CC BY-SA 3.0",
         "shape": [28, 28],
         "class_names": list(class_names),
@@ -339,4 +339,6 @@ def write_dataset(folder: Path, name: str, class_names: Sequence[str] = ("0", "1
         "train_per_class": dict.fromkeys(class_names, 4),
         "test_per_class": dict.fromkeys(class_names, 4),
     }
+    if name not in ("mnist", "fashion_mnist"):
+        description["own"] = True
     write_json(folder / "dataset.json", description)

@@ -397,7 +397,10 @@ def test_foreign_folder_is_not_replaced(tmp_path: Path, stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--dataset", "cifar", "--out", "x"], "invalid choice: 'cifar'"),
+        (
+            ["--dataset", "cifar", "--out", "x", "--params", str(PRESETS / "smoke.yaml")],
+            "data has: mnist, fashion_mnist",
+        ),
         (["--dataset", "mnist", "--out", "x", "--params", "absent.yaml"], "absent.yaml is missing"),
     ],
 )

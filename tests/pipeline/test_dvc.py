@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from results import Project, parameters
 
 from lunet import load_flow
 from pipeline.datasets import load_dataset
 from pipeline.params import read_yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 
 
 # Dependencies
@@ -66,6 +68,29 @@ def test_every_module_that_a_stage_depends_on_is_imported(stage: str) -> None:
 def test_collect_and_report_do_without_torch(stage: str) -> None:
     code = f"import sys, pipeline.{stage}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# Plots
+
+
+def test_the_plots_draw_what_collect_writes(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__seeds=[0, 1], grid__datasets=["mnist"]))
+    project.collect()
+    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots")
+    shutil.copy(ROOT / ".dvc/config", tmp_path / ".dvc/config")
+    plots = {"plots": read_yaml(ROOT / "dvc.yaml")["plots"]}
+    (tmp_path / "dvc.yaml").write_text(json.dumps(plots), encoding="utf-8")
+    run(tmp_path, "dvc", "config", "core.no_scm", "true")
+    shown = json.loads(run(tmp_path, "dvc", "plots", "show", "--json"))
+    assert "errors" not in shown
+    assert [*shown["data"]] == [name for plot in plots["plots"] for name in plot]
+    for name, (found,) in shown["data"].items():
+        content = found["content"]
+        rows = content["data"]["values"]
+        assert {row["recipe"] for row in rows} >= {"lunet", "realnvp"}, name
+        fields = set(re.findall(r'"field": "(\w+)"', json.dumps(content["encoding"])))
+        assert fields <= set(rows[0]), name
+        assert "DVC_METRIC" not in json.dumps(content), name
 
 
 # A whole run

@@ -47,6 +47,18 @@ def test_margin_may_be_a_pair(values: Any) -> None:
     assert validate(values, "params.yaml").recipe("realnvp").margin == (0.05, 0)
 
 
+@pytest.mark.parametrize("name", ["kmnist", "names", "get", "model_dump"])
+def test_a_data_set_of_your_own_is_one_more_key_whatever_its_name(values: Any, name: str) -> None:
+    put(values, f"data.{name}", {"path": "a.npz"})
+    put(values, "grid.datasets", [name, "mnist"])
+    params = validate(values, "params.yaml")
+    assert params.dataset(name).path == "a.npz"  # type: ignore[union-attr]
+    assert params.dataset("mnist").source == "auto"  # type: ignore[union-attr]
+    assert params.data.names == ("mnist", "fashion_mnist", name)
+    with pytest.raises(UserError, match=f"data has: mnist, fashion_mnist, {name}"):
+        params.dataset("cifar")
+
+
 # What is refused, with the key, the value and what is allowed
 
 
@@ -54,7 +66,7 @@ def test_margin_may_be_a_pair(values: Any) -> None:
     ("key", "value", "words"),
     [
         ("device", "gpu", ["device", "'gpu'", "'auto', 'cpu' or 'cuda'"]),
-        ("grid.datasets", ["cifar"], ["grid.datasets.0", "'cifar'", "'mnist' or 'fashion_mnist'"]),
+        ("grid.datasets", ["cifar"], ["grid.datasets", "'cifar'", "mnist, fashion_mnist"]),
         ("grid.recipes", ["lunett"], ["grid.recipes", "'lunett'", "lunet, lunet_learned"]),
         ("grid.seeds", [0, 0], ["grid", "twice"]),
         ("grid.seeds", [], ["grid.seeds", "at least 1"]),
@@ -79,6 +91,10 @@ def test_margin_may_be_a_pair(values: Any) -> None:
         ("recipes.lunet.training.holdout", 0.7, ["recipes.lunet.training.holdout", "0.7", "at most 0.5", "test"]),
         ("evaluate.draws", 0, ["evaluate.draws", "0"]),
         ("measure.repetitions", 1.5, ["measure.repetitions", "1.5", "integer"]),
+        ("data.kmnist", {}, ["data.kmnist.path", "missing"]),
+        ("data.kmnist", {"path": "a", "folder": None}, ["data.kmnist.folder", "unknown key"]),
+        ("data.minst", {"source": "auto", "folder": None}, ["data.minst.source", "unknown key", "data.minst.path"]),
+        ("data.KMNIST", {"path": "a"}, ["data", "'KMNIST' cannot name a data set", "small letters"]),
         ("sead", 1, ["sead", "unknown key", "'seeds'"]),
     ],
 )  # fmt: skip

@@ -294,7 +294,7 @@ def test_a_cell_that_fails_does_not_keep_others_from_running(workshop: Workshop)
 
 def test_data_that_fail_stop_everything(workshop: Workshop) -> None:
     graph = read_yaml(workshop.folder / "dvc.yaml")
-    graph["stages"]["data"]["cmd"] = 'python -c "raise SystemExit(1)"'
+    graph["stages"]["data"]["do"]["cmd"] = 'python -c "raise SystemExit(1)"'
     write_yaml(workshop.folder / "dvc.yaml", graph)
     with pytest.raises(UserError, match="data mnist failed"):
         work()

@@ -19,7 +19,7 @@ from test_dvc import assert_images_come_back
 from lunet import ImageFlow, LUNet, load_flow
 from pipeline import quantities
 from pipeline.collect import converted
-from pipeline.data import write_dataset
+from pipeline.data import describe, write_dataset
 from pipeline.datasets import ARRAYS, Dataset, load_dataset
 from pipeline.evaluate import draw_samples, evaluate
 from pipeline.files import write_json
@@ -328,12 +328,8 @@ def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
     """The one without learned activations is looked at where the whole pipeline has trained it, in `test_dvc`."""
     params = load_params(PRESETS / "smoke.yaml")
     files, _ = fetch("mnist", params.data.mnist)
-    write_dataset(
-        tmp_path / "mnist",
-        "mnist",
-        {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)},
-        subset=True,
-    )
+    arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
+    write_dataset(tmp_path / "mnist", arrays, describe("mnist", arrays, subset=True))
     dataset = load_dataset(tmp_path / "mnist")
     fits, _ = train(dataset, params.recipe("lunet_learned"), 0, CPU, tmp_path / "flows", "lunet_learned")
     assert fits["all"].best_epoch

@@ -75,11 +75,12 @@ class Workshop:
         self.write_params(self.project.values)
         graph = read_yaml(ROOT / "dvc.yaml")
         for name, stage in graph["stages"].items():
-            kept = [dep for dep in stage["deps"] if dep.split("/")[0] not in ("lunet", "pipeline")]
+            stage = stage.get("do", stage)
+            kept = [dep for dep in stage["deps"] if dep.split("/")[0] not in ("lunet", "pipeline", "${item.path}")]
             stage["deps"] = [*kept, "code.py"] if name == "train" else kept
             if name in ("train", "evaluate", "measure"):
                 stage["cmd"] = f"python stage.py {name} ${{key}}"
-        graph["stages"]["data"]["cmd"] = "python -c pass"
+        graph["stages"]["data"]["do"]["cmd"] = "python -c pass"
         graph["stages"]["mixture"]["cmd"] = "python stage.py mixture mixture"
         write_yaml(folder / "dvc.yaml", graph)
 

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from pipeline import compare
+from pipeline.compare import Side, margin, read_side, report
+from pipeline.console import UserError
+from pipeline.statistics import mean_interval
+
+RESULTS = "dataset,recipe,seed,class,status,images,bits_per_dim_std\n"
+
+
+def figure(*samples: float) -> dict[str, Any]:
+    found = mean_interval(samples)
+    return {"mean": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n}
+
+
+def side(metrics: dict[str, Any], rows: str = "", **data: str) -> Side:
+    contents = {
+        "metrics.json": json.dumps(metrics),
+        "results.csv": RESULTS + rows,
+        "provenance.json": json.dumps({"datasets": {name: {"sha256": value} for name, value in data.items()}}),
+    }
+    return read_side(contents.get, "the test")
+
+
+def verdicts(before: Side, now: Side) -> dict[str, str]:
+    table = compare.compare(before, now)
+    return dict(zip(table["of"] + "." + table["metric"], table["verdict"], strict=True))
+
+
+# The rule
+
+
+def test_the_noise_over_seeds_is_welch_s() -> None:
+    old, new = (1.8, 1.9, 2.0, 1.85), (2.1, 2.3, 2.2)
+    sides = [side({"mnist": {"lunet": {"best_epoch": figure(*samples)}}}) for samples in (old, new)]
+    found = margin(*(one.variances(("mnist", "lunet", "best_epoch")) for one in sides))
+    interval = stats.ttest_ind(new, old, equal_var=False).confidence_interval(0.95)
+    assert found == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
+
+
+def test_the_noise_over_images_counts_for_bits_per_dim_with_one_seed() -> None:
+    rows = "mnist,lunet,0,all,complete,10000,0.3\nmnist,lunet,0,1,complete,1000,9\n"
+    metrics = {"bits_per_dim": figure(1.88), "bits_per_dim_median": figure(1.88)}
+    before = side({"mnist": {"lunet": metrics}}, rows)
+    expected = stats.t.ppf(0.975, 2 * 9999) * (2 * 0.3**2 / 10_000) ** 0.5
+    for change, verdict in ((0.99, compare.WITHIN), (1.01, compare.LARGER)):
+        changed = {name: figure(1.88 + change * expected) for name in metrics}
+        found = verdicts(before, side({"mnist": {"lunet": changed}}, rows))
+        assert found == {"mnist.lunet.bits_per_dim": verdict, "mnist.lunet.bits_per_dim_median": compare.UNKNOWN}
+
+
+def test_both_kinds_of_noise_add_up() -> None:
+    rows = "".join(f"mnist,lunet,{seed},all,complete,100,0.3\n" for seed in (0, 1))
+    found = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8, 1.9)}}}, rows)
+    variances = found.variances(("mnist", "lunet", "bits_per_dim"))
+    assert variances == [pytest.approx((0.05**2, 1)), pytest.approx((0.3**2 / 100, 99))]
+
+
+def test_a_share_of_images_has_binomial_noise() -> None:
+    found = side({"mnist": {"lunet": {"classification_accuracy": figure(0.9)}}}, "mnist,lunet,0,all,complete,100,0.3\n")
+    assert found.variances(("mnist", "lunet", "classification_accuracy")) == [pytest.approx((0.0009, 99))]
+
+
+def test_parameters_have_no_noise() -> None:
+    sides = [side({"mnist": {"lunet": {"parameters_free": figure(value)}}}) for value in (10, 11)]
+    assert verdicts(*sides) == {"mnist.lunet.parameters_free": compare.CHANGED}
+    assert verdicts(sides[0], sides[0]) == {"mnist.lunet.parameters_free": compare.SAME}
+
+
+# What is said
+
+
+def test_new_and_gone_are_told_recipes_in_one_line() -> None:
+    bits, epoch = figure(1.8), figure(3)
+    before = side({"mnist": {"lunet": {"bits_per_dim": bits}, "old": {"bits_per_dim": bits, "best_epoch": epoch}}})
+    now = side({"mnist": {"lunet": {"best_epoch": epoch}, "fresh": {"bits_per_dim": bits}, "failed": {}}})
+    said = report(before, now, "HEAD")
+    assert "new: mnist.fresh, 1 metrics" in said
+    assert "gone: mnist.old, 2 metrics" in said
+    assert [line.split() for line in said.splitlines() if line.lstrip().startswith("mnist.lunet")] == [
+        ["mnist.lunet", "bits_per_dim", "1.8", "-", "-", "-", "gone"],
+        ["mnist.lunet", "best_epoch", "-", "3", "-", "-", "new"],
+    ]
+    assert said.endswith("1 new; 1 gone")
+
+
+def test_what_is_the_same_is_counted_and_shown_on_demand() -> None:
+    one = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8)}}})
+    assert report(one, one, "HEAD").endswith("1 the same")
+    assert "bits_per_dim  " not in report(one, one, "HEAD")
+    assert "1.8" in report(one, one, "HEAD", everything=True)
+
+
+def test_other_data_and_missing_spreads_are_warned_of() -> None:
+    metrics = {"mnist": {"lunet": {"bits_per_dim": figure(1.8)}}}
+    rows = "mnist,lunet,0,all,complete,100,0.3\n"
+    said = report(side(metrics, rows, mnist="a"), side(metrics, rows, mnist="b"), "HEAD")
+    assert "the data of mnist are others now" in said
+    bare = read_side({"metrics.json": json.dumps(metrics)}.get, "x")
+    assert "no results.csv" in report(bare, bare, "HEAD")
+    assert "warning" not in report(side(metrics, rows, mnist="a"), side(metrics, rows, mnist="a"), "HEAD")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"mnist": {"lunet": {"bits_per_dim": {"mean": NaN}}}}', '{"a": {"mean": "x"}}']
+)
+def test_damaged_metrics_are_told(text: str) -> None:
+    with pytest.raises(UserError, match="the reports of HEAD are damaged"):
+        read_side({"metrics.json": text}.get, "HEAD")
+
+
+# With git
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository in whose subfolder metrics were committed, and then changed."""
+    folder = tmp_path / "sub"
+    (folder / "reports").mkdir(parents=True)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", "empty")
+    write(folder, 1.8)
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "--quiet", "-m", "metrics")
+    write(folder, 1.9)
+    return folder
+
+
+def write(folder: Path, *samples: float) -> None:
+    metrics = {"mnist": {"lunet": {"bits_per_dim": figure(*samples)}}}
+    (folder / "reports/metrics.json").write_text(json.dumps(metrics))
+    (folder / "reports/results.csv").write_text(RESULTS + "mnist,lunet,0,all,complete,10000,0.3\n")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    about = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", *about, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pipeline.compare", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("revision", ["HEAD", "a-tag", "an-experiment"])
+def test_the_workspace_is_compared_with_a_revision(repository: Path, revision: str) -> None:
+    git(repository, "tag", "a-tag")
+    git(repository, "update-ref", "refs/exps/ab/cdef/an-experiment", "HEAD")
+    status, said = run(repository, revision)
+    assert status == 0
+    assert f"the workspace against {revision}" in said
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("mnist.lunet")]
+    assert row[:5] == ["mnist.lunet", "bits_per_dim", "1.8", "1.9", "0.1"]
+    assert float(row[5]) == pytest.approx(1.96 * 0.003 * 2**0.5, rel=1e-3)
+    assert row[6:] == ["larger", "than", "the", "noise"]
+    assert "Rule: larger than the noise is" in said
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [("nowhere", "nowhere is no revision of git"), ("--all=3", "error: "), ("HEAD~1", "HEAD~1 has no reports/metrics")],
+)
+def test_what_cannot_be_compared_with_is_told(repository: Path, revision: str, words: str) -> None:
+    status, said = run(repository, revision)
+    assert status in (1, 2)
+    assert words in said
+
+
+def test_no_git_no_repository_no_metrics(repository: Path, tmp_path: Path) -> None:
+    status, said = run(repository, "HEAD", PATH=str(tmp_path / "nothing"))
+    assert (status, "git is not on this machine" in said) == (1, True)
+    shutil.rmtree(tmp_path / ".git")
+    status, said = run(repository, "HEAD", GIT_CEILING_DIRECTORIES=str(tmp_path))
+    assert (status, "no git repository" in said) == (1, True)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "--quiet", "-m", "metrics")
+    (repository / "reports/metrics.json").unlink()
+    status, said = run(repository, "HEAD")
+    assert (status, "the workspace has no reports/metrics.json" in said) == (1, True)

@@ -1,0 +1,165 @@
+"""The page in a browser, where there is one: its picture, its console, its width, and what axe-core finds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from results import Project, parameters
+from test_report import HOSTILE
+
+from pipeline import picture
+from pipeline.console import UserError
+from pipeline.picture import BROWSERS, run_browser, take_picture
+from pipeline.report import render
+
+AXE = "axe-core@4.10.3"
+BROWSER = any(map(shutil.which, BROWSERS))
+browser = pytest.mark.skipif(not BROWSER, reason=f"no Chromium here, looked for: {', '.join(BROWSERS)}")
+
+# What is asked of a page once it is loaded; the answer is left where `--dump-dom` shows it.
+QUESTIONS = """
+const answer = {
+  loaded: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
+  inner: window.innerWidth, scroll: document.documentElement.scrollWidth,
+  scheme: matchMedia("(prefers-color-scheme: dark)").matches, violations: null,
+};
+const leave = () => {
+  const place = document.createElement("pre");
+  place.id = "answer";
+  place.textContent = JSON.stringify(answer);
+  parent.document.body.append(place);
+};
+if (window.axe) {
+  axe.run(document, {resultTypes: ["violations"]}).then(found => {
+    answer.violations = found.violations.map(one => [one.id, one.impact, one.nodes[0].html.slice(0, 200)]);
+    leave();
+  });
+} else { leave(); }
+"""
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report with three seeds, of which one failed with a message of markup, and a long hostile title."""
+    project = Project(tmp_path_factory.mktemp("picture"), parameters(grid__seeds=[0, 1, 2]))
+    project.fail("mnist-realnvp-1", message=HOSTILE)
+    project.collect()
+    return render(project.reports, HOSTILE + 80 * "n")
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, from the npm registry."""
+    folder = tmp_path_factory.mktemp("axe")
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not on this machine, so axe-core cannot be had")
+    command = ["npm", "pack", AXE, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        pytest.skip(f"npm pack {AXE} failed: {done.stderr.strip()[-200:]}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as tar:
+        script = tar.extractfile("package/axe.min.js")
+        assert script is not None
+        return script.read().decode("utf-8")
+
+
+def ask(folder: Path, html: str, *options: str, width: int = 1200, script: str = "") -> tuple[dict[str, Any], str]:
+    """What a page answers in a frame of a width, and what the browser has logged; a window is 500 wide at least."""
+    # Scripts run here alone: the page itself forbids every one.
+    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    assert opened != html
+    scripts = "".join(f"<script>{part}</script>" for part in (script, QUESTIONS) if part)
+    inner = escape(opened.replace("</body>", f"{scripts}</body>"))
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{inner}"></iframe>'
+    (folder / "frame.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frame}', encoding="utf-8")
+    done = run_browser(
+        folder / "frame.html",
+        ["--dump-dom", "--virtual-time-budget=30000", "--enable-logging=stderr", "--window-size=1700,1000", *options],
+    )
+    found = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None, done.stderr
+    answer: dict[str, Any] = json.loads(unescape(found[1]))
+    return answer, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@browser
+@pytest.mark.parametrize("width", [360, 1600])
+def test_nothing_is_loaded_nothing_is_logged_and_nothing_overflows(tmp_path: Path, html: str, width: int) -> None:
+    answer, console = ask(tmp_path, html, width=width)
+    assert answer["inner"] == width
+    assert answer["scroll"] <= width
+    assert answer["loaded"] == []
+    assert console == ""
+
+
+@browser
+def test_the_page_as_it_is_breaks_no_rule_of_its_own(tmp_path: Path, html: str) -> None:
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    done = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
+    assert "CONSOLE" not in done.stderr
+    assert "<title>" in done.stdout
+
+
+@browser
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_axe_finds_nothing_serious(tmp_path: Path, html: str, axe: str, scheme: int) -> None:
+    answer, _ = ask(tmp_path, html, f"--blink-settings=preferredColorScheme={scheme}", script=axe)
+    assert answer["scheme"] == (scheme == 0)
+    assert answer["violations"] is not None
+    assert [found for found in answer["violations"] if found[1] in ("serious", "critical")] == []
+
+
+@browser
+def test_axe_would_find_something(tmp_path: Path, html: str, axe: str) -> None:
+    broken = html.replace("</body>", '<img src="data:,"><p style="color: #eee; background: #fff">pale</p></body>')
+    answer, _ = ask(tmp_path, broken, script=axe)
+    assert {"image-alt", "color-contrast"} <= {found[0] for found in answer["violations"]}
+
+
+# The picture
+
+
+@browser
+def test_the_picture_is_the_page_and_the_same_each_time(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<style>body {margin: 0; background: #fff}"
+        "@media (prefers-color-scheme: dark) {body {background: #000}}</style>"
+        "<div style='width: 100px; height: 50px; background: #f00'></div>"
+    )
+    for name in ("one", "two", "dark"):
+        take_picture(page, tmp_path / f"{name}.png", (300, 200), dark=name == "dark")
+    one, dark = imread(tmp_path / "one.png"), imread(tmp_path / "dark.png")
+    assert one.shape[:2] == (200, 300)
+    np.testing.assert_array_equal(one[25, 50, :3], [1, 0, 0])
+    np.testing.assert_array_equal(one[150, 200, :3], [1, 1, 1])
+    np.testing.assert_array_equal(dark[150, 200, :3], [0, 0, 0])
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"page\.html is missing"):
+        take_picture(tmp_path / "page.html", tmp_path / "a.png", (10, 10))
+    (tmp_path / "page.html").touch()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="no Chromium is on this machine, looked for: chromium"):
+        take_picture(tmp_path / "page.html", tmp_path / "a.png", (10, 10))
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_browser_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page.html").touch()
+    monkeypatch.setattr(picture, "find_browser", lambda: sys.executable)
+    with pytest.raises(UserError, match="the browser failed with status"):
+        take_picture(tmp_path / "page.html", tmp_path / "a.png", (10, 10))
