@@ -15,10 +15,13 @@ class LearnedMonotone(Activation):
     r"""A monotone quadratic spline with parameters of its own for each feature.
 
     The slope :math:`\phi'` is linear between equally spaced knots, where it is
-    :math:`s_k = \epsilon + (1 - \epsilon) e^{\theta_k}` with :math:`\epsilon = 2^{-10}`, and constant outside of them;
-    :math:`\phi` is its integral, and leaves one knot of each feature where it is. So :math:`\phi` is increasing by
-    construction, values and slopes cost the same for any number of knots, and the inverse is the root of a quadratic
-    equation, in closed form: no iteration, an error of a few roundings. It starts at the identity.
+    :math:`s_k = \epsilon + (1 - \epsilon) e^{\theta_k}` with :math:`\epsilon = 2^{-10}`; :math:`\phi` is its integral,
+    and leaves one knot of each feature where it is. So :math:`\phi` is increasing by construction, values and slopes
+    cost the same for any number of knots, and the inverse is the root of a quadratic equation, in closed form: no
+    iteration, an error of a few roundings. It starts at the identity.
+
+    Outside of the knots the slope is its mean between them. The slope at the last knot may be many times steeper, where
+    it has learnt a sharp edge of the data, and a value far beyond it, as was never met, would end far from all others.
 
     Cost: :math:`O(N D)` for values and slopes, :math:`O(N D \log K)` for the inverse; :math:`D (K + 1)` parameters.
 
@@ -60,13 +63,13 @@ class LearnedMonotone(Activation):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""The values and log-slopes, each with the shape :math:`(N, D)` of ``x``."""
-        slopes, values = self._tables()
-        value, log_slope, *_ = _Spline.apply(x.mT, slopes, values, self.left, self.width)
+        slopes, values, outer = self._tables()
+        value, log_slope, *_ = _Spline.apply(x.mT, slopes, values, outer, self.left, self.width)
         return value.mT, log_slope.mT
 
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments :math:`\phi^{-1}(y)`, with the shape :math:`(N, D)` of ``y``."""
-        slopes, values = self._tables()
+        slopes, values, outer = self._tables()
         target = y.mT.contiguous()
         bins = (torch.searchsorted(values.detach(), target.detach(), right=True) - 1).clamp(0, self.bins - 1)
         slope, rise = slopes.gather(1, bins), slopes.diff().gather(1, bins)
@@ -74,7 +77,7 @@ class LearnedMonotone(Activation):
         above = (target - values.gather(1, bins)) / self.width
         within = torch.minimum(above.clamp(min=0), slope + rise / 2)
         share = 2 * within / (slope + (slope.square() + 2 * rise * within).sqrt())
-        beyond = (above - within) / (slope + rise * share)
+        beyond = (above - within) / outer
         return (self.left + self.width * (bins + share + beyond)).mT
 
     @torch.no_grad()
@@ -107,12 +110,13 @@ class LearnedMonotone(Activation):
         self.log_slopes.copy_((ends[:, :-1] + ends[:, 1:]) / 2)
         return self
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """Slopes and values at the knots, each with shape (D, K + 1)."""
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes and values at the knots, each with shape (D, K + 1), and the slopes outside, with shape (D, 1)."""
         slopes = self.SLOPE_MIN + (1 - self.SLOPE_MIN) * self.log_slopes.exp()
         rises = (slopes[:, 1:] + slopes[:, :-1]) * (self.width / 2)
         values = torch.cat([torch.zeros_like(self.left), rises.cumsum(1)], dim=1)
-        return slopes, values - values.gather(1, self.anchor) + self.left + self.width * self.anchor
+        outer = values[:, -1:] / (self.width * self.bins)
+        return slopes, values - values.gather(1, self.anchor) + self.left + self.width * self.anchor, outer
 
 
 class _Spline(torch.autograd.Function):
@@ -121,7 +125,9 @@ class _Spline(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, slopes: Tensor, values: Tensor, left: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        x: Tensor, slopes: Tensor, values: Tensor, outer: Tensor, left: Tensor, width: Tensor
+    ) -> tuple[Tensor, ...]:
         features, knots = slopes.shape
         position = (x - left) / width
         inside = position.clamp(0, knots - 1)
@@ -132,30 +138,33 @@ class _Spline(torch.autograd.Function):
         rises = torch.cat([slopes.diff(), torch.zeros_like(left)], dim=1)
         start, rise, value = (table.flatten().index_select(0, index).view_as(x) for table in (slopes, rises, values))
         slope = start + rise * share
-        value = value + width * (share * (start + slope) / 2 + beyond * slope)
-        return value, slope.log(), index, share, beyond, slope, rise
+        value = value + width * (share * (start + slope) / 2 + beyond * outer)
+        return value, torch.where(beyond == 0, slope, outer).log(), index, share, beyond, slope, rise
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        _, slopes, _, _, width = inputs
+        _, slopes, _, outer, _, width = inputs
         ctx.shape = slopes.shape
         ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(width, *output[2:])
+        ctx.save_for_backward(outer, width, *output[2:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        width, index, share, beyond, slope, rise = ctx.saved_tensors
+        outer, width, index, share, beyond, slope, rise = ctx.saved_tensors
         grad_value, grad_log_slope, _, grad_share, grad_beyond, grad_slope, grad_rise = (
             0.0 if grad is None else grad for grad in grads
         )
+        within = beyond == 0
         scaled = torch.zeros_like(slope) + grad_value * width
-        grad_slope = grad_slope + grad_log_slope / slope + scaled * (share / 2 + beyond)
+        grad_log_slope = grad_log_slope / torch.where(within, slope, outer)
+        grad_slope = grad_slope + grad_log_slope * within + scaled * (share / 2)
         grad_rise = grad_rise + grad_slope * share
         grad_share = grad_share + grad_slope * rise + scaled * (slope - rise * share / 2)
-        grad_x = torch.where(beyond == 0, grad_share, grad_beyond + scaled * slope) / width
+        grad_x = torch.where(within, grad_share, grad_beyond + scaled * outer) / width
         grad_start = grad_slope + scaled * share / 2 - grad_rise
+        grad_outer = (grad_log_slope * ~within + scaled * beyond).sum(1, keepdim=True)
         none = slope.new_zeros(ctx.shape.numel())
         grad_slopes = none.index_add(0, index, grad_start.flatten()).index_add(0, index + 1, grad_rise.flatten())
         grad_values = none.index_add(0, index, (scaled / width).flatten())
-        return grad_x, grad_slopes.view(ctx.shape), grad_values.view(ctx.shape), None, None
+        return grad_x, grad_slopes.view(ctx.shape), grad_values.view(ctx.shape), grad_outer, None, None

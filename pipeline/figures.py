@@ -190,7 +190,7 @@ def likelihoods(
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("bits per dimension of the test set (shorter is better)")
+        axes.set_xlabel("test bits per dimension (shorter is better)")
 
 
 def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:

@@ -48,14 +48,19 @@ def test_log_slope_is_the_derivative() -> None:
 @torch.no_grad()
 def test_value_is_the_integral_of_the_slope() -> None:
     spline = bent()
-    x = torch.linspace(-9, 9, 20_001, dtype=torch.float64)[:, None].repeat(1, 3)
-    value, log_slope = spline(x)
-    integral = torch.cumulative_trapezoid(log_slope.exp(), dx=18 / 20_000, dim=0)
+    left, right = spline.left.mT, (spline.left + spline.width * spline.bins).mT
+    share = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:, None]
+    value, log_slope = spline(left + (right - left) * share)
+    integral = torch.cumulative_trapezoid(log_slope.exp(), dx=1 / 20_000, dim=0) * (right - left)
     torch.testing.assert_close(value[1:] - value[:1], integral, rtol=1e-6, atol=1e-6)
+    ends = spline(left)[0], spline(right)[0]
+    for end, beyond, distance in ((ends[0], left - 50, -50), (ends[1], right + 50, 50)):
+        value, log_slope = spline(beyond)
+        torch.testing.assert_close(value, end + distance * log_slope.exp(), rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_slope_is_linear_between_knots_and_constant_outside() -> None:
+def test_slope_is_linear_between_knots_and_their_mean_outside() -> None:
     spline = bent(1, bins=4)
     left, width = spline.left.item(), spline.width.item()
     knots = [left + width * k for k in range(5)]
@@ -67,8 +72,17 @@ def test_slope_is_linear_between_knots_and_constant_outside() -> None:
     for k, knot in enumerate(knots):
         torch.testing.assert_close(slope(knot), slopes[k], rtol=1e-12, atol=0)
     torch.testing.assert_close(slope(knots[1] + 0.3 * width), 0.7 * slopes[1] + 0.3 * slopes[2], rtol=1e-12, atol=0)
-    torch.testing.assert_close(slope(knots[0] - 100), slopes[0], rtol=1e-12, atol=0)
-    torch.testing.assert_close(slope(knots[4] + 100), slopes[4], rtol=1e-12, atol=0)
+    mean = ((slopes[1:] + slopes[:-1]) / 2).mean()
+    torch.testing.assert_close(slope(knots[0] - 100), mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(slope(knots[4] + 100), mean, rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+def test_a_sharp_edge_does_not_throw_far_what_lies_beyond_it() -> None:
+    spline = LearnedMonotone(1, bins=16).fit_(-torch.rand(10_000, 1, generator=seeded()).pow(20) * 8)
+    edge, far = spline(torch.tensor([[0.0], [8.0]]))[0]
+    assert spline.log_slopes[0, -1] > 2  # 60 beyond the edge, at this slope
+    assert far - edge < 10
 
 
 @torch.no_grad()
