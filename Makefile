@@ -2,6 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# In the C locale Python cannot read a path that is not ASCII, such as that of this folder may be.
+ifneq ($(filter C POSIX,$(LC_ALL)),)
+export LC_ALL := C.UTF-8
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro paper test faults check wheel rivals bench lowest

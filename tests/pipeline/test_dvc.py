@@ -110,17 +110,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "dvc", "config", "core.no_scm", "true")
     run(folder, "pipeline.preset", "smoke")
     output = run(folder, "dvc", "repro")
-    assert output.count("Running stage") == 29
+    assert output.count("Running stage") == 23
     return folder
 
 
 def run(folder: Path, module: str, *arguments: str) -> str:
-    """The output of a module of this interpreter, offline: every proxy is a closed port."""
+    """The output of a module of this interpreter, offline: every proxy is a closed port; on all cores."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     offline = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", module, *arguments]
     finished = subprocess.run(
-        command, cwd=folder, env={**os.environ, **offline, "PATH": path}, capture_output=True, text=True, check=False
+        command, cwd=folder, env={**own, **offline, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout + finished.stderr
@@ -135,7 +136,7 @@ def changed(folder: Path) -> set[str]:
 def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) -> None:
     metrics = json.loads((checkout / "reports/metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"mnist", "fashion_mnist"}
-    assert all(set(found) == {"gaussian", "histogram", "lunet", "realnvp"} for found in metrics.values())
+    assert all(set(found) == {"gaussian", "lunet", "realnvp"} for found in metrics.values())
     bits = {(d, r): found["bits_per_dim"]["mean"] for d, by in metrics.items() for r, found in by.items()}
     assert all(0.5 < value < 8 for value in bits.values())
     for dataset in metrics:
