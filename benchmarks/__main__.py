@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
+from lunet import LUNet
 from pipeline.environment import describe_environment, keep_freed_memory
 from pipeline.statistics import median_interval, ratio_of_medians
 
@@ -106,6 +107,9 @@ def work_of(contestant: Contestant, work: str, batch: int, device: torch.device)
 
         return step
     model.eval()
+    if isinstance(model, LUNet):
+        with torch.no_grad():
+            model(model.sample(4 * FEATURES))  # so many rows that its matrices are folded
     sample = contestant.sample
     if work == "sample" and sample is None:
         return None

@@ -115,13 +115,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, module: str, *arguments: str) -> str:
-    """The output of a module of this interpreter, offline: every proxy is a closed port; on all cores."""
+    """The output of a module of this interpreter, offline: every proxy is a closed port."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     offline = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
-    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", module, *arguments]
     finished = subprocess.run(
-        command, cwd=folder, env={**own, **offline, "PATH": path}, capture_output=True, text=True, check=False
+        command, cwd=folder, env={**os.environ, **offline, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout + finished.stderr
