@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import sweep
+from pipeline.console import UserError
+from pipeline.params import PRESETS, load_params, read_yaml
+
+SWEEPS: dict[str, Any] = read_yaml(sweep.SWEEPS)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_variant_is_a_recipe_that_is_allowed(name: str) -> None:
+    params = load_params(PRESETS / "laptop.yaml")
+    for recipe, changes in sweep.changes_of(SWEEPS[name]).values():
+        training = sweep.changed(params, recipe, changes).recipe(recipe).training
+        assert training is not None
+        assert training.holdout != "test"
+
+
+def test_a_cumulative_sweep_keeps_what_came_before() -> None:
+    variants = {"first": {"a": 1}, "second": {"b": 2, "recipe": "other"}, "third": {"a": 3}}
+    found = sweep.changes_of({"recipe": "one", "cumulative": True, "changes": {"z": 0}, "variants": variants})
+    assert found == {
+        "first": ("one", {"z": 0, "a": 1}),
+        "second": ("other", {"z": 0, "a": 1, "b": 2}),
+        "third": ("other", {"z": 0, "a": 3, "b": 2}),
+    }
+    apart = sweep.changes_of({"recipe": "one", "variants": variants})
+    assert apart["third"] == ("one", {"a": 3})
+
+
+def test_a_wrong_change_is_named() -> None:
+    params = load_params(PRESETS / "laptop.yaml")
+    with pytest.raises(UserError, match=r"recipes\.lunet\.training\.learning_rat: unknown key"):
+        sweep.changed(params, "lunet", {"training.learning_rat": 1})
+
+
+def test_a_variant_is_trained_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"model.start": "standardise", "training.epochs": 0.1, "training.holdout": 0.1}
+    sweeps = tmp_path / "sweeps.yaml"
+    sweeps.write_text(json.dumps({"own": {"recipe": "lunet", "changes": changes, "variants": {"short": None}}}))
+    monkeypatch.setattr(sweep, "SWEEPS", sweeps)
+    table = tmp_path / "own.csv"
+    command = ["sweep", "own", "--dataset", "mnist", "--data", str(small(tmp_path, monkeypatch)), "--out", str(table)]
+    monkeypatch.setattr(sys, "argv", command)
+    sweep.main()
+    (row,) = sweep.read_table(table)
+    assert (row["variant"], row["status"], json.loads(row["changes"])) == ("short", "complete", changes)
+    assert 0 < float(row["holdout_bits_per_dim"]) < 20
+    capsys.readouterr()
+    sweep.main()
+    assert "is in" in capsys.readouterr().out
+    assert sweep.read_table(table) == [row]
+
+
+def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The subset of MNIST as the data stage writes it."""
+    from pipeline import data
+
+    smoke = str(PRESETS / "smoke.yaml")
+    monkeypatch.setattr(sys, "argv", ["data", "--dataset", "mnist", "--out", str(folder / "mnist"), "--params", smoke])
+    data.main()
+    return folder / "mnist"
