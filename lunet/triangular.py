@@ -115,7 +115,7 @@ def _diagonal_blocks(lu: Tensor) -> tuple[Tensor, int]:
     """
     features = lu.shape[-1]
     counts = range(2, 9) if lu.device.type == "cpu" else ()
-    count = max((count for count in counts if features % count == 0 and features // count >= 100), default=1)
+    count = max([1, *(count for count in counts if features % count == 0 and features // count >= 100)])
     width = features // count
     grid = lu.unflatten(0, (count, width)).unflatten(2, (count, width))
     return grid.diagonal(dim1=0, dim2=2).movedim(-1, 0), width
