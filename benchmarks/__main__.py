@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA GPU is here")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     device = torch.device(arguments.device)
@@ -76,8 +78,6 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                 for name in names:
                     torch.manual_seed(0)
                     call = work_of(contestants[name][1](), work, batch, device)
-                    if call is None:
-                        continue
                     slowest = max(clock(call, device)[0] for _ in range(WARMUP))
                     if slowest > 1000 * arguments.patience:
                         tqdm.write(f"{name}, {work} at batch {batch}: {slowest / 1000:.1f} s a call, left out")
@@ -93,8 +93,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                         break
 
 
-def work_of(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object] | None:
-    """One call of a work, or None where a model does not do it."""
+def work_of(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object]:
+    """One call of a work on a batch."""
     model = contestant.model.to(device)
     x = torch.randn(batch, FEATURES, device=device)
     if work == "step":
@@ -110,13 +110,10 @@ def work_of(contestant: Contestant, work: str, batch: int, device: torch.device)
     if isinstance(model, LUNet):
         with torch.no_grad():
             model(model.sample(4 * FEATURES))  # so many rows that its matrices are folded
-    sample = contestant.sample
-    if work == "sample" and sample is None:
-        return None
 
     @torch.no_grad()
     def evaluate() -> None:
-        _ = contestant.log_prob(x) if work == "log_prob" or sample is None else sample(batch)
+        _ = contestant.log_prob(x) if work == "log_prob" else contestant.sample(batch)
 
     return evaluate
 

@@ -21,11 +21,11 @@ GLOW_WIDTH = 672
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model under measurement; ``log_prob`` and ``sample`` may be missing."""
+    """A model under measurement: log-densities of points (N, 784), with shape (N,), and a number of samples."""
 
     model: nn.Module
     log_prob: Callable[[Tensor], Tensor]
-    sample: Callable[[int], object] | None
+    sample: Callable[[int], object]
 
     def parameters(self) -> int:
         """The number of values that are learned."""
@@ -43,6 +43,13 @@ def floor() -> Contestant:
 def lunet() -> Contestant:
     """The paper's LU-Net: four layers, leaky softplus between them."""
     return _own(LUNet(FEATURES, LAYERS))
+
+
+def lunet_reversible() -> Contestant:
+    """The same, trained without stored activations."""
+    flow = LUNet(FEATURES, LAYERS)
+    flow.reversible = True
+    return _own(flow)
 
 
 def lunet_learned() -> Contestant:
@@ -118,6 +125,7 @@ def normflows_glow() -> Contestant:
 VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
     FLOOR: (None, floor),
     "lunet": (None, lunet),
+    "lunet, reversible": (None, lunet_reversible),
     "lunet_learned": (None, lunet_learned),
     "nflows LULinear": ("nflows", lambda: nflows_lu(cached=False)),
     "nflows LULinear, cached": ("nflows", lambda: nflows_lu(cached=True)),
