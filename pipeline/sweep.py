@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=PRESETS / "laptop.yaml", help="default: the laptop preset")
     parser.add_argument("--out", type=Path, help="the table (default: reports/published/sweeps/<sweep>.csv)")
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
     keep_freed_memory()
     params = load_params(arguments.params)
     variants = changes_of(sweeps[arguments.sweep])
@@ -75,7 +74,10 @@ def main() -> None:
             raise UserError(
                 f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share"
             )
+        if recipe.classes != "all":
+            raise UserError(f"{variant}: a sweep trains one model for all classes; classes must be all")
         device = choose_device(params)
+        torch.manual_seed(arguments.seed)
         model = build(recipe, (1, *images.shape[1:]))
         result = fit(model, recipe, images, images[:0], device, arguments.seed, variant, Checkpoint())
         environment = describe_environment(device)
