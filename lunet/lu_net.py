@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from lunet import folding, reversible, triangular
+from lunet import folding, marginals, reversible, triangular
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import Flow, LayerDiagnostics, NonFiniteError
 from lunet.folding import Fold
@@ -178,18 +178,43 @@ class LUNet(Flow):
             ValueError: If a value is not finite, or the sample's covariance is singular.
         """
         h = self._start_leading(x)
-        mean, factor = whitening(h)
-        eigenvalues, vectors = torch.linalg.eigh(factor.mT @ factor)
-        root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.mT
-        cholesky, failure = torch.linalg.cholesky_ex(root)
-        if failure:
-            raise ValueError(f"the covariance of {len(x)} rows is too near to singular to whiten; standardise instead")
-        diagonal = cholesky.diagonal()
         first = self.layers[0]
-        first.lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT))
-        first.bias.copy_(-root @ mean)
+        _whiten_(first, h)
         h = self._finish_start(first, h, offset)
         self._standardise_from(1, h, offset)
+        self.check_invertible()
+        return self
+
+    @torch.no_grad()
+    def copula_(self, x: Tensor, generator: torch.Generator | None = None, *, ridge: float = 0.03) -> Self:
+        r"""Start at a Gaussian copula of a sample: each feature bent to a standard normal, then all whitened together.
+
+        All layers but the last become diagonal, a chain of leaky softpluses for each feature that is fitted to its
+        marginal; the last one whitens what comes out. This is far above a Gaussian where marginals have several modes.
+
+        Cost: `lunet.marginals.fit_marginals`, then :math:`O(N D^2 + D^3)` in float64.
+
+        Args:
+            x: The sample, with shape :math:`(N, D)`.
+            generator: Where the random starts of the fits come from, on the sample's device.
+            ridge: What is added to the variances, which are near 1, before whitening: more helps where rows are few.
+
+        Raises:
+            ValueError: If an activation is not a leaky softplus, there is only one layer, a feature is constant, or a
+                value is not finite.
+        """
+        activations = [layer.activation for layer in self.layers[:-1]]
+        template = activations[0] if activations else None
+        if self.leading is not None or not isinstance(template, LeakySoftplus):
+            raise ValueError("copula_ bends marginals by leaky softpluses between two layers or more; use whiten_")
+        self._check(x, "x")
+        scales, shifts = marginals.fit_marginals(x, template, len(activations), generator)
+        *bent, last = self.layers
+        for layer, scale, shift in zip(bent, scales, shifts, strict=False):
+            layer.lu.copy_(scale.diag())
+            layer.bias.copy_(shift)
+            x = self._finish_start(layer, x, offset=0.0)
+        _whiten_(last, x, scales[-1], shifts[-1], ridge)
         self.check_invertible()
         return self
 
@@ -244,6 +269,21 @@ class LUNet(Flow):
 def _own(activation: Activation | Mapping[str, Any]) -> Activation:
     """An activation of one's own: a copy, or a new one by its description."""
     return copy.deepcopy(activation) if isinstance(activation, Activation) else activation_from(activation)
+
+
+def _whiten_(
+    layer: LULayer, x: Tensor, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0, ridge: float = 0.0
+) -> None:
+    """Set a layer's linear part to the symmetric whitening map of ``scale * x + shift``."""
+    mean, factor = whitening(scale * x + shift, ridge)
+    eigenvalues, vectors = torch.linalg.eigh(factor.mT @ factor)
+    root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.mT
+    cholesky, failure = torch.linalg.cholesky_ex(root)
+    if failure:
+        raise ValueError(f"the covariance of {len(x)} rows is too near to singular to whiten; standardise instead")
+    diagonal = cholesky.diagonal()
+    layer.lu.copy_(triangular.pack(cholesky / diagonal, diagonal[:, None] * cholesky.mT * scale))
+    layer.bias.copy_(root @ (shift - mean))
 
 
 def whitening(x: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:

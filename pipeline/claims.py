@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.console import UserError
-from pipeline.params import Name, Section, read_yaml
+from pipeline.params import Name, Preset, Section, read_yaml
 from pipeline.statistics import (
     Estimate,
     log_log_slope,
@@ -191,7 +191,7 @@ class Subject:
 class Scale:
     """How large the experiment on a data set is: the preset, all data or a subset, which recipes are the paper's."""
 
-    preset: Level
+    preset: Preset
     title: str
     subset: bool
     as_in_paper: frozenset[str]

@@ -63,6 +63,8 @@ def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
     match recipe.model, model.flow:
         case LUNetModel(start="uniform"), LUNet() as flow:
             flow.uniform_(generator)
+        case LUNetModel(start="copula"), LUNet() as flow:
+            flow.copula_(model.preprocess(images[:START_IMAGES], generator)[0], generator)
         case LUNetModel(start=kind) | LearnedLUNetModel(start=kind), LUNet() as flow if kind != "identity":
             sample = model.preprocess(images[:START_IMAGES], generator)[0]
             _ = flow.whiten_(sample) if kind == "whiten" else flow.standardise_(sample)

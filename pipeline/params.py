@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.console import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+Preset = Literal["smoke", "laptop", "overnight", "paper"]
 
 # Upper bounds keep clear of what the machine's own integers hold, and of a slip of the finger.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -96,7 +97,7 @@ class LUNetModel(Section):
     kind: Literal["lunet"]
     layers: Annotated[Count, Field(ge=2)]
     slope: Annotated[float, Field(ge=0.001, lt=1)]
-    start: Literal["identity", "standardise", "whiten", "uniform"]
+    start: Literal["identity", "standardise", "whiten", "copula", "uniform"]
 
 
 class LearnedLUNetModel(Section):
@@ -255,7 +256,7 @@ class Report(Section):
 class Params(Section):
     """The whole of `params.yaml`."""
 
-    preset: Literal["smoke", "laptop", "paper"]
+    preset: Preset
     device: Literal["auto", "cpu", "cuda"]
     deterministic: bool
     checkpoint_seconds: Annotated[float, Field(ge=0, le=1e6)]

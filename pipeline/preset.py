@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
+from typing import get_args
 
 from pipeline.console import exit_with, say
 from pipeline.files import write_text
-from pipeline.params import PRESETS, load_params
+from pipeline.params import PRESETS, Preset, load_params
 
 
 def main() -> None:
@@ -16,9 +17,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
         description="Write a complete set of parameters, comments included, and print what changes. "
-        "smoke: all of it on a small subset, in about two minutes; laptop: the default; paper: the paper's scale.",
+        "smoke: all of it on a small subset, in about two minutes; laptop: the default; overnight: "
+        "more passes, some hours; paper: the paper's scale.",
     )
-    parser.add_argument("preset", choices=["smoke", "laptop", "paper"])
+    parser.add_argument("preset", choices=get_args(Preset))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     source = PRESETS / f"{arguments.preset}.yaml"

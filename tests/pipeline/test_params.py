@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pipeline.console import UserError
-from pipeline.params import PRESETS, load_params, read_yaml, validate
+from pipeline.params import PRESETS, Preset, load_params, read_yaml, validate
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def put(values: Any, key: str, value: Any) -> None:
 # What is allowed
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_presets_are_valid_and_say_their_name(preset: str) -> None:
     assert load_params(PRESETS / f"{preset}.yaml").preset == preset
 

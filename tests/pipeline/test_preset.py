@@ -3,10 +3,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from pipeline.params import PRESETS
+from pipeline.params import PRESETS, Preset
 
 
 def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
@@ -14,7 +15,7 @@ def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: str) -> None:
     finished = write(preset, tmp_path / "params.yaml")
     assert finished.returncode == 0
@@ -32,7 +33,7 @@ def test_the_difference_is_printed(tmp_path: Path) -> None:
 def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     finished = write("desktop", tmp_path / "params.yaml")
     assert finished.returncode == 2
-    assert "smoke, laptop, paper" in finished.stderr.replace("'", "")
+    assert "smoke, laptop, overnight, paper" in finished.stderr.replace("'", "")
     assert not (tmp_path / "params.yaml").exists()
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from test_dvc import imported
@@ -21,7 +21,7 @@ from pipeline.archive import unpack
 from pipeline.console import StopRequest, UserError
 from pipeline.graph import read_steps
 from pipeline.ledger import Ledger
-from pipeline.params import PRESETS, load_params, read_yaml
+from pipeline.params import PRESETS, Preset, load_params, read_yaml
 from pipeline.run import CELLS, Runner, in_order
 
 ALL = [
@@ -65,7 +65,7 @@ class Clock:
 # Steps
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: str) -> None:
     params = load_params(PRESETS / f"{preset}.yaml")
     grid = params.grid
