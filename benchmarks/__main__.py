@@ -45,6 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--note", help="what a reader must know of these times, kept with the environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -53,7 +54,7 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device(arguments.device)
     samples = pd.DataFrame(list(measure(arguments, device)))
-    environment = describe_environment(device)
+    environment = describe_environment(device) | {"note": arguments.note}
     table = summarise(samples)
     arguments.out.mkdir(parents=True, exist_ok=True)
     samples.to_csv(arguments.out / "samples.csv", index=False, float_format="%.5g")

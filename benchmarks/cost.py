@@ -39,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--note", help="what a reader must know of these times, kept with the environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -56,8 +57,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     times.to_csv(arguments.out / "cost_times.csv", index=False, float_format="%.5g")
     weights.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
-    pd.Series(describe_environment(torch.device("cpu"))).to_csv(arguments.out / "cost_environment.csv", header=False)
-    draw(times, weights, arguments.out / "cost.png")
+    environment = describe_environment(torch.device("cpu")) | {"note": arguments.note}
+    pd.Series(environment).to_csv(arguments.out / "cost_environment.csv", header=False)
+    for form in ("png", "svg"):
+        draw(times, weights, arguments.out / f"cost.{form}")
     print(f"written to {arguments.out}")
 
 
@@ -70,23 +73,28 @@ def sizes(axis: str, value: int) -> tuple[int, int, int]:
 def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Milliseconds of each work, and beside them those of dense products and of a determinant by elimination.
 
-    ``floor_ms`` is the arithmetic of both triangles, three times for a step, at the speed of a dense product measured
-    in the same round.
+    With one thread it is the CPU time, which others' use of the machine hardly touches. ``floor_ms`` is the arithmetic
+    of both triangles, three times for a step, at the speed of a dense product measured in the same round.
     """
     features, layers, batch = sizes(axis, value)
     torch.manual_seed(0)
     x, matrix = torch.randn(batch, features), torch.randn(features, features)
     calls = works(LUNet(features, layers), LUNet(features, layers).eval(), x)
-    device = torch.device("cpu")
+    device, one_thread = torch.device("cpu"), torch.get_num_threads() == 1
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        return clock(call, device)[one_thread]
+
     for call in calls.values():
         call()
     for number in range(rounds):
-        product_ms = clock(partial(torch.mm, x, matrix), device)[0]
-        slogdet_ms = clock(partial(torch.linalg.slogdet, matrix), device)[0] if axis == "features" else None
+        product_ms = milliseconds(partial(torch.mm, x, matrix))
+        slogdet_ms = milliseconds(partial(torch.linalg.slogdet, matrix)) if axis == "features" else None
         for work, call in calls.items():
             yield {
-                "axis": axis, "value": value, "work": work, "round": number, "ms": clock(call, device)[0],
+                "axis": axis, "value": value, "work": work, "round": number, "ms": milliseconds(call),
                 "floor_ms": layers * product_ms * (3 if work == "step" else 1), "slogdet_ms": slogdet_ms,
+                "clock": "cpu" if one_thread else "wall",
             }  # fmt: skip
 
 
@@ -172,7 +180,8 @@ def draw(times: pd.DataFrame, weights: pd.DataFrame, path: Path) -> None:
         plot.set_xticks(values, [f"{value:,.0f}" for value in values])
         plot.minorticks_off()
         plot.tick_params(axis="x", labelrotation=45)
-    figure.savefig(path, dpi=100)
+    with plt.rc_context({"svg.hashsalt": "cost"}):
+        figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
