@@ -315,6 +315,7 @@ def peak_mib(setting: Setting, key: Key) -> float:
     """That of one key; everything else has been freed before."""
     name = key.figure.split()[0]
     size = setting.realnvp_batch if name == "realnvp" else setting.batch
+    torch.cuda.init()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with products_in(key.precision):
