@@ -171,6 +171,19 @@ def test_bfloat16_reaches_the_networks_of_a_realnvp() -> None:
     assert seen == [torch.bfloat16, torch.float32]
 
 
+def test_memory_is_told_with_its_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("init", "empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 90 * 2**20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 32 * 2**20)
+    rows = gpu_works.weigh(SETTING, [Key(f"{name} training peak", "eager", "float32") for name in ("lunet", "realnvp")])
+    found = [(row["figure"], row["value"]) for row in rows]
+    assert found == [
+        (f"{n} {f}", v) for n in ("lunet", "realnvp") for f, v in (("training peak", 90), ("workspaces", 32))
+    ]
+    assert all(figure in FIGURES for figure, _ in found)
+
+
 # Training
 
 
@@ -185,6 +198,33 @@ def test_a_trainer_begins_anew_with_each_class() -> None:
             trainer.start(images)
             trainer.run(images, 4)
         found.append(trainer.model.state_dict())
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_what_a_capture_runs_beforehand_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+
+    def captured(step: Callable[[], None]) -> Callable[[], None]:
+        """What stands in for a graph where there is no GPU: the steps before it, and the step itself."""
+        for _ in range(gpu_works.WARMUP):
+            step()
+
+        def replay() -> None:
+            taken.append(True)
+            step()
+
+        return replay
+
+    monkeypatch.setattr(gpu_works, "captured", captured)
+    images, _ = gpu_works.class_images(SETTING)[0]
+    found = []
+    for variant in ("eager", "graph"):
+        trainer = Trainer(SETTING, variant, "float32")
+        torch.manual_seed(0)
+        trainer.start(images)
+        trainer.run(images, 4)
+        found.append(trainer.model.state_dict())
+    assert len(taken) == 4
     assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
 
 
