@@ -92,9 +92,17 @@ def test_every_round_measures_everyone_once() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_takes_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    found = list(benchmarks.measure(settings(patience=0, works=["step"], batches=[1]), torch.device("cpu")))
+def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[object] = []
+
+    def clock(call: object, device: torch.device) -> tuple[float, float]:
+        calls.append(call)
+        return 20.0, 20.0
+
+    monkeypatch.setattr(benchmarks, "clock", clock)
+    found = list(benchmarks.measure(settings(patience=0.01, works=["step"], batches=[1]), torch.device("cpu")))
     assert found == []
+    assert len(calls) == len(set(calls)) == 2  # once each, and not once more
     assert "lunet, step at batch 1: 0.0 s a call, left out" in "".join(capsys.readouterr())
 
 
