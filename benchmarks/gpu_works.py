@@ -207,6 +207,23 @@ def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[...,
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
+def require_same_gradients(
+    found: Callable[[Tensor], Tensor],
+    expected: Callable[[Tensor], Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    precision: str,
+) -> None:
+    """Raise `ArithmeticError` where two losses differ in a gradient by more than its arithmetic's rounding errors."""
+    wanted = torch.autograd.grad(expected(x), parameters)
+    # A gradient that is next to nothing is held against those of all parameters.
+    least = 1e-4 * torch.stack([grad.norm() for grad in wanted]).norm()
+    pairs = zip(torch.autograd.grad(found(x), parameters), wanted, strict=True)
+    worst = max(float((grad - own).norm() / torch.maximum(own.norm(), least)) for grad, own in pairs)
+    if not worst <= (0.1 if precision == "bfloat16" else 0.01):
+        raise ArithmeticError(f"compiled gradients are off by {worst:.2g} of their norm")
+
+
 def make_step(setting: Setting, key: Key) -> Call:
     """One training step of the model of a key on a batch of floats, in its variant and arithmetic."""
     torch.manual_seed(0)
@@ -226,8 +243,13 @@ def make_step(setting: Setting, key: Key) -> Call:
     def negative(x: Tensor) -> Tensor:
         return -log_prob(x).mean()
 
-    loss = compiled(negative, setting) if "compiled" in key.variant else negative
-    step, _ = stepper(lambda: loss(x), model.train(), setting, key.precision, graph=graph, rate=1e-5)
+    model.train()
+    loss: Callable[[Tensor], Tensor] = negative
+    if "compiled" in key.variant:
+        loss = compiled(negative, setting)
+        with networks_in(key.precision, setting):
+            require_same_gradients(loss, negative, x, list(model.parameters()), key.precision)
+    step, _ = stepper(lambda: loss(x), model, setting, key.precision, graph=graph, rate=1e-5)
     return captured(step) if graph else step
 
 

@@ -159,6 +159,23 @@ def test_a_step_changes_all_parameters(key: Key, monkeypatch: pytest.MonkeyPatch
     assert any(changed) if key.figure == "realnvp step" else all(changed)
 
 
+@pytest.mark.parametrize(("precision", "error", "refused"), [("tf32", 0.02, True), ("tf32", 0.005, False)])
+def test_wrong_gradients_are_refused(precision: str, error: float, refused: bool) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    x = torch.randn(3)
+
+    def check() -> None:
+        gpu_works.require_same_gradients(
+            lambda x: (1 + error) * (weight * x).sum(), lambda x: (weight * x).sum(), x, [weight], precision
+        )
+
+    if refused:
+        with pytest.raises(ArithmeticError, match=r"off by 0\.02"):
+            check()
+    else:
+        check()
+
+
 def test_bfloat16_reaches_the_networks_of_a_realnvp() -> None:
     seen = []
     flow = gpu_works.realnvp(SETTING)
