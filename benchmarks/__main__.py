@@ -41,7 +41,10 @@ def main() -> None:
         "--seconds", type=float, default=20, help="for a work at a batch, after five rounds; default: 20"
     )
     parser.add_argument(
-        "--patience", type=float, default=3, help="seconds a call may take, else it is left out; default: 3"
+        "--patience",
+        type=float,
+        default=3,
+        help="seconds a call may take; else it is left out, at larger batches too; default: 3",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
@@ -74,15 +77,19 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
         if missing:
             tqdm.write(f"not installed, left out: {', '.join(missing)}; install them with: make rivals")
         for work in arguments.works:
-            for batch in batches:
+            slow: set[str] = set()
+            for batch in sorted(batches):
                 calls = {}
                 for name in names:
+                    if name in slow:
+                        continue
                     torch.manual_seed(0)
                     call = work_of(contestants[name][1](), work, batch, device)
                     for _ in range(WARMUP):
                         taken = clock(call, device)[0] / 1000
                         if taken > arguments.patience:
-                            tqdm.write(f"{name}, {work} at batch {batch}: {taken:.1f} s a call, left out")
+                            tqdm.write(f"{name}, {work} at batch {batch}: {taken:.1f} s a call, left out from here on")
+                            slow.add(name)
                             break
                     else:
                         calls[name] = call
