@@ -187,7 +187,19 @@ def stepper(
     return step, optimizer
 
 
-def captured(step: Call) -> Call:
+@dataclass(frozen=True)
+class Captured:
+    """A step as one CUDA graph, and the step itself, for the sake of the tensors that the graph reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    step: Call
+
+    def __call__(self) -> None:
+        """Take the step."""
+        self.graph.replay()
+
+
+def captured(step: Call) -> Captured:
     """A step as one CUDA graph; steps are taken before, to make what the first ones make."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -198,7 +210,7 @@ def captured(step: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return Captured(graph, step)
 
 
 def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[..., Tensor]:

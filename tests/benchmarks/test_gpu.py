@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -174,6 +178,19 @@ def test_wrong_gradients_are_refused(precision: str, error: float, refused: bool
             check()
     else:
         check()
+
+
+def test_a_graph_keeps_the_tensors_that_it_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    weights = torch.zeros(2)
+    seen, call = weakref.ref(weights), gpu_works.captured(partial(weights.add_, 1))
+    assert weights[0] == gpu_works.WARMUP + 1
+    del weights
+    gc.collect()
+    assert seen() is not None
+    call()
+    torch.cuda.CUDAGraph().replay.assert_called_once_with()  # type: ignore[attr-defined]
 
 
 def test_bfloat16_reaches_the_networks_of_a_realnvp() -> None:
