@@ -156,11 +156,11 @@ def test_a_step_changes_all_parameters(key: Key, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     torch.compiler.reset()
     call = gpu_works.make_step(SETTING, key)
+    assert all(bool((parameter != 0).any()) for parameter in stepped)  # none of them all zeros
     before = [parameter.detach().clone() for parameter in stepped]
     call()
     changed = [not torch.equal(old, new) for old, new in zip(before, stepped, strict=True)]
-    # The networks of a RealNVP start with last layers of zeros, which let no gradient through to the rest.
-    assert any(changed) if key.figure == "realnvp step" else all(changed)
+    assert all(changed)
 
 
 @pytest.mark.parametrize(("precision", "error", "refused"), [("tf32", 0.02, True), ("tf32", 0.005, False)])
@@ -260,6 +260,18 @@ def test_what_a_capture_runs_beforehand_leaves_no_trace(monkeypatch: pytest.Monk
         found.append(trainer.model.state_dict())
     assert len(taken) == 4
     assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_the_training_of_all_classes_is_timed_and_scored() -> None:
+    key = Key("lunet training", "eager", "tf32")
+    set_up, spent, single, half = gpu_works.train_all(SETTING, [key])
+    assert (set_up["figure"], spent["figure"]) == ("lunet training set-up", "lunet training")
+    assert min(set_up["value"], spent["value"]) > 0
+    assert [(row["trained_in"], row["scored_in"]) for row in (single, half)] == [("tf32", "float32"), ("tf32", "tf32")]
+    assert single["images"] == 100 * SETTING.classes
+    # On a CPU both are float32.
+    assert single["bits_per_dim"] == half["bits_per_dim"] > 8
+    assert single["largest_difference"] == half["largest_difference"] == 0
 
 
 def test_training_lowers_the_loss() -> None:
