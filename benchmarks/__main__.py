@@ -12,12 +12,13 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from tqdm import tqdm
 
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
 from lunet import LUNet
 from pipeline.environment import describe_environment, keep_freed_memory
-from pipeline.statistics import median_interval, ratio_of_medians
+from pipeline.statistics import median_interval, ratio_of_medians, rounded
 
 WORKS = ("step", "log_prob", "sample")
 WARMUP = 2
@@ -41,10 +42,14 @@ def main() -> None:
         "--seconds", type=float, default=20, help="for a work at a batch, after five rounds; default: 20"
     )
     parser.add_argument(
-        "--patience", type=float, default=3, help="seconds a call may take, else it is left out; default: 3"
+        "--patience",
+        type=float,
+        default=3,
+        help="seconds a call may take; else it is left out, at larger batches too; default: 3",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--note", help="what a reader must know of these times, kept with the environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -53,13 +58,14 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device(arguments.device)
     samples = pd.DataFrame(list(measure(arguments, device)))
-    environment = describe_environment(device)
+    environment = describe_environment(device) | {"note": arguments.note}
     table = summarise(samples)
     arguments.out.mkdir(parents=True, exist_ok=True)
     samples.to_csv(arguments.out / "samples.csv", index=False, float_format="%.5g")
     table.to_csv(arguments.out / "table.csv", index=False, float_format="%.4g")
     pd.Series(environment).to_csv(arguments.out / "environment.csv", header=False)
-    draw(table, arguments.out / "times.png")
+    for form in ("png", "svg"):
+        draw(table, arguments.out / f"times.{form}")
     with pd.option_context("display.width", 160, "display.max_rows", None, "display.float_format", "{:.3g}".format):
         print(table.to_string(index=False))
     print(f"written to {arguments.out}")
@@ -73,14 +79,20 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
         if missing:
             tqdm.write(f"not installed, left out: {', '.join(missing)}; install them with: make rivals")
         for work in arguments.works:
-            for batch in batches:
+            slow: set[str] = set()
+            for batch in sorted(batches):
                 calls = {}
                 for name in names:
+                    if name in slow:
+                        continue
                     torch.manual_seed(0)
                     call = work_of(contestants[name][1](), work, batch, device)
-                    slowest = max(clock(call, device)[0] for _ in range(WARMUP))
-                    if slowest > 1000 * arguments.patience:
-                        tqdm.write(f"{name}, {work} at batch {batch}: {slowest / 1000:.1f} s a call, left out")
+                    for _ in range(WARMUP):
+                        taken = clock(call, device)[0] / 1000
+                        if taken > arguments.patience:
+                            tqdm.write(f"{name}, {work} at batch {batch}: {taken:.1f} s a call, left out from here on")
+                            slow.add(name)
+                            break
                     else:
                         calls[name] = call
                 begin = time.perf_counter()
@@ -148,7 +160,7 @@ def summarise(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw all medians with their intervals, one panel for each work and batch."""
+    """Draw all medians with their intervals and ratios to the first, one panel for each work and batch."""
     matplotlib.use("Agg")
     groups = list(table.groupby(["work", "batch"], sort=False))
     columns = min(3, len(groups))
@@ -162,26 +174,30 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for axis in axes.flat[len(groups) :]:
         axis.remove()
     for axis, ((work, batch), group) in zip(axes.flat, groups, strict=False):
-        ours = group["model"].str.startswith(("lunet", "realnvp"))
         places = range(len(group))
-        axis.barh(places, group["ms"], color=["#3b6fb6" if own else "#9a9a9a" for own in ours])
-        axis.errorbar(
-            group["ms"],
-            places,
-            xerr=[group["ms"] - group["ms_low"], group["ms_high"] - group["ms"]],
-            fmt="none",
-            color="black",
-            lw=1,
-        )
+        for place, (_, row) in zip(places, group.iterrows(), strict=True):
+            colour = "#3b6fb6" if row["model"].startswith(("lunet", "realnvp")) else "#777777"
+            spread = [[row["ms"] - row["ms_low"]], [row["ms_high"] - row["ms"]]]
+            axis.errorbar(row["ms"], place, xerr=spread, fmt="o", color=colour, capsize=2)
+            axis.annotate(
+                f"{rounded(row['ratio'], 2):,g}", (row["ms"], place), (7, 3), textcoords="offset points", fontsize=7
+            )
         axis.set(
             yticks=places,
             yticklabels=group["model"],
             title=f"{work}, batch {batch}",
             xlabel="milliseconds",
             xscale="log",
+            xlim=(group["ms"].min() / 1.25, group["ms"].max() * 1.5),
         )
+        wide = group["ms"].max() > 30 * group["ms"].min()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(color="#dddddd")
         axis.invert_yaxis()
-    figure.savefig(path, dpi=110)
+    with plt.rc_context({"svg.hashsalt": "times", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -14,6 +14,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import FuncFormatter, LogLocator
 from tqdm import tqdm
 
 from benchmarks.__main__ import clock
@@ -39,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--note", help="what a reader must know of these times, kept with the environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -56,8 +58,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     times.to_csv(arguments.out / "cost_times.csv", index=False, float_format="%.5g")
     weights.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
-    pd.Series(describe_environment(torch.device("cpu"))).to_csv(arguments.out / "cost_environment.csv", header=False)
-    draw(times, weights, arguments.out / "cost.png")
+    environment = describe_environment(torch.device("cpu")) | {"note": arguments.note}
+    pd.Series(environment).to_csv(arguments.out / "cost_environment.csv", header=False)
+    for form in ("png", "svg"):
+        draw(times, weights, arguments.out / f"cost.{form}")
     print(f"written to {arguments.out}")
 
 
@@ -70,23 +74,28 @@ def sizes(axis: str, value: int) -> tuple[int, int, int]:
 def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Milliseconds of each work, and beside them those of dense products and of a determinant by elimination.
 
-    ``floor_ms`` is the arithmetic of both triangles, three times for a step, at the speed of a dense product measured
-    in the same round.
+    With one thread it is the CPU time, which others' use of the machine hardly touches. ``floor_ms`` is the arithmetic
+    of both triangles, three times for a step, at the speed of a dense product measured in the same round.
     """
     features, layers, batch = sizes(axis, value)
     torch.manual_seed(0)
     x, matrix = torch.randn(batch, features), torch.randn(features, features)
     calls = works(LUNet(features, layers), LUNet(features, layers).eval(), x)
-    device = torch.device("cpu")
+    device, one_thread = torch.device("cpu"), torch.get_num_threads() == 1
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        return clock(call, device)[one_thread]
+
     for call in calls.values():
         call()
     for number in range(rounds):
-        product_ms = clock(partial(torch.mm, x, matrix), device)[0]
-        slogdet_ms = clock(partial(torch.linalg.slogdet, matrix), device)[0] if axis == "features" else None
+        product_ms = milliseconds(partial(torch.mm, x, matrix))
+        slogdet_ms = milliseconds(partial(torch.linalg.slogdet, matrix)) if axis == "features" else None
         for work, call in calls.items():
             yield {
-                "axis": axis, "value": value, "work": work, "round": number, "ms": clock(call, device)[0],
+                "axis": axis, "value": value, "work": work, "round": number, "ms": milliseconds(call),
                 "floor_ms": layers * product_ms * (3 if work == "step" else 1), "slogdet_ms": slogdet_ms,
+                "clock": "cpu" if one_thread else "wall",
             }  # fmt: skip
 
 
@@ -153,26 +162,33 @@ def draw(times: pd.DataFrame, weights: pd.DataFrame, path: Path) -> None:
                 plot.plot(median.index, median["floor_ms"], ":", color=colours[work], label=f"arithmetic of a {work}")
         if axis == "features":
             plot.plot(median.index, median["slogdet_ms"], "s--", color="#888888", label="slogdet of one dense matrix")
-            widths = median.index.to_numpy(dtype=float)
-            for power, style in ((2, (0, (1, 4))), (3, (0, (5, 4)))):
-                line = median["slogdet_ms"].iloc[0] / 4 * (widths / widths[0]) ** power
-                plot.plot(widths, line, color="#bbbbbb", ls=style, label=f"$O(D^{power})$")
+            steps, slogdet = own[own["work"] == "step"].groupby("value")["ms"].median(), median["slogdet_ms"]
+            # Each runs to the right end of what it is the slope of, the first one above it, to be seen.
+            for power, end, style in ((2, 2 * steps.iloc[-1], (0, (1, 4))), (3, slogdet.iloc[-1], (0, (5, 4)))):
+                line = end * (median.index.to_numpy(dtype=float) / median.index[-1]) ** power
+                plot.plot(median.index, line, color="#999999", ls=style, label=f"$O(D^{power})$")
+            plot.set_ylim(bottom=median["slogdet_ms"].min() / 3)
         plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="milliseconds")
-        plot.legend(fontsize=7)
     for plot, (axis, own) in zip(axes[1], weights.groupby("axis", sort=False), strict=False):
         for reversible, name, colour in ((False, "plain", "#3b6fb6"), (True, "reversible", "#c4572e")):
             chosen = own[own["reversible"] == reversible]
             plot.plot(chosen["value"], chosen["mib"], "o-", color=colour, label=f"{name}, measured")
             plot.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label=f"{name}, at least")
         plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="MiB in training")
-        plot.legend(fontsize=7)
-    axes[1, 2].remove()
-    for plot in figure.axes:
+    # The legends stand in the place that is left; every plot has the same colours, the first one all lines.
+    axes[1, 2].set_axis_off()
+    of_times = axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), title="times", loc="upper left", fontsize=8)
+    axes[1, 2].add_artist(of_times)
+    axes[1, 2].legend(*axes[1, 0].get_legend_handles_labels(), title="memory", loc="lower left", fontsize=8)
+    for plot in (*axes[0], *axes[1, :2]):
         values = AXES[plot.get_xlabel()]
         plot.set_xticks(values, [f"{value:,.0f}" for value in values])
         plot.minorticks_off()
         plot.tick_params(axis="x", labelrotation=45)
-    figure.savefig(path, dpi=100)
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    with plt.rc_context({"svg.hashsalt": "cost"}):
+        figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -106,7 +106,7 @@ class _LeakySoftplus(torch.autograd.Function):
     def forward(x: Tensor, lowest: float) -> tuple[Tensor, Tensor, Tensor]:
         value = torch.add(x * lowest, softplus(x, threshold=40), alpha=1 - lowest)
         # Not in place: torch 2.11 compiles that to another gradient.
-        slope = torch.add(x.new_tensor(lowest), torch.sigmoid(x), alpha=1 - lowest)
+        slope = torch.add(x.new_full((), lowest), torch.sigmoid(x), alpha=1 - lowest)
         return value, slope.log(), slope
 
     @staticmethod
@@ -153,7 +153,7 @@ def _invert(y: Tensor, slope: float, steps: int) -> Tensor:
     k = slope / (1 - slope)
     y = y / (1 - slope)
     # The inverse of k x + (x + sqrt(x^2 + 4 ln^2 2)) / 2.
-    corner = y.new_tensor(2 * math.log(2) * math.sqrt(k * (k + 1)))
+    corner = y.new_full((), 2 * math.log(2) * math.sqrt(k * (k + 1)))
     x = (y * (k + 0.5) - torch.hypot(y, corner) / 2) / (k * (k + 1))
     for _ in range(steps):
         sigmoid = torch.sigmoid(x)

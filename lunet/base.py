@@ -43,8 +43,9 @@ class Flow(nn.Module, ABC):
     r"""An invertible map :math:`f: \mathbb{R}^D \to \mathbb{R}^D` from data to standard normal latents.
 
     A subclass writes `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow. Shapes, dtypes and
-    devices are checked in every call; that results are finite, outside of training and compilation only, since looking
-    at a value makes a GPU wait. The error names the cause, such as a NaN in the data or a singular layer.
+    devices are checked in every call; that results are finite, outside of training, compilation and the capture of CUDA
+    graphs only, since looking at a value makes a GPU wait. The error names the cause, such as a NaN in the data or a
+    singular layer.
 
     Args:
         features: The number :math:`D` of features.
@@ -201,7 +202,7 @@ class Flow(nn.Module, ABC):
 
     def _require_finite(self, value: Tensor, name: str, *results: Tensor) -> None:
         """Raise `NonFiniteError`, with the cause, for a result that is not finite."""
-        if value.is_meta:
+        if value.is_meta or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         # A sum is not finite if a value is not, and costs a tenth; it may also overflow by itself.
         if all(bool(result.sum().isfinite()) or bool(result.isfinite().all()) for result in results):

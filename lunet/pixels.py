@@ -48,7 +48,7 @@ def logit(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     Returns:
         The logits and the log-slopes, each with the shape of ``values``.
     """
-    scale = torch.tensor(1 - low - high, dtype=values.dtype, device=values.device)
+    scale = values.new_full((), 1 - low - high)  # filled on the device: a copy to a GPU would wait, and forbid a graph
     log_p = (low + scale * values).log()
     log_q = (high + scale * (1 - values)).log()
     return log_p - log_q, scale.log() - log_p - log_q

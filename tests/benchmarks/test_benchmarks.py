@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -58,6 +59,7 @@ def test_log_densities_and_samples_are_those_of_a_batch(name: str) -> None:
     assert contestant.parameters() == sum(parameter.numel() for parameter in learned)
 
 
+@pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
 def test_rivals_have_as_many_parameters() -> None:
     pytest.importorskip("normflows", reason="needs normflows")
     ours, glow = (IMAGES[name][1]().parameters() for name in ("realnvp", "normflows Glow"))
@@ -92,10 +94,18 @@ def test_every_round_measures_everyone_once() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_takes_too_long_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    found = list(benchmarks.measure(settings(patience=0, works=["step"], batches=[1]), torch.device("cpu")))
+def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[object] = []
+
+    def clock(call: object, device: torch.device) -> tuple[float, float]:
+        calls.append(call)
+        return 20_000.0, 20_000.0
+
+    monkeypatch.setattr(benchmarks, "clock", clock)
+    found = list(benchmarks.measure(settings(patience=10, works=["step"], batches=[2, 1]), torch.device("cpu")))
     assert found == []
-    assert "lunet, step at batch 1: 0.0 s a call, left out" in "".join(capsys.readouterr())
+    assert len(calls) == len(set(calls)) == 2  # once each: not once more, and not at the larger batch
+    assert "lunet, step at batch 1: 20.0 s a call, left out from here on" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("work", ["step", "log_prob", "sample"])
@@ -129,3 +139,16 @@ def test_one_thread_is_judged_by_cpu_time() -> None:
     table = benchmarks.summarise(samples({"floor": [2.0] * 6}, threads=1))
     assert list(table["ms"]) == [20.0]
     assert set(table["clock"]) == {"cpu"}
+
+
+# The picture
+
+
+def test_the_picture_has_every_model_and_is_always_the_same(tmp_path: Path) -> None:
+    table = benchmarks.summarise(samples({"8 linear layers": [2.0] * 6, "lunet": [1.0] * 6, "zuko MAF": [90.0] * 6}))
+    first, second = tmp_path / "first.svg", tmp_path / "second.svg"
+    for path in (first, second):
+        benchmarks.draw(table, path)
+    drawn = first.read_text()
+    assert all(f">{name}</text>" in drawn for name in (*table["model"], "step, batch 1"))
+    assert drawn == second.read_text()

@@ -1,0 +1,256 @@
+"""Measures what the flows can do on a GPU, beside targets and the poster: python -m benchmarks.gpu --help.
+
+It needs torch, numpy, scipy and safetensors, and nothing else of the project's libraries: no network, no DVC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.contestants import FLOOR
+from benchmarks.gpu_works import (
+    FIGURES,
+    QUICK,
+    Key,
+    Row,
+    Setting,
+    failure,
+    in_turn,
+    likelihoods,
+    make_evaluation,
+    make_step,
+    train_all,
+    weigh,
+)
+from pipeline.statistics import MEDIAN_INTERVAL, median_interval
+
+CLOSING_SECONDS = 5  # of the time limit, for the summary
+STARTING_SECONDS = 10  # a process that would have less is not started
+
+
+@dataclass(frozen=True)
+class Part:
+    """Keys, and how their rows are made."""
+
+    keys: tuple[Key, ...]
+    rows: Callable[[Setting, Sequence[Key]], Iterator[Row]]
+
+
+def parts(setting: Setting) -> dict[str, Part]:
+    """The parts of a run, those that are worth most first."""
+    plain = ("eager", "graph") if setting.cuda else ("eager",)
+    fused = ("compiled", "compiled, graph") if setting.cuda else ("compiled",)
+    last = ("graph, channels last", "eager, channels last") if setting.cuda else ("eager, channels last",)
+    two, three = ("float32", "tf32"), ("float32", "tf32", "bfloat16")
+
+    def keys(figures: Sequence[str], variants: Sequence[str], precisions: Sequence[str]) -> tuple[Key, ...]:
+        return tuple(Key(f, v, p) for f in figures for v in variants for p in precisions)
+
+    steps, evaluations = partial(in_turn, make=make_step), partial(in_turn, make=make_evaluation)
+    weighed = keys(["lunet training peak"], plain, ["float32"]) + keys(["realnvp training peak"], plain, ["float32"])
+    compared = keys(["lunet likelihood", "lunet_learned likelihood"], ["eager"], two)
+    own, learned, baseline = ["lunet step"], ["lunet_learned step"], ["realnvp step"]
+    made = {
+        "memory": Part(weighed if setting.cuda else (), weigh),
+        "lunet step": Part(keys([*own, *learned, f"{FLOOR} step"], plain, two), steps),
+        "training": Part(
+            keys(["lunet training"], plain[1:], two) + keys(["lunet training"], ["eager"], ["float32"]), train_all
+        ),
+        "evaluation": Part(keys(["lunet density", "lunet sampling"], ["eager"], two), evaluations),
+        "realnvp step": Part(keys(baseline, (*plain, *last), three), steps),
+        "lunet step, compiled": Part(keys(own, fused, two), steps),
+        "likelihood": Part(compared + keys(["realnvp likelihood"], ["eager"], three), likelihoods),
+        "realnvp evaluation": Part(keys(["realnvp density", "realnvp sampling"], ["eager"], three), evaluations),
+        "realnvp step, compiled in bfloat16": Part(keys(baseline, fused[-1:], ["bfloat16"]), steps),
+        "training, compiled": Part(keys(["lunet training"], fused[-1:], ["tf32"]), train_all),
+        "lunet_learned step, compiled": Part(keys(learned, fused, two), steps),
+        "realnvp step, compiled in tf32": Part(keys(baseline, fused[-1:], ["tf32"]), steps),
+    }
+    return {name: part for name, part in made.items() if part.keys}
+
+
+def work(setting: Setting, name: str, path: Path) -> None:
+    """Write the rows of a part to a file, one a line, each as soon as it is there."""
+    part = parts(setting)[name]
+    with path.open("w", encoding="utf-8") as file:
+        for row in part.rows(setting, part.keys):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def run_part(setting: Setting, name: str, seconds: float) -> list[Row]:
+    """The rows of a part that its process has made within so many seconds, and for each key without one, why."""
+    part, reason = parts(setting)[name], None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        if seconds < STARTING_SECONDS:
+            reason = "not measured: the time limit"
+        else:
+            process = multiprocessing.get_context("spawn").Process(target=work, args=(setting, name, path))
+            process.start()
+            process.join(seconds)
+            if process.is_alive():
+                process.kill()
+                process.join()
+                reason = "not measured: the time limit"
+            elif process.exitcode:
+                reason = f"its process ended with status {process.exitcode}"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # the last line of a process that was killed
+            rows.append(json.loads(line))
+    told = {(row.get("figure"), row.get("variant"), row.get("precision")) for row in rows}
+    told |= {(f"{row['model']} likelihood", "eager", row["trained_in"]) for row in rows if row["kind"] == "likelihood"}
+    return rows + [failure(key, reason or "it gave no sample") for key in part.keys if tuple(key) not in told]
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Medians with bootstrap intervals of all keys, beside target and poster, in the order of `FIGURES`."""
+    samples: dict[Key, list[float]] = {}
+    for row in rows:
+        if row["kind"] == "sample":
+            samples.setdefault(Key(row["figure"], row["variant"], row["precision"]), []).append(row["value"])
+    table = []
+    for key in sorted(samples, key=lambda key: list(FIGURES).index(key.figure)):
+        figure, median = FIGURES[key.figure], median_interval(samples[key])
+        table.append({
+            **key._asdict(), "n": median.n, "median": median.value, "low": median.low, "high": median.high,
+            "unit": figure.unit, "target": figure.target, "poster": figure.poster,
+            "within_target": None if figure.target is None else median.value <= figure.target,
+            "poster_over_median": None if figure.poster is None else figure.poster / median.value,
+        })  # fmt: skip
+    return table
+
+
+def as_text(table: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A table for the console."""
+
+    def cell(value: object) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [list(columns), *([cell(row.get(column)) for column in columns] for row in table)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def write(out: Path, rows: Sequence[Row], setting: Setting, environment: Mapping[str, Any]) -> list[Row]:
+    """Write `samples.csv` and `summary.json`, and return the summary's table."""
+    table = summarise(rows)
+    with (out / "samples.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*Key._fields, "round", "value", "unit"])
+        for row in rows:
+            if row["kind"] == "sample":
+                key = [row[field] for field in Key._fields]
+                writer.writerow([*key, row["round"], f"{row['value']:.6g}", FIGURES[row["figure"]].unit])
+    summary = {
+        "environment": environment,
+        "setting": asdict(setting)
+        | {"data": str(setting.data.name if setting.data else "random; subset for likelihoods")},
+        "statistic": f"median, {MEDIAN_INTERVAL}; a sample of a step is the mean of {setting.in_a_row} in a row",
+        "figures": table,
+        "likelihood": [_without_kind(row) for row in rows if row["kind"] == "likelihood"],
+        "failed": [_without_kind(row) for row in rows if row["kind"] == "failed"],
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return table
+
+
+def _without_kind(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "kind"}
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """Time, machine and versions."""
+    found: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": f"{platform.system()}-{platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "device": setting.device,
+    }
+    if setting.cuda:
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count}
+        found["nvidia_smi"] = _printed(
+            "nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv"
+        )
+    return found | {"commit": _printed("git", "rev-parse", "HEAD")}
+
+
+def _printed(*command: str) -> str | None:
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="On a CUDA GPU, in under ten minutes: LU-Net's and RealNVP's training steps (eager, CUDA graph, "
+        "compiled; float32, TF32, bfloat16 networks), densities and samples of many images, training memory, ten "
+        "classes of 40 epochs, and what each arithmetic does to likelihoods; beside targets and the poster's figures. "
+        "Writes every sample and a summary. What fails is recorded, and so is what the time limit leaves out.",
+    )
+    parser.add_argument("--data", type=Path, help="a folder that the data stage wrote, such as data/mnist; else random")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks-gpu"), help="default: %(default)s")
+    parser.add_argument("--time-limit", type=float, default=540, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu is for rehearsals")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, whose figures mean nothing")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="default: all of them")
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "no CUDA GPU is here, so there is nothing to measure; --device cpu --quick rehearses the run without one"
+        )
+    setting = Setting(arguments.device, arguments.data, **(QUICK if arguments.quick else {}))
+    chosen = list(parts(setting)) if arguments.parts is None else arguments.parts
+    if unknown := [name for name in chosen if name not in parts(setting)]:
+        parser.error(f"--parts: there is no {unknown[0]!r}; there are: {', '.join(parts(setting))}")
+    if arguments.data is not None and not (arguments.data / "train_images.npy").is_file():
+        parser.error(f"--data: {arguments.data} has no train_images.npy; python -m pipeline.data writes such a folder")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    environment, rows, table = describe(setting), [], []
+    for name in chosen:
+        started = time.perf_counter()
+        rows += run_part(setting, name, arguments.time_limit - CLOSING_SECONDS - (started - begin))
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        table = write(arguments.out, rows, setting, environment)
+    print(as_text(table, [*Key._fields, "median", "low", "high", "unit", "target", "poster", "poster_over_median"]))
+    likelihood = [row for row in rows if row["kind"] == "likelihood"]
+    if likelihood:
+        print(as_text(likelihood, [name for name in likelihood[0] if name != "kind"]))
+    for row in rows:
+        if row["kind"] == "failed":
+            print(f"{row['figure']}, {row['variant']}, {row['precision']}: {row['message']}")
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,529 @@
+"""What is measured on a GPU: steps in several ways and arithmetics, densities, samples, memory, whole trainings.
+
+It needs torch, numpy and safetensors, and nothing else of the project's libraries.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import gzip
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contestants import FEATURES, FLOOR, SHAPE, VECTORS
+from lunet import Flow, ImageFlow, LearnedMonotone, LUNet, RealNVP, pixel_bits
+
+CLASSES = 10
+START_IMAGES = 4096
+MINIMUM_ROUNDS = 5
+WARMUP = 3
+SUBSET = Path(__file__).parents[1] / "pipeline" / "subset" / "mnist"
+Call = Callable[[], object]
+Row = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """What is measured, how it is run, and in which arithmetic."""
+
+    figure: str
+    variant: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's unit, what it should be at most, and the poster's, an image where it is of images."""
+
+    unit: str
+    target: float | None = None
+    poster: float | None = None
+
+
+# Times of the poster for density are decoded: it divides the time of all 60,000 images by the batch size.
+FIGURES = {
+    "lunet step": Figure("ms", 0.12, 1.2),
+    "lunet_learned step": Figure("ms"),
+    f"{FLOOR} step": Figure("ms"),
+    "lunet density": Figure("us an image", 1.0, 158.0),
+    "lunet sampling": Figure("us an image", 2.0, 45_150.0),
+    "lunet training peak": Figure("MiB allocated", 100.0, 1127.0),
+    "lunet workspaces": Figure("MiB allocated"),
+    "lunet training": Figure("s", 15.0),
+    "lunet training set-up": Figure("s"),
+    "realnvp step": Figure("ms", 6.0, 56.0),
+    "realnvp density": Figure("us an image", None, 553.0),
+    "realnvp sampling": Figure("us an image", None, 1030.0),
+    "realnvp training peak": Figure("MiB allocated", None, 3725.0),
+    "realnvp workspaces": Figure("MiB allocated"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Device and sizes of a run, and the folder of images, if there is one.
+
+    ``class_images`` is how many random ones a class has without a folder, ``most_images`` how many with it.
+    """
+
+    device: str
+    data: Path | None = None
+    batch: int = 256
+    realnvp_batch: int = 128
+    many: int = 10_000
+    planes: int = 64
+    blocks: int = 2
+    rounds: int = 30
+    seconds: float = 20.0
+    in_a_row: int = 20
+    classes: int = CLASSES
+    class_images: int = 6000
+    most_images: int = 10_000
+    epochs: int = 40
+    likelihood_steps: int = 300
+    likelihood_images: int = 1000
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device == "cuda"
+
+
+QUICK: dict[str, Any] = {
+    "batch": 8, "realnvp_batch": 2, "many": 16, "planes": 2, "blocks": 1, "rounds": MINIMUM_ROUNDS, "in_a_row": 2,
+    "classes": 2, "class_images": 20, "most_images": 20, "epochs": 2, "likelihood_steps": 2, "likelihood_images": 8,
+}  # fmt: skip
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Matrix products and convolutions in TF32, or in float32 throughout."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def networks_in(precision: str, setting: Setting) -> torch.autocast:
+    """Autocast to bfloat16, which in a RealNVP reaches its networks alone and in an LU-Net nothing."""
+    return torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def lunet(setting: Setting) -> LUNet:
+    """The paper's LU-Net."""
+    return LUNet(FEATURES).to(setting.device)
+
+
+def lunet_learned(setting: Setting) -> LUNet:
+    """The same layers with learned activations, and one before the first."""
+    activation, leading = LearnedMonotone(FEATURES, 16), LearnedMonotone(FEATURES, 64)
+    return LUNet(FEATURES, activation=activation, leading=leading).to(setting.device)
+
+
+def realnvp(setting: Setting) -> RealNVP:
+    """The paper's RealNVP: 3, 3 and 2 couplings, 64 planes, two blocks, networks of their own for scale and shift."""
+    return RealNVP(SHAPE, (3, 3, 2), setting.planes, setting.blocks).to(setting.device)
+
+
+FLOWS: dict[str, Callable[[Setting], Flow]] = {"lunet": lunet, "lunet_learned": lunet_learned, "realnvp": realnvp}
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Move every parameter a little, since a GPU multiplies zeros, with which flows start, in less time."""
+    for parameter in model.parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))
+
+
+def class_images(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+    """Training and test images of each class, uint8 on the device; random ones where there is no data folder."""
+    if setting.data is None:
+        generator = torch.Generator().manual_seed(0)
+        draw = partial(torch.randint, 256, generator=generator, dtype=torch.uint8)
+        made = [(draw((setting.class_images, *SHAPE)), draw((100, *SHAPE))) for _ in range(setting.classes)]
+    else:
+        arrays = {
+            name: torch.from_numpy(np.load(setting.data / f"{name}.npy"))
+            for name in ("train_images", "train_labels", "test_images", "test_labels")
+        }
+        made = [
+            (
+                arrays["train_images"][arrays["train_labels"] == label][: setting.most_images],
+                arrays["test_images"][arrays["test_labels"] == label][: setting.most_images],
+            )
+            for label in range(setting.classes)
+        ]
+    return [(own.to(setting.device), test.to(setting.device)) for own, test in made]
+
+
+def real_images(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Training and test images of all classes; without a data folder, of the subset that the project brings along."""
+    if setting.data is not None:
+        both = [torch.from_numpy(np.load(setting.data / f"{name}_images.npy")) for name in ("train", "test")]
+    else:
+        both = [
+            torch.from_numpy(
+                np.frombuffer(gzip.decompress((SUBSET / name).read_bytes()), np.uint8, offset=16).copy()
+            ).view(-1, *SHAPE[1:])
+            for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+        ]
+    return both[0].to(setting.device), both[1][: setting.likelihood_images].to(setting.device)
+
+
+def stepper(
+    loss: Callable[[], Tensor], model: nn.Module, setting: Setting, precision: str, *, graph: bool, rate: float | Tensor
+) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+    """Forward, backward and fused Adam, and the optimiser."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=graph)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with networks_in(precision, setting):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A step as one CUDA graph, and the step itself, for the sake of the tensors that the graph reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    step: Call
+
+    def __call__(self) -> None:
+        """Take the step."""
+        self.graph.replay()
+
+
+def captured(step: Call) -> Captured:
+    """A step as one CUDA graph; steps are taken before, to make what the first ones make."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return Captured(graph, step)
+
+
+def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[..., Tensor]:
+    """A function compiled into one graph; on a CPU, where this is a rehearsal, without making code of it."""
+    backend = "inductor" if setting.cuda else "aot_eager"
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+
+
+def require_same_gradients(
+    found: Callable[[Tensor], Tensor],
+    expected: Callable[[Tensor], Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    precision: str,
+) -> None:
+    """Raise `ArithmeticError` where two losses differ in a gradient by more than its arithmetic's rounding errors."""
+    wanted = torch.autograd.grad(expected(x), parameters)
+    # A gradient that is next to nothing is held against those of all parameters.
+    least = 1e-4 * torch.stack([grad.norm() for grad in wanted]).norm()
+    pairs = zip(torch.autograd.grad(found(x), parameters), wanted, strict=True)
+    worst = max(float((grad - own).norm() / torch.maximum(own.norm(), least)) for grad, own in pairs)
+    if not worst <= (0.1 if precision == "bfloat16" else 0.01):
+        raise ArithmeticError(f"compiled gradients are off by {worst:.2g} of their norm")
+
+
+def make_step(setting: Setting, key: Key) -> Call:
+    """One training step of the model of a key on a batch of floats, in its variant and arithmetic."""
+    torch.manual_seed(0)
+    name = key.figure.removesuffix(" step")
+    batch = setting.realnvp_batch if name == "realnvp" else setting.batch
+    log_prob: Callable[[Tensor], Tensor]
+    if name == FLOOR:
+        contestant = VECTORS[FLOOR][1]()
+        model, log_prob = contestant.model.to(setting.device), contestant.log_prob
+    else:
+        flow = FLOWS[name](setting)
+        model, log_prob = flow, flow.log_prob
+    if "channels last" in key.variant:
+        model.to(memory_format=torch.channels_last)
+    x, graph = torch.randn(batch, FEATURES, device=setting.device), "graph" in key.variant
+
+    def negative(x: Tensor) -> Tensor:
+        return -log_prob(x).mean()
+
+    stir(model.train())
+    loss: Callable[[Tensor], Tensor] = negative
+    if "compiled" in key.variant:
+        loss = compiled(negative, setting)
+        with networks_in(key.precision, setting):
+            require_same_gradients(loss, negative, x, list(model.parameters()), key.precision)
+    step, _ = stepper(lambda: loss(x), model, setting, key.precision, graph=graph, rate=1e-5)
+    return captured(step) if graph else step
+
+
+def make_evaluation(setting: Setting, key: Key) -> Call:
+    """One call that scores many 8-bit images, or draws as many, dequantisation and logit included."""
+    torch.manual_seed(0)
+    name, work = key.figure.split()
+    model = ImageFlow(FLOWS[name](setting), SHAPE).eval()
+    stir(model)
+    images = torch.randint(256, (setting.many, *SHAPE), dtype=torch.uint8, device=setting.device)
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        with networks_in(key.precision, setting):
+            _ = model.bits_per_dim(images) if work == "density" else model.sample(setting.many)
+
+    return evaluate
+
+
+def clock(call: Call, times: int, setting: Setting) -> float:
+    """Seconds of a call, the mean of some in a row; the device has finished before both readings."""
+    synchronize(setting)
+    begin = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronize(setting)
+    return (time.perf_counter() - begin) / times
+
+
+def synchronize(setting: Setting) -> None:
+    """Wait for the GPU."""
+    if setting.cuda:
+        torch.cuda.synchronize()
+
+
+def in_turn(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key], Call]) -> Iterator[Row]:
+    """Samples of all keys, each once in every round; one that fails is told, and the others go on."""
+    calls = {}
+    for key in keys:
+        try:
+            with products_in(key.precision):
+                call = make(setting, key)
+                for _ in range(WARMUP):
+                    call()
+                synchronize(setting)
+        except Exception as error:  # whatever it is, the other figures do not depend on it
+            yield failure(key, error)
+        else:
+            calls[key] = call
+    begin = time.perf_counter()
+    for number in range(setting.rounds):
+        for key, call in calls.items():
+            steps = key.figure.endswith("step")
+            with products_in(key.precision):
+                seconds = clock(call, setting.in_a_row if steps else 1, setting)
+            value = 1e3 * seconds if steps else 1e6 * seconds / setting.many
+            yield {"kind": "sample", **key._asdict(), "round": number, "value": value}
+        if number + 1 >= MINIMUM_ROUNDS and time.perf_counter() - begin > setting.seconds:
+            break
+
+
+def failure(key: Key, error: BaseException | str) -> Row:
+    """That a figure could not be measured, and why."""
+    message = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return {"kind": "failed", **key._asdict(), "message": message[:500]}
+
+
+def weigh(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
+    """The most that torch has allocated during training steps from 8-bit images, and what of it is workspaces.
+
+    Those of cuBLAS stay when all else has been freed; they depend on the GPU and not on the model.
+    """
+    for key in keys:
+        try:
+            peak = peak_mib(setting, key)
+        except Exception as error:  # as above
+            yield failure(key, error)
+        else:
+            gc.collect()
+            kept = key._replace(figure=key.figure.replace("training peak", "workspaces"))
+            for of, value in ((key, peak), (kept, torch.cuda.memory_allocated() / 2**20)):
+                yield {"kind": "sample", **of._asdict(), "round": 0, "value": value}
+
+
+def peak_mib(setting: Setting, key: Key) -> float:
+    """That of one key; everything else has been freed before."""
+    name = key.figure.split()[0]
+    size = setting.realnvp_batch if name == "realnvp" else setting.batch
+    torch.cuda.init()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with products_in(key.precision):
+        model = ImageFlow(FLOWS[name](setting), SHAPE).train()
+        images = torch.randint(256, (size, *SHAPE), dtype=torch.uint8, device=setting.device)
+        graph = key.variant == "graph"
+        step, _ = stepper(
+            lambda: model.bits_per_dim(images).mean(), model, setting, key.precision, graph=graph, rate=1e-5
+        )
+        call = captured(step) if graph else step
+        for _ in range(WARMUP):
+            call()
+        torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+class Trainer:
+    """Trains LU-Nets of one architecture one after the other, each from its own images, with one step made for all.
+
+    The settings are those of the paper's scale: from standardised layers, Adam with a one-cycle schedule, gradients
+    clipped to a norm of 0.1. Images stay on the device as 8-bit numbers; each step gathers its batch, dequantises it
+    and takes the logit there.
+    """
+
+    RATE, CLIP = 1e-3, 0.1
+
+    def __init__(self, setting: Setting, variant: str, precision: str, make: str = "lunet", size: int = 0) -> None:
+        self._setting, self._graph = setting, "graph" in variant
+        self.model = ImageFlow(FLOWS[make](setting), SHAPE).train()
+        self._batch = torch.zeros((size or setting.batch, *SHAPE), dtype=torch.uint8, device=setting.device)
+        self._rate = torch.zeros((), device=setting.device)
+        bits = self.model.bits_per_dim
+        loss = compiled(bits, setting) if "compiled" in variant else bits
+        step, self._optimizer = stepper(
+            lambda: loss(self._batch).mean(), self.model, setting, precision, graph=self._graph, rate=self._rate
+        )
+        self._optimizer.register_step_pre_hook(self._clip)
+        self._step: Call = step
+        if self._graph:
+            self._step = captured(step)
+        else:
+            step()
+        synchronize(setting)
+
+    def _clip(self, *_: object) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.CLIP)
+
+    def start(self, images: Tensor) -> None:
+        """Set the model from images, and the optimiser to its beginning."""
+        sample, flow = self.model.preprocess(images[:START_IMAGES])[0], self.model.flow
+        assert isinstance(flow, LUNet | RealNVP)
+        flow.standardise_(sample)
+        for state in self._optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+    def run(self, images: Tensor, steps: int) -> None:
+        """Take steps on images with shape (N, 28, 28), in a new order in each epoch, its last batch filled up."""
+        size = len(self._batch)
+        order: Iterator[Tensor] = iter(())
+        images = images.view(-1, *SHAPE)
+        for number in range(steps):
+            rows = next(order, None)
+            if rows is None:
+                mixed = torch.randperm(len(images), device=images.device)
+                order = iter(
+                    mixed.repeat(math.ceil(size / len(mixed)) + 1)[: -(-len(mixed) // size) * size].split(size)
+                )
+                rows = next(order)
+            torch.index_select(images, 0, rows, out=self._batch)
+            self._rate.fill_(one_cycle(number, steps, self.RATE))
+            self._step()
+        synchronize(self._setting)
+
+
+def one_cycle(number: int, steps: int, peak: float, warmup: float = 0.1) -> float:
+    """The learning rate of a step: up from a 25th of its peak, and down to nearly nothing, along half cosines."""
+    rise = max(1.0, warmup * steps)
+    if number < rise:
+        return peak * (0.52 - 0.48 * math.cos(math.pi * number / rise))
+    return peak * (0.5 + 0.5 * math.cos(math.pi * (number - rise) / max(1.0, steps - rise)))
+
+
+def train_all(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
+    """Seconds of the training of one LU-Net a class; what it takes to make the step is told apart.
+
+    Also the bits per pixel of test images under the models, with the same noise in float32 and in TF32.
+    """
+    data = class_images(setting)
+    for key in keys:
+        set_up = key._replace(figure="lunet training set-up")
+        try:
+            torch.manual_seed(0)
+            begin = time.perf_counter()
+            with products_in(key.precision):
+                trainer = Trainer(setting, key.variant, key.precision)
+                ready = time.perf_counter()
+                spent, bits = 0.0, []
+                scorings = ("float32", "tf32")
+                for images, test in data:
+                    begun = time.perf_counter()
+                    trainer.start(images)
+                    trainer.run(images, setting.epochs * -(-len(images) // setting.batch))
+                    spent += time.perf_counter() - begun
+                    bits.append(torch.stack([bits_in(precision, trainer.model, test) for precision in scorings]))
+        except Exception as error:  # as above
+            yield failure(key, error)
+            continue
+        yield {"kind": "sample", **set_up._asdict(), "round": 0, "value": ready - begin}
+        yield {"kind": "sample", **key._asdict(), "round": 0, "value": spent}
+        found = torch.cat(bits, dim=1).double()
+        for precision, own in zip(scorings, found, strict=True):
+            yield {
+                "kind": "likelihood", "model": f"lunet, one a class, {key.variant}", "trained_in": key.precision,
+                "scored_in": precision, "images": len(own), "bits_per_dim": float(own.mean()),
+                "largest_difference": float((own - found[0]).abs().amax()), "pixels_exact": None,
+            }  # fmt: skip
+        del trainer
+
+
+@torch.no_grad()
+def bits_in(precision: str, model: ImageFlow, images: Tensor) -> Tensor:
+    """Bits per pixel of images with products in an arithmetic, with the same noise in each call."""
+    with products_in(precision):
+        return model.bits_per_dim(images, generator=torch.Generator(images.device).manual_seed(0))
+
+
+def likelihoods(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
+    """Bits per pixel of the same models on the same images with the same noise, scored in each arithmetic.
+
+    The models have been trained for some steps in each arithmetic too, from the same start. ``largest_difference`` is
+    that of an image's bits per pixel to those in float64 (in `train_all`, in float32); ``pixels_exact`` the share of
+    pixels that comes back.
+    """
+    images, test = real_images(setting)
+    for key in keys:
+        name = key.figure.removesuffix(" likelihood")
+        try:
+            torch.manual_seed(0)
+            with products_in(key.precision):
+                size = setting.realnvp_batch if name == "realnvp" else setting.batch
+                trainer = Trainer(setting, "eager", key.precision, name, size)
+                trainer.start(images)
+                trainer.run(images, setting.likelihood_steps)
+            yield from score(trainer.model.eval(), test, setting, name, key.precision)
+        except Exception as error:  # as above
+            yield failure(key, error)
+
+
+@torch.no_grad()
+def score(model: ImageFlow, test: Tensor, setting: Setting, name: str, trained_in: str) -> Iterator[Row]:
+    """The rows of one model."""
+    y, log_slope = model.preprocess(test, torch.Generator(setting.device).manual_seed(0))
+    double = copy.deepcopy(model).double().flow
+    exact = pixel_bits(double.log_prob(y.double()) + log_slope, FEATURES)
+    for precision in ("float64", "float32", "tf32", *(("bfloat16",) if name == "realnvp" else ())):
+        flow, rows = (double, y.double()) if precision == "float64" else (model.flow, y)
+        with products_in(precision), networks_in(precision, setting):
+            bits = pixel_bits(flow.log_prob(rows) + log_slope, FEATURES)
+            back = model.postprocess(flow.inverse(flow(rows).z))
+        yield {
+            "kind": "likelihood", "model": name, "trained_in": trained_in, "scored_in": precision, "images": len(test),
+            "bits_per_dim": float(bits.mean()), "largest_difference": float((bits - exact).abs().amax()),
+            "pixels_exact": float((back.flatten(1) == test.flatten(1)).double().mean()),
+        }  # fmt: skip

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import cost
+
+
+def small_times() -> pd.DataFrame:
+    """What `cost.take_times` would give, of made-up times."""
+    rows = [
+        {"axis": axis, "value": value, "work": work, "ms": value, "floor_ms": value / 2, "slogdet_ms": value / 3}
+        for axis, values in cost.AXES.items()
+        for value in values
+        for work in cost.WORKS
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "found"),
+    [("features", 64, (64, 4, 256)), ("layers", 2, (784, 2, 256)), ("batch", 1, (784, 4, 1))],
+)
+def test_one_size_varies(axis: str, value: int, found: tuple[int, int, int]) -> None:
+    assert cost.sizes(axis, value) == found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_round_times_everything_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(cost, "clock", lambda call, device: (2.0, 3.0))
+    times = pd.DataFrame(cost.take_times("features", 16, rounds=2))
+    assert (times.groupby(["work", "round"]).size() == 1).all()
+    assert len(times) == 2 * len(cost.WORKS)
+    own, clock = (3.0, "cpu") if threads == 1 else (2.0, "wall")
+    assert set(times["ms"]) == set(times["slogdet_ms"]) == {own}
+    assert set(times["clock"]) == {clock}
+    assert times.groupby("work")["floor_ms"].first().to_dict() == {
+        "step": 12 * own, "log_prob": 4 * own, "sample": 4 * own
+    }  # fmt: skip
+
+
+def test_memory_has_at_least_what_is_stored() -> None:
+    found = cost.weigh("layers", 2, reversible=False)
+    parameters = 2 * (784**2 + 784)
+    assert found["floor_mib"] == pytest.approx(4 * (4 * parameters + 2 * 3 * 256 * 784) / 2**20)
+    assert found["mib"] > 0.9 * found["floor_mib"]
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_the_picture_is_drawn_and_always_the_same(form: str, tmp_path: Path) -> None:
+    weights = pd.DataFrame(
+        {"axis": axis, "value": value, "reversible": reversible, "mib": 50 + value, "floor_mib": 40 + value}
+        for axis in ("batch", "layers")
+        for value in cost.AXES[axis]
+        for reversible in (False, True)
+    )
+    first, second = tmp_path / f"first.{form}", tmp_path / f"second.{form}"
+    for path in (first, second):
+        cost.draw(small_times(), weights, path)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_size > 10_000
