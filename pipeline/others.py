@@ -137,6 +137,11 @@ class Run:
         return sorted({machine.gpu or f"{machine.processor}, {machine.device.upper()}" for machine in machines})
 
     @property
+    def subsets(self) -> list[str]:
+        """The data sets of which the run has but a part."""
+        return [found.title for found in self.provenance.datasets.values() if found.subset]
+
+    @property
     def unfinished(self) -> list[State]:
         """The cells that have no figures."""
         return [cell for cell in self.provenance.cells if cell.status != "complete"]

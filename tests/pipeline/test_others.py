@@ -107,6 +107,14 @@ def test_each_run_has_a_column_from_its_own_files(reports: Path, other: Path) ->
     assert render(reports, "Two") == html
 
 
+def test_a_run_on_a_part_of_the_data_says_so(reports: Path, other: Path) -> None:
+    folder = publish(other, reports, "smoke")
+    assert "on a subset" not in section(render(reports, "Whole"))
+    spoil(folder, "provenance.json", lambda found: found["datasets"]["mnist"].update(subset=True))
+    seal(folder, commit=None, dirty=None)
+    assert "NVIDIA H100 unknown commit on a subset of MNIST " in section(render(reports, "Part"))
+
+
 def test_the_figures_are_read_and_never_copied(reports: Path, other: Path) -> None:
     folder = publish(other, reports, "changed")
     text = (folder / "results.csv").read_text(encoding="utf-8")
