@@ -52,6 +52,9 @@ HEADLINES = (
 MIXTURE = ("status", "message", "settings", "entropy", "printed", "printed_honest", "models")
 LATENT_MOMENTS = ("mean", "variance", "variance_min", "variance_max")
 PHASES = ("training", "sampling")
+# Bytes of a number; numbers that an optimiser keeps for each parameter: Adam two moments, SGD its momentum.
+WIDTHS = {"float32": 4, "float64": 8}
+STATES = {"adam": 2, "sgd": 1}
 Subjects = Mapping[str, Mapping[str, Subject]]
 
 
@@ -125,7 +128,8 @@ def collect(
         figures.mixture(folder / "mixture.svg", densities, results.mixture.box, results.mixture.points)
         for dataset in results.datasets:
             own = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
-            draw(folder, dataset, figures.looks(results.params.grid.recipes), own, contents)
+            floors = memory_floors(dataset, results)
+            draw(folder, dataset, figures.looks(results.params.grid.recipes), own, contents, floors)
             draw_images(folder, dataset, results)
 
 
@@ -346,6 +350,7 @@ def draw(
     looks: Mapping[str, figures.Look],
     tables: Mapping[str, pd.DataFrame],
     contents: Mapping[str, Any],
+    floors: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Draw one data set's figures from its rows of the tables and the JSON files, each where there is something."""
     curves, timings = tables["curves.csv"], tables["timings.csv"]
@@ -368,12 +373,30 @@ def draw(
         if (own := {phase: found[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in found})
     }
     if peaks:
-        figures.memory(folder / f"memory-{dataset}.svg", peaks, looks)
+        figures.memory(folder / f"memory-{dataset}.svg", peaks, floors, looks)
     determinant = timings[timings["quantity"].str.startswith("determinant_")]
     if len(determinant):
         recipe = determinant["recipe"].iloc[0]
         own = determinant[determinant["recipe"] == recipe]
         figures.determinant(folder / f"determinant-{dataset}.svg", own, looks[recipe])
+
+
+def memory_floors(dataset: str, results: Results) -> dict[str, dict[str, float]]:
+    """The MiB below which a recipe's peaks cannot be, by recipe and phase: from the counts of parameters alone.
+
+    Both hold the numbers that are stored; training has a gradient and the optimiser's state beside each free parameter.
+    """
+    floors: dict[str, dict[str, float]] = {}
+    for measured in results.measurements:
+        if measured.key.dataset != dataset or measured.parameters is None:
+            continue
+        recipe = results.params.recipe(measured.key.recipe)
+        stored, free, width = measured.parameters.stored, measured.parameters.free, WIDTHS[recipe.dtype]
+        own = {"sampling": stored * width / 2**20}
+        if recipe.training is not None:
+            own["training"] = (stored + free * (1 + STATES[recipe.training.optimizer])) * width / 2**20
+        floors[measured.key.recipe] = own
+    return floors
 
 
 def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -266,12 +266,18 @@ def times(
         axes.set_xlabel("milliseconds, logarithmic")
 
 
-def memory(path: Path, found: Mapping[str, Mapping[str, float]], recipes: Mapping[str, Look]) -> None:
-    """Peaks of memory: training as full bars, sampling as pale ones.
+def memory(
+    path: Path,
+    found: Mapping[str, Mapping[str, float]],
+    floors: Mapping[str, Mapping[str, float]],
+    recipes: Mapping[str, Look],
+) -> None:
+    """Peaks of memory: training as full bars, sampling as pale ones; a mark on each where the least possible lies.
 
     Args:
         path: The file to write.
         found: MiB by recipe, under "training" and "sampling".
+        floors: What a bar cannot be below, in the same form.
         recipes: The recipes' looks.
     """
     with _figure(path, 0.9 + 0.42 * len(found)) as axes:
@@ -279,6 +285,9 @@ def memory(path: Path, found: Mapping[str, Mapping[str, float]], recipes: Mappin
             for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
                 if phase in peaks:
                     axes.barh(place + offset, peaks[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
+                    if (least := floors.get(recipe, {}).get(phase)) is not None:
+                        ends = [place + offset - 0.17, place + offset + 0.17]
+                        axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
                     label = f"{peaks[phase]:,.0f} {phase}"
                     at = (peaks[phase], place + offset)
                     axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8.5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import figures
 from pipeline.params import Params
 from pipeline.records import MIXTURE, Cell, Environment, Measurement, Results, Unfinished
-from pipeline.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL
+from pipeline.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, rounded
 
 
 def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
         "seeds": list(params.grid.seeds),
         "cells": statuses(results),
+        "stages": stages(results),
         "environments": environments(results),
         "commands": commands(results),
         "params": ours,
@@ -59,6 +60,25 @@ def statuses(results: Results) -> list[dict[str, Any]]:
     return [
         {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in found
     ]
+
+
+def stages(results: Results) -> list[dict[str, Any]]:
+    """How many cells each stage has and what they took in seconds; None where its files do not say, or not all do."""
+    took: dict[str, list[float | None]] = {
+        "data": [None] * len(results.datasets),
+        "train": [cell.run.seconds for cell in results.cells],
+        "evaluate": [cell.evaluation.seconds for cell in results.cells],
+        "measure": [None] * len(results.measurements),
+        "mixture": [results.mixture.seconds],
+        "collect": [None],
+        "report": [None],
+    }
+    return [{"stage": stage, "cells": len(cells), "seconds": _total(cells)} for stage, cells in took.items()]
+
+
+def _total(seconds: Sequence[float | None]) -> float | None:
+    known = [taken for taken in seconds if taken is not None]
+    return rounded(sum(known)) if known and len(known) == len(seconds) else None
 
 
 def environments(results: Results) -> list[dict[str, Any]]:

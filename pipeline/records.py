@@ -183,6 +183,7 @@ class Evaluation(StageRecord):
     interpolations: int | None
     sample_class_accuracy: FiniteFloat | None
     classification_accuracy: FiniteFloat | None
+    seconds: FiniteFloat | None = None
 
 
 class Timing(Record):
@@ -217,6 +218,7 @@ class Determinant(Record):
 class Measurement(StageRecord):
     """`runs/measure/<key>.json`."""
 
+    parameters: Parameters | None = None
     times: dict[str, Timing | None] | None
     memory: dict[str, Memory | None] | None
     determinant: Determinant | None
@@ -243,6 +245,7 @@ class Mixture(Record):
 
     status: Status
     message: Message | None
+    seconds: FiniteFloat | None = None
     settings: dict[str, Any]
     entropy: FiniteFloat
     printed: FiniteFloat

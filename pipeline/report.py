@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipeline.claims import LABELS, shown
 from pipeline.console import UserError, exit_with, say
 from pipeline.files import read_json, write_text
 from pipeline.ink import INK
+from pipeline.others import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
 from pipeline.params import load_params
 from pipeline.tables import LATENTS, RESULTS, TIMINGS, read_table
 
@@ -40,6 +43,15 @@ TIMES = {
 }
 FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
 GRIDS = ("samples", "fitted_base", "nearest", "interpolations")
+# What is compared between runs.
+COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
+COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
+# The quantities of which a mean over seeds is made, by the column of results.csv.
+SEEDS = {
+    "bits_per_dim": "bits_per_dim_mean",
+    "bits_per_dim_median": "bits_per_dim_median",
+    "poster_bits_per_pixel": "poster_bits_per_pixel",
+}
 MEMORY = {
     "memory_training_mib": "Training, at the peak",
     "memory_training_above_start_mib": "Training, above the start",
@@ -100,14 +112,18 @@ def render(reports: Path, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {"number": number, "yaml": as_yaml, "day": day}
+    filters: dict[str, Callable[..., str]] = {"number": number, "yaml": as_yaml, "day": day, "duration": duration}
     environment.filters |= filters
     environment.globals |= {
+        "count": itertools.count(1).__next__,
         "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
         "png": lambda name: data_uri(reports / "figures" / name),
     }
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         title=title,
+        script=Markup(script),  # noqa: S704 - our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         paper=found["claims"]["paper"],
         principle=found["claims"]["principle"],
@@ -119,6 +135,7 @@ def render(reports: Path, title: str) -> str:
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
         counts=count_verdicts(found["claims"]["claims"]),
         provenance=provenance,
+        stages={row["stage"]: row for row in provenance.get("stages", [])},
         recipes=provenance["recipes"],
         devices=sorted({group["environment"]["device"] for group in provenance["environments"]}),
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
@@ -126,8 +143,55 @@ def render(reports: Path, title: str) -> str:
         memory=MEMORY,
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
-        datasets=[dataset_view(name, reports / "figures", found, results, latents) for name in provenance["datasets"]],
+        others=others_view(reports),
+        datasets=[
+            dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
+            for name in provenance["datasets"]
+        ],
     )
+
+
+def others_view(reports: Path) -> dict[str, Any]:
+    """The published runs beside this one: a column for each, and a warning for each that cannot be read."""
+    published, warnings = read_published(reports / "published")
+    if not published:
+        return {"runs": [], "warnings": warnings}
+    runs = [read_this(reports), *published]
+    return {
+        "runs": runs,
+        "warnings": warnings,
+        "likelihood": likelihood_rows(runs),
+        "timings": timing_rows(runs, COMPARED),
+        "verdicts": verdict_rows(runs),
+    }
+
+
+def with_raw(
+    name: str, found: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
+) -> dict[str, Mapping[str, Any]]:
+    """The contents of the JSON files, with the raw values behind the means and medians of one data set."""
+    whole = results[(results["dataset"] == name) & (results["class"] == "all")]
+    own = timings[timings["dataset"] == name]
+    times = {key: rows["value"].tolist() for key, rows in own.groupby(["recipe", "quantity", "unit"])}
+
+    def of_seeds(recipe: str, quantity: str) -> dict[str, Any]:
+        column = SEEDS.get(quantity)
+        rows = whole[whole["recipe"] == recipe].dropna(subset=[column]) if column else whole[:0]
+        return seeds(rows["seed"], rows[column]) if column and len(rows) else {}
+
+    def of_times(recipe: str, quantity: str) -> dict[str, Any]:
+        time, _, unit = quantity.rpartition("_")
+        values = times.get((recipe, time, unit), [])
+        return {"what": unit, "values": values} if values else {}
+
+    def filled(content: Mapping[str, Any], raw: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
+        by_recipe = {
+            recipe: {key: {**value, "raw": raw(recipe, key)} for key, value in figures.items()}
+            for recipe, figures in content[name].items()
+        }
+        return {**content, name: by_recipe}
+
+    return {**found, "metrics": filled(found["metrics"], of_seeds), "timings": filled(found["timings"], of_times)}
 
 
 def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
@@ -211,7 +275,7 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
         if found is None:
             return None
         value = found.get("mean", found.get("median"))
-        return {"mean": value, **{key: found[key] for key in ("ci_low", "ci_high", "n")}}
+        return {"mean": value, **{key: found[key] for key in ("ci_low", "ci_high", "n", "raw") if key in found}}
 
     pair = ("lunet", "realnvp")
     found = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
@@ -279,6 +343,15 @@ def as_yaml(value: Any) -> str:
 def day(time: str) -> str:
     """The minute of an ISO-8601 time, for readers."""
     return time[:16].replace("T", " ") + " UTC"
+
+
+def duration(seconds: float) -> str:
+    """A time for readers: in seconds below two minutes, then in minutes and seconds, then in hours and minutes."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{shown(seconds, 2)} s" if seconds < 9.95 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def data_uri(path: Path) -> str:

@@ -35,6 +35,7 @@ def checkout(folder: Path, source: Path = ROOT) -> Path:
         shutil.copytree(source / name, folder / name, ignore=unwanted)
     for name in ("dvc.yaml", "Makefile", ".dvcignore"):
         shutil.copy(source / name, folder)
+    (folder / "reports/published").mkdir(parents=True)
     preset = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
     assert "checkpoint_seconds: 60" in preset
     (folder / "params.yaml").write_text(preset.replace("checkpoint_seconds: 60", "checkpoint_seconds: 1"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from results import LAPTOP, SMALL, Project, parameters, with_failures
 
-from pipeline.collect import HEADLINES, collect, poster_times
+from pipeline.collect import HEADLINES, collect, memory_floors, poster_times
 
 
 def content(project: Project, name: str) -> Any:
@@ -151,6 +151,40 @@ def test_what_else_stands_in_reports_stays(small: Project) -> None:
     kept.write_text("{}", encoding="utf-8")
     small.collect()
     assert kept.read_text(encoding="utf-8") == "{}"
+
+
+def test_memory_cannot_be_below_what_parameters_gradients_and_states_take(tmp_path: Path) -> None:
+    changes = {"recipes__realnvp__training__optimizer": "sgd", "recipes__realnvp__dtype": "float64"}
+    recipes = ["lunet", "realnvp", "gaussian"]
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=recipes, **changes))
+    for recipe, stored in (("lunet", 3), ("realnvp", 2), ("gaussian", 5)):
+        counts = {"stored": stored * 2**20, "free": 2 * 2**20}
+        project.change(f"measure/mnist-{recipe}.json", parameters=counts)
+    # Four bytes a number, eight in double precision; Adam keeps two for each free parameter, SGD one.
+    assert memory_floors("mnist", project.read()) == {
+        "lunet": {"sampling": 4 * 3, "training": 4 * (3 + 2 + 2 * 2)},
+        "realnvp": {"sampling": 8 * 2, "training": 8 * (2 + 2 + 2)},
+        "gaussian": {"sampling": 4 * 5},
+    }
+    assert memory_floors("fashion_mnist", project.read()) == {}
+
+
+def test_stages_have_their_cells_and_what_they_took(small: Project) -> None:
+    small.collect()
+    stages = {row["stage"]: (row["cells"], row["seconds"]) for row in content(small, "provenance.json")["stages"]}
+    assert stages == {
+        "data": (1, None),
+        "train": (2, 15.0),
+        "evaluate": (2, 2.0),
+        "measure": (2, None),
+        "mixture": (1, 9.0),
+        "collect": (1, None),
+        "report": (1, None),
+    }
+    small.change("evaluate/mnist-lunet-0.json", seconds=None)
+    small.collect()
+    stages = {row["stage"]: row["seconds"] for row in content(small, "provenance.json")["stages"]}
+    assert stages["evaluate"] is None
 
 
 # Only the grid

@@ -26,6 +26,7 @@ from pipeline.figures import (
 from pipeline.ink import INK
 
 LOOKS = looks(["lunet", "realnvp"])
+BAR = r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) [\d.]+ \nL [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nz'
 
 
 def texts(path: Path) -> list[str]:
@@ -166,11 +167,18 @@ def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) 
     assert {"10", "20", "50", "100"} <= set(texts(tmp_path / "progress.svg"))
 
 
-def test_memory_labels_both_phases(tmp_path: Path) -> None:
-    memory(
-        tmp_path / "memory.svg", {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9}}, LOOKS
-    )
+def test_memory_labels_both_phases_and_marks_what_they_cannot_be_below(tmp_path: Path) -> None:
+    peaks = {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9.0}}
+    floors = {"lunet": {"training": 563.7, "sampling": 9.4}}
+    memory(tmp_path / "memory.svg", peaks, floors, LOOKS)
     assert {"1,127 training", "800 sampling", "9 sampling"} <= set(texts(tmp_path / "memory.svg"))
+    text = (tmp_path / "memory.svg").read_text(encoding="utf-8")
+    marks = re.findall(rf'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n"[^/]*stroke: {INK}; stroke-width: 1.8', text)
+    left, top, right, bottom = next(re.finditer(BAR + rf"[^/]*fill: {LOOKS['lunet'].colour}", text)).groups()
+    # The first mark crosses the first bar at half of its length; a bar without a floor has no mark.
+    assert len(marks) == 2
+    assert marks[0] == (marks[0][0], top, marks[0][0], bottom)
+    assert float(marks[0][0]) == pytest.approx((float(left) + float(right)) / 2, abs=0.01)
 
 
 # Images

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from results import Project, parameters
+from test_others import publish
 from test_report import HOSTILE
 
 from pipeline import picture
@@ -49,12 +50,25 @@ if (window.axe) {
 """
 
 
+PAINT = """
+new PerformanceObserver(list => {
+  const place = document.createElement("pre");
+  place.id = "paint";
+  place.textContent = list.getEntriesByName("first-contentful-paint")[0].startTime;
+  document.body.append(place);
+}).observe({type: "paint", buffered: true});
+"""
+
+
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A report with three seeds, of which one failed with a message of markup, and a long hostile title."""
+    """Three seeds, of which one failed with a message of markup, a long hostile title, and two published runs."""
     project = Project(tmp_path_factory.mktemp("picture"), parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1", message=HOSTILE)
     project.collect()
+    for name in ("paper-h100", "broken"):
+        folder = publish(project.reports, project.reports, name)
+    (folder / "results.csv").unlink()
     return render(project.reports, HOSTILE + 80 * "n")
 
 
@@ -74,12 +88,14 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return script.read().decode("utf-8")
 
 
-def ask(folder: Path, html: str, *options: str, width: int = 1200, script: str = "") -> tuple[dict[str, Any], str]:
+def ask(
+    folder: Path, html: str, *options: str, width: int = 1200, script: str = "", questions: str = QUESTIONS
+) -> tuple[dict[str, Any], str]:
     """What a page answers in a frame of a width, and what the browser has logged; a window is 500 wide at least."""
-    # Scripts run here alone: the page itself forbids every one.
+    # Other scripts run here alone: the page itself forbids all but its own.
     opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     assert opened != html
-    scripts = "".join(f"<script>{part}</script>" for part in (script, QUESTIONS) if part)
+    scripts = "".join(f"<script>{part}</script>" for part in (script, questions) if part)
     inner = escape(opened.replace("</body>", f"{scripts}</body>"))
     frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{inner}"></iframe>'
     (folder / "frame.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frame}', encoding="utf-8")
@@ -109,6 +125,29 @@ def test_the_page_as_it_is_breaks_no_rule_of_its_own(tmp_path: Path, html: str) 
     done = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
     assert "CONSOLE" not in done.stderr
     assert "<title>" in done.stdout
+    # Its own script has run.
+    assert done.stdout.count(">Download as CSV</button>") > 20
+
+
+@browser
+def test_a_script_that_is_not_the_page_s_own_does_not_run(tmp_path: Path, html: str) -> None:
+    (tmp_path / "page.html").write_text(html.replace("</body>", "<script>document.title='x'</script></body>"))
+    done = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
+    assert "Content Security Policy" in done.stderr
+    assert "<title>x</title>" not in done.stdout
+
+
+@browser
+def test_the_first_paint_comes_within_a_second(tmp_path: Path, html: str) -> None:
+    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    (tmp_path / "page.html").write_text(opened.replace("</body>", f"<script>{PAINT}</script></body>"), encoding="utf-8")
+    paints = []
+    # The best of three, since other tests may be at work beside this one.
+    for _ in range(3):
+        done = run_browser(tmp_path / "page.html", ["--dump-dom", "--timeout=5000"])
+        paints += [float(found) for found in re.findall(r'<pre id="paint">([\d.]+)</pre>', done.stdout)]
+    assert paints
+    assert min(paints) < 1000
 
 
 @browser

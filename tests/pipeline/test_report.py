@@ -1,5 +1,7 @@
 """The page: what it says, that it needs nothing from outside, and that no input can break out of its place."""
 
+import base64
+import hashlib
 import json
 import re
 import sys
@@ -15,7 +17,7 @@ from results import Project, parameters
 
 from pipeline.console import UserError
 from pipeline.files import sha256
-from pipeline.report import inline_svg, mixtures, poster_row, render
+from pipeline.report import TEMPLATES, duration, inline_svg, mixtures, poster_row, render
 from pipeline.report import main as report_main
 
 HOSTILE = """</style></title><script>alert("1")</script><img src=x onerror='a()'>{{ 7 * 7 }}"""
@@ -23,13 +25,18 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A parsed page: its elements with their attributes, its ids, its text, and whether tags are balanced."""
+    """A parsed page: its elements with their attributes, its ids, its text, and whether tags are balanced.
+
+    The text is what is seen at first, without what appears on demand, which is in ``behind``.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.behind: dict[str, str] = {}
+        self.popover: tuple[int, str] | None = None
         self.feed(html)
         self.close()
         self.ids = [value for _, attributes in self.elements if (value := attributes.get("id"))]
@@ -39,6 +46,8 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if "popover" in dict(attrs):
+            self.popover = (len(self.open), str(dict(attrs)["id"]))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -46,11 +55,16 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
         assert self.open.pop() == tag
+        if self.popover and len(self.open) < self.popover[0]:
+            self.popover = None
+            return
         if tag in {"td", "th", "p", "li", "dt", "dd", "span"}:
             self.text += " "
 
     def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & set(self.open):
+        if self.popover:
+            self.behind[self.popover[1]] = self.behind.get(self.popover[1], "") + data
+        elif not {"style", "script"} & set(self.open):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -86,19 +100,26 @@ def page(html: str) -> Page:
 # Self-contained
 
 
-def test_nothing_is_loaded_and_nothing_runs(html: str, page: Page) -> None:
-    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+def own_script(html: str) -> str:
+    """The page's one script, which must be the one that its policy allows."""
+    policy = next(meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta)
     assert policy is not None
-    assert policy.startswith("default-src 'none'")
-    assert "script-src" not in policy
-    assert not page.all("script")
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert html.count("<script") == html.count("</script") == len(scripts) == 1
+    allowed = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy.split("; ")[:2] == ["default-src 'none'", f"script-src 'sha256-{allowed}'"]
+    return str(scripts[0])
+
+
+def test_nothing_is_loaded_and_nothing_runs_but_the_page_s_own_script(html: str, page: Page) -> None:
+    assert own_script(html) == (TEMPLATES / "script.js").read_text(encoding="utf-8")
     assert not page.all("link")
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href", "action"):
             value = attributes.get(name)
             assert value is None or value.startswith(("#", "data:image/png;base64,")), value
-    assert not re.search(r"@import|url\((?!#)", html)
+    assert not re.search(r"@import|url\((?!#)", html.replace(own_script(html), ""))
 
 
 def test_size_and_bytes(project: Project, html: str) -> None:
@@ -258,6 +279,20 @@ def test_provenance_is_there(project: Project, page: Page) -> None:
     assert "2026-01-02 03:04 UTC" in page.words
 
 
+def test_the_way_to_the_page_has_cells_and_durations(project: Project, page: Page) -> None:
+    assert "data 2 cells train 30 cells, 3 min 45 s → , then evaluate 30 cells, 30 s measure 10 cells" in page.words
+    assert "mixture 1 cell, 9 s collect 1 cell report 1 cell The stages that DVC runs" in page.words
+
+
+def test_a_run_of_before_has_no_such_way(project: Project, tmp_path: Path) -> None:
+    for path in project.reports.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    content = json.loads((project.reports / "provenance.json").read_text(encoding="utf-8"))
+    (tmp_path / "provenance.json").unlink()
+    (tmp_path / "provenance.json").write_text(json.dumps({**content, "stages": []}), encoding="utf-8")
+    assert "The stages that DVC runs" not in Page(render(tmp_path, "Old")).words
+
+
 def test_one_seed_and_no_failures(tmp_path: Path) -> None:
     project = collected(tmp_path, grid__datasets=["mnist"], grid__recipes=["lunet"])
     page = Page(render(project.reports, "One"))
@@ -280,16 +315,37 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     assert "10 are not tested" in page.words
 
 
+def test_raw_values_stand_behind_means_and_medians(project: Project, page: Page) -> None:
+    buttons = page.all("button")
+    assert [button["popovertarget"] for button in buttons] == [*page.behind]
+    assert {button["type"] for button in buttons} == {"button"}
+    behind = [" ".join(words.split()) for words in page.behind.values()]
+    assert behind.count("Mean of 3 seeds seed 0: 1.850, seed 1: 1.860, seed 2: 1.870") >= 2
+    assert "Mean of 2 seeds seed 0: 1.450, seed 2: 1.470" in behind
+    timings = pd.read_csv(project.reports / "timings.csv")
+    own = timings[(timings["dataset"] == "mnist") & (timings["recipe"] == "lunet") & (timings["quantity"] == "step")]
+    values = ", ".join(f"{value:#.4g}" for value in own["value"])
+    assert len(own) == 8
+    assert f"Median of 8 repetitions, ms {values}" in behind
+
+
+def test_a_single_value_has_nothing_behind_it(tmp_path: Path) -> None:
+    small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
+    behind = Page(render(small.reports, "One")).behind.values()
+    assert behind
+    assert not [words for words in behind if "seed" in words]
+
+
 # Hostile input
 
 
 def test_markup_in_a_message_and_in_the_title_stays_text(project: Project, html: str, page: Page) -> None:
     assert HOSTILE.split("{{")[0].strip() in page.words
-    assert "<script" not in html
+    assert own_script(html)
     assert "{{ 7 * 7 }}" in page.words
-    titled = Page(render(project.reports, HOSTILE))
-    assert not titled.all("script")
-    assert titled.open == []
+    titled = render(project.reports, HOSTILE)
+    assert own_script(titled) == own_script(html)
+    assert Page(titled).open == []
 
 
 def test_markup_in_the_data_s_title_and_classes_stays_text(project: Project, tmp_path: Path) -> None:
@@ -345,8 +401,9 @@ def test_no_value_whatever_it_is_scripts_the_page_or_gives_a_traceback(
         except UserError as error:
             assert "write it again with" in str(error)  # noqa: PT017 - either the page or the message must be right
             continue
-        page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
-        assert not page.all("script")
+        html = (tmp_path / "index.html").read_text(encoding="utf-8")
+        page = Page(html)
+        assert own_script(html)
         assert not [one for image in page.all("img") for one in image if one.startswith("on")]
         assert page.open == []
         rendered += 1
@@ -378,6 +435,14 @@ def test_mixtures_are_named_and_alike_rows_are_not() -> None:
     assert mixtures(pd.DataFrame([row, row])) == []
     assert mixtures(pd.DataFrame([row, row | {"device": "cuda"}])) == ["This table mixes 2 devices: cpu, cuda."]
     assert any("not committed" in warning for warning in mixtures(pd.DataFrame([row | {"commit": "1+"}])))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.040 s"), (9.94, "9.9 s"), (42.4, "42 s"), (119.4, "119 s"), (192, "3 min 12 s"), (7384, "2 h 3 min")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:
