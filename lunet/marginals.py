@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lunet.activation import LeakySoftplus
 
-# Points that stand for the values of a feature, and for those of all features together.
-POINTS, POOL_ROWS, POOL_POINTS = 128, 256, 32
+# Points that stand for the values of a feature, and for those of all features together, which have a small share.
+POINTS, POOL_ROWS, POOL_POINTS, POOL_SHARE = 128, 256, 32, 0.005
 # Starts of a feature's chain, all of which take the first steps, and those that take the others.
 STARTS, FINALISTS = 16, 2
 FIRST_STEPS, STEPS = 60, 300
@@ -24,8 +24,8 @@ def fit_marginals(
     r"""Scales and shifts that bend each feature of a sample to a standard normal.
 
     Feature :math:`d` becomes :math:`a_B \phi(\dots \phi(a_0 x_d + b_0) \dots) + b_B`, fitted by maximum likelihood with
-    Adam from random starts, of which each feature keeps its best. One more row's weight lies on the values of all
-    features together, so that a value which a feature never takes in the sample keeps a density.
+    Adam from random starts, of which each feature keeps its best. A share of 0.005 is the values of all features
+    together, so that a value which a feature never takes in the sample keeps a density.
 
     Cost: :math:`O(D N \log N)` to sort the sample; then some seconds of a CPU for 784 features, whatever :math:`N`.
 
@@ -66,7 +66,9 @@ def representatives(x: Tensor) -> tuple[Tensor, Tensor]:
     pool = x[:POOL_ROWS].flatten().sort().values
     middles = ((torch.arange(POOL_POINTS) + 0.5) / POOL_POINTS * len(pool)).long()
     points = torch.cat([ordered[(cuts[1:] + cuts[:-1] - 1) // 2], pool[middles, None].expand(-1, x.shape[1])])
-    weights = torch.cat([cuts.diff() / (rows + 1), torch.full((POOL_POINTS,), 1 / (rows + 1) / POOL_POINTS)])
+    weights = torch.cat([
+        (1 - POOL_SHARE) / rows * cuts.diff(), torch.full((POOL_POINTS,), POOL_SHARE / POOL_POINTS, dtype=torch.float64)
+    ])  # fmt: skip
     return points, weights.to(x)
 
 

@@ -8,7 +8,7 @@ from random_flows import CPU_DTYPES, correlated, seeded
 from torch import Tensor
 
 from lunet import Gaussian, LeakySoftplus, LearnedMonotone, LUNet
-from lunet.marginals import POOL_POINTS, fit_marginals, representatives
+from lunet.marginals import POOL_POINTS, POOL_SHARE, fit_marginals, representatives
 
 # Nats a feature that a chain of three bends may be short of a torn normal distribution; a normal one lacks 0.9, three
 # bends at their best 0.17.
@@ -57,11 +57,20 @@ def test_points_keep_the_outermost_values_the_mean_and_what_other_features_take(
     own, pooled = points[:-POOL_POINTS], points[-POOL_POINTS:]
     assert torch.equal(own.amin(0), x.amin(0))
     assert torch.equal(own.amax(0), x.amax(0))
-    torch.testing.assert_close(weights[:-POOL_POINTS] @ own, x.mean(0), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weights[:-POOL_POINTS] @ own / (1 - POOL_SHARE), x.mean(0), rtol=1e-2, atol=1e-2)
     assert torch.equal(pooled[:, 0], pooled[:, 1])
     assert pooled.amin() < -20
     assert pooled.amax() > 0
-    torch.testing.assert_close(weights[-POOL_POINTS:].sum(), torch.tensor(1 / 5001).double())
+    torch.testing.assert_close(weights[-POOL_POINTS:].sum(), torch.tensor(POOL_SHARE).double())
+
+
+def test_a_value_that_a_feature_never_takes_keeps_a_density() -> None:
+    x, _ = two_modes(4000, 3)
+    x[:, 1] = torch.randn(4000, generator=seeded(7), dtype=torch.float64) - 8  # never near 3, where the others are
+    row = torch.tensor([[-3.0, 3.0, -3.0]], dtype=torch.float64)
+    assert LUNet(3, layers=4).double().copula_(x, seeded()).log_prob(row) > -30
+    # A normal distribution at -8 has it eleven standard deviations away.
+    assert Gaussian(3).double().fit_(x).log_prob(row) < -60
 
 
 # The copula start

@@ -257,7 +257,7 @@ def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
     assert (partial.status, partial.epochs, partial.planned_epochs) == ("partial", {"all": 12.5}, 0.3)
     assert cells["evaluate mnist-realnvp-0"].status == "missing"
     whole = cells["train mnist-lunet-0"]
-    assert (whole.status, whole.epochs, whole.planned_epochs) == ("complete", {"all": 3.0}, 2.5)
+    assert (whole.status, whole.epochs, whole.planned_epochs) == ("complete", {"all": 3.0}, 4.0)
     assert not [name for name in manifest.files if "realnvp-0" in name]
 
     Path("hanging").unlink()
