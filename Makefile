@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+FAULTS ?= long
 LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # In the C locale Python cannot read a path that is not ASCII, such as that of this folder may be.
@@ -31,11 +32,11 @@ paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=54
 	grep -q '^preset: paper$$' params.yaml || $(PYTHON) -m pipeline.preset paper
 	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
-test: setup ## Run the tests, one whole run of the pipeline on a small subset included
-	OMP_NUM_THREADS=1 pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: setup ## Run the tests but the faults, one whole run of the pipeline on a small subset included
+	OMP_NUM_THREADS=1 pytest -m "not faults" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-faults: setup ## Kill, damage, fill and mistype in the long form
-	FAULTS=long pytest tests/faults
+faults: setup ## Kill, damage, fill and mistype in the long form; FAULTS=short for minutes
+	OMP_NUM_THREADS=1 FAULTS=$(FAULTS) pytest tests/faults
 
 check: setup ## Run the linter, the formatter and the type checker
 	ruff check

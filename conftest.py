@@ -7,7 +7,7 @@ import os
 import pytest
 
 # The first holds the whole run of the pipeline, which takes longer than all the rest beside it.
-LONGEST = ("test_dvc.py", "test_train.py", "test_run.py", "test_kills.py", "test_maps.py")
+LONGEST = ("test_dvc.py", "test_train.py", "test_run.py", "test_maps.py")
 LOWER_PRIORITY = 10
 
 
