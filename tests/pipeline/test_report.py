@@ -34,11 +34,12 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
-        self.text = ""
+        self.parts: list[str] = []
         self.behind: dict[str, str] = {}
         self.popover: tuple[int, str] | None = None
         self.feed(html)
         self.close()
+        self.text = "".join(self.parts)
         self.ids = [value for _, attributes in self.elements if (value := attributes.get("id"))]
         self.words = " ".join(self.text.split())
 
@@ -59,13 +60,13 @@ class Page(HTMLParser):
             self.popover = None
             return
         if tag in {"td", "th", "p", "li", "dt", "dd", "span"}:
-            self.text += " "
+            self.parts.append(" ")
 
     def handle_data(self, data: str) -> None:
         if self.popover:
             self.behind[self.popover[1]] = self.behind.get(self.popover[1], "") + data
         elif not {"style", "script"} & set(self.open):
-            self.text += data
+            self.parts.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
