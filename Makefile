@@ -18,7 +18,8 @@ setup: $(VENV)/.installed ## Make .venv and install the locked dependencies
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@echo "Installing the locked dependencies into $(VENV), some 6 GB: 2 to 3 minutes"
+	pip install --quiet --disable-pip-version-check --use-pep517 --requirement requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -173,6 +174,16 @@ class Flow(nn.Module, ABC):
     def _layer_diagnostics(self) -> list[LayerDiagnostics]:
         """Of each linear layer; a flow that has none, has none."""
         return []
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put the parameters back if setting them fails half way."""
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        try:
+            yield
+        except Exception:
+            self.load_state_dict(before)
+            raise
 
     def _draw_latents(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
         if n < 0:

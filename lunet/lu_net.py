@@ -155,8 +155,9 @@ class LUNet(Flow):
         Raises:
             ValueError: If a feature is constant on the sample, or a value is not finite.
         """
-        self._standardise_from(0, self._start_leading(x), offset)
-        self.check_invertible()
+        with self._all_or_nothing():
+            self._standardise_from(0, self._start_leading(x), offset)
+            self.check_invertible()
         return self
 
     @torch.no_grad()
@@ -177,12 +178,13 @@ class LUNet(Flow):
         Raises:
             ValueError: If a value is not finite, or the sample's covariance is singular.
         """
-        h = self._start_leading(x)
         first = self.layers[0]
-        _whiten_(first, h)
-        h = self._finish_start(first, h, offset)
-        self._standardise_from(1, h, offset)
-        self.check_invertible()
+        with self._all_or_nothing():
+            h = self._start_leading(x)
+            _whiten_(first, h)
+            h = self._finish_start(first, h, offset)
+            self._standardise_from(1, h, offset)
+            self.check_invertible()
         return self
 
     @torch.no_grad()
@@ -210,12 +212,13 @@ class LUNet(Flow):
         self._check(x, "x")
         scales, shifts = marginals.fit_marginals(x, template, len(activations), generator)
         *bent, last = self.layers
-        for layer, scale, shift in zip(bent, scales, shifts, strict=False):
-            layer.lu.copy_(scale.diag())
-            layer.bias.copy_(shift)
-            x = self._finish_start(layer, x, offset=0.0)
-        _whiten_(last, x, scales[-1], shifts[-1], ridge)
-        self.check_invertible()
+        with self._all_or_nothing():
+            for layer, scale, shift in zip(bent, scales, shifts, strict=False):
+                layer.lu.copy_(scale.diag())
+                layer.bias.copy_(shift)
+                x = self._finish_start(layer, x, offset=0.0)
+            _whiten_(last, x, scales[-1], shifts[-1], ridge)
+            self.check_invertible()
         return self
 
     def _start_leading(self, x: Tensor) -> Tensor:

@@ -92,8 +92,9 @@ class RealNVP(Flow):
             ValueError: If a value is not finite, or a channel is constant.
         """
         self._check(x, "x")
-        self._through(x, start=True)
-        self.check_invertible()
+        with self._all_or_nothing():
+            self._through(x, start=True)
+            self.check_invertible()
         return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

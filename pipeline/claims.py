@@ -35,6 +35,13 @@ LABELS: dict[Verdict, str] = {
     "not_tested": "Not tested",
     "not_comparable": "Not comparable",
 }
+# What is said of a figure that decides nothing at its scale, by the verdict that its bounds would
+# give there; smoke points nowhere.
+LEANINGS: dict[Verdict, str] = {
+    "replicated": " Here it points the paper’s way.",
+    "partly": " Here it points neither way.",
+    "not_replicated": " Here it points the other way.",
+}
 DECIDED: tuple[Verdict, ...] = ("replicated", "partly", "not_replicated")
 
 Level = Literal["smoke", "laptop", "paper"]
@@ -399,7 +406,8 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
     verdict = verdict_of(claim, evidence)
     level = LEVELS.index(scale.level(compared, claim.compares))
     if level < LEVELS.index(claim.needs):
-        return "not_tested_at_this_scale", f"For orientation only: {sentence}", evidence
+        leaning = LEANINGS[verdict] if level else ""
+        return "not_tested_at_this_scale", f"For orientation only: {sentence}{leaning}", evidence
     if verdict != "not_replicated" and level < LEVELS.index(claim.confirms or claim.needs):
         return "not_tested_at_this_scale", f"{sentence} A baseline this small cannot confirm the claim.", evidence
     return verdict, sentence, evidence

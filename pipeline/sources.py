@@ -184,7 +184,7 @@ def _noting(reasons: list[str], where: str) -> Iterator[None]:
         yield
     except FAILURES as error:
         reasons.append(f"{where}: {error}")
-        say(reasons[-1])
+        say(f"not from {reasons[-1]}")
 
 
 def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:

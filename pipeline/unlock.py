@@ -24,7 +24,7 @@ def main() -> None:
     if not any(is_running(pid) for pid in holders(locks)):
         LOCKS.unlink(missing_ok=True)
         if locks != {"read": {}, "write": {}}:
-            say("removed the locks of a dvc process that was killed")
+            say("freed the locks that a stopped dvc run had left")
 
 
 def holders(locks: Any) -> set[int]:

@@ -211,6 +211,18 @@ def test_a_sample_with_nan_is_refused() -> None:
         LUNet(4).double().whiten_(x)
 
 
+@pytest.mark.parametrize(("start", "rows"), [("whiten_", 3), ("copula_", 3), ("standardise_", 100)])
+def test_a_start_that_fails_leaves_the_flow_as_it_was(start: str, rows: int) -> None:
+    flow, options = random_lu_net(4).double(), {"ridge": 0.0} if start == "copula_" else {}
+    before = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
+    x = correlated(rows, 4)
+    if start == "standardise_":
+        x[:, 2] = 1.5
+    with pytest.raises(ValueError, match=r"singular|not finite"):
+        getattr(flow, start)(x, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in flow.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"features": 0}, "features is 0"), ({"features": 3, "layers": 0}, "layers is 0"),

@@ -268,6 +268,15 @@ def test_times_are_decided_at_the_paper_s_scale_only(scale: Scale, device: str, 
     assert "50.0 times as long" in sentence or "50 times as long" in sentence
 
 
+@pytest.mark.parametrize(
+    ("ratio", "way"), [(50.0, "points the paper’s way"), (5.0, "points neither way"), (0.5, "points the other way")]
+)
+def test_a_figure_that_decides_nothing_says_where_it_points(ratio: float, way: str) -> None:
+    models = {"lunet": timed("cpu", 1.0), "realnvp": timed("cpu", ratio)}
+    assert way in verdict("step", LAPTOP, **models)[1]
+    assert "points" not in verdict("step", replace(LAPTOP, preset="smoke"), **models)[1]
+
+
 @pytest.mark.parametrize("scale", [replace(LAPTOP, preset="smoke"), replace(LAPTOP, subset=True)])
 def test_smoke_and_subsets_decide_nothing(scale: Scale) -> None:
     model = subject(pixels_exact=1.0)

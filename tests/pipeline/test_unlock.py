@@ -31,7 +31,7 @@ def test_locks_of_a_process_that_is_gone_are_removed(locks: Path, capsys: pytest
     locks.write_text(json.dumps(held_by(ended.pid)))
     unlock.main()
     assert not locks.exists()
-    assert "removed the locks of a dvc process that was killed" in capsys.readouterr().out
+    assert "freed the locks that a stopped dvc run had left" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name != "posix", reason="zombies are POSIX's")
