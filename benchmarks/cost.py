@@ -6,20 +6,22 @@ import argparse
 import multiprocessing
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 from tqdm import tqdm
 
 from benchmarks.__main__ import clock
 from lunet import LUNet
 from pipeline.environment import describe_environment, keep_freed_memory
+from pipeline.figures import OTHERS, Look, figure
+from pipeline.ink import INK
 
 FEATURES, LAYERS, BATCH = 784, 4, 256
 AXES = {
@@ -27,7 +29,12 @@ AXES = {
     "batch": [1, 4, 16, 64, 256, 1024, 4096],
     "layers": [2, 4, 8, 16, 32],
 }
-WORKS = ("step", "log_prob", "sample")
+LOOKS = {
+    "step": Look("training step", OTHERS[1], "o"),
+    "log_prob": Look("density", OTHERS[2], "s"),
+    "sample": Look("sampling", OTHERS[3], "^"),
+}
+POWERS = {"²": 2, "³": 3}
 MIB = 2**20
 
 
@@ -42,7 +49,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--note", help="what a reader must know of these times, kept with the environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
+    parser.add_argument(
+        "--redraw", type=Path, metavar="FOLDER", help="measure nothing; draw again what a folder's CSV files say"
+    )
     arguments = parser.parse_args()
+    if folder := arguments.redraw:
+        draw(pd.read_csv(folder / "cost_times.csv"), pd.read_csv(folder / "cost_memory.csv"), folder)
+        return
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     settings = [(axis, value) for axis, values in AXES.items() for value in values]
@@ -60,8 +73,7 @@ def main() -> None:
     weights.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
     environment = describe_environment(torch.device("cpu")) | {"note": arguments.note}
     pd.Series(environment).to_csv(arguments.out / "cost_environment.csv", header=False)
-    for form in ("png", "svg"):
-        draw(times, weights, arguments.out / f"cost.{form}")
+    draw(times, weights, arguments.out)
     print(f"written to {arguments.out}")
 
 
@@ -149,47 +161,43 @@ def _grown_mib(features: int, layers: int, batch: int, reversible: bool) -> floa
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def draw(times: pd.DataFrame, weights: pd.DataFrame, path: Path) -> None:
-    """Draw times against each axis, and memory against batch and layers."""
-    matplotlib.use("Agg")
-    colours = dict(zip(WORKS, ("#3b6fb6", "#c4572e", "#4b8f4b"), strict=True))
-    figure, axes = plt.subplots(2, 3, layout="constrained", figsize=(13, 7.2))
-    for plot, (axis, own) in zip(axes[0], times.groupby("axis", sort=False), strict=True):
-        for work in WORKS:
-            median = own[own["work"] == work].groupby("value")[["ms", "floor_ms", "slogdet_ms"]].median()
-            plot.plot(median.index, median["ms"], "o-", color=colours[work], label=work)
-            if work != "sample":
-                plot.plot(median.index, median["floor_ms"], ":", color=colours[work], label=f"arithmetic of a {work}")
-        if axis == "features":
-            plot.plot(median.index, median["slogdet_ms"], "s--", color="#888888", label="slogdet of one dense matrix")
-            steps, slogdet = own[own["work"] == "step"].groupby("value")["ms"].median(), median["slogdet_ms"]
-            # Each runs to the right end of what it is the slope of, the first one above it, to be seen.
-            for power, end, style in ((2, 2 * steps.iloc[-1], (0, (1, 4))), (3, slogdet.iloc[-1], (0, (5, 4)))):
-                line = end * (median.index.to_numpy(dtype=float) / median.index[-1]) ** power
-                plot.plot(median.index, line, color="#999999", ls=style, label=f"$O(D^{power})$")
-            plot.set_ylim(bottom=median["slogdet_ms"].min() / 3)
-        plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="milliseconds")
-    for plot, (axis, own) in zip(axes[1], weights.groupby("axis", sort=False), strict=False):
-        for reversible, name, colour in ((False, "plain", "#3b6fb6"), (True, "reversible", "#c4572e")):
-            chosen = own[own["reversible"] == reversible]
-            plot.plot(chosen["value"], chosen["mib"], "o-", color=colour, label=f"{name}, measured")
-            plot.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label=f"{name}, at least")
-        plot.set(xscale="log", yscale="log", xlabel=axis, ylabel="MiB in training")
-    # The legends stand in the place that is left; every plot has the same colours, the first one all lines.
-    axes[1, 2].set_axis_off()
-    of_times = axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), title="times", loc="upper left", fontsize=8)
-    axes[1, 2].add_artist(of_times)
-    axes[1, 2].legend(*axes[1, 0].get_legend_handles_labels(), title="memory", loc="lower left", fontsize=8)
-    for plot in (*axes[0], *axes[1, :2]):
-        values = AXES[plot.get_xlabel()]
-        plot.set_xticks(values, [f"{value:,.0f}" for value in values])
-        plot.minorticks_off()
-        plot.tick_params(axis="x", labelrotation=45)
-        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    with plt.rc_context({"svg.hashsalt": "cost"}):
-        figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+def draw(times: pd.DataFrame, weights: pd.DataFrame, folder: Path) -> None:
+    """Draw times against each axis, and memory against batch and layers, each as `cost-*.svg` in the page's ink."""
+    for axis, own in times.groupby("axis", sort=False):
+        with _figure(folder / f"cost-{axis}.svg", str(axis), "milliseconds") as axes:
+            for work, look in LOOKS.items():
+                median = own[own["work"] == work].groupby("value")[["ms", "floor_ms", "slogdet_ms"]].median()
+                axes.plot(median.index, median["ms"], f"{look.marker}-", color=look.colour, label=look.label)
+                if work != "sample":
+                    axes.plot(median.index, median["floor_ms"], ":", color=look.colour, label="at least")
+            if axis == "features":
+                axes.plot(median.index, median["slogdet_ms"], "--", color=INK, label="slogdet of a dense matrix")
+                axes.set_ylim(bottom=median["slogdet_ms"].min() / 3)
+                steps, slogdet = own[own["work"] == "step"].groupby("value")["ms"].median(), median["slogdet_ms"]
+                # Each runs to the right end of what it is the slope of, the first one above it, to be seen.
+                for power, end, style in (("²", 2 * steps.iloc[-1], (0, (1, 4))), ("³", slogdet.iloc[-1], (0, (5, 4)))):
+                    line = end * (median.index.to_numpy(dtype=float) / median.index[-1]) ** POWERS[power]
+                    axes.plot(median.index, line, color=INK, alpha=0.4, ls=style, label=f"O(D{power})")
+    for axis, own in weights.groupby("axis", sort=False):
+        with _figure(folder / f"cost-memory-{axis}.svg", str(axis), "MiB in training") as axes:
+            for reversible, label, marker in ((False, "plain", "o"), (True, "reversible", "^")):
+                chosen, colour = own[own["reversible"] == reversible], OTHERS[1 + reversible]
+                axes.plot(chosen["value"], chosen["mib"], f"{marker}-", color=colour, label=label)
+                axes.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label="at least")
+
+
+@contextmanager
+def _figure(path: Path, axis: str, unit: str) -> Iterator[Axes]:
+    """Axes, both logarithmic, with a legend beside them."""
+    with figure(path, 3.4) as axes:
+        yield axes
+        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+        axes.set_xticks(AXES[axis], [f"{value:,}" for value in AXES[axis]])
+        axes.minorticks_off()
+        axes.tick_params(axis="x", labelrotation=45)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.figure.legend(loc="outside lower center", ncols=3)
 
 
 if __name__ == "__main__":

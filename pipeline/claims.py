@@ -35,12 +35,12 @@ LABELS: dict[Verdict, str] = {
     "not_tested": "Not tested",
     "not_comparable": "Not comparable",
 }
-# What is said of a figure that decides nothing at its scale, by the verdict that its bounds would
-# give there; smoke points nowhere.
+# What is said of a figure at a scale where the claim is not decided, by the verdict that its bounds would give; not of
+# smoke's.
 LEANINGS: dict[Verdict, str] = {
-    "replicated": " Here it points the paper’s way.",
-    "partly": " Here it points neither way.",
-    "not_replicated": " Here it points the other way.",
+    "replicated": " By the same bounds the claim would hold here.",
+    "partly": " By the same bounds the claim would hold in part here.",
+    "not_replicated": " By the same bounds the claim would not hold here.",
 }
 DECIDED: tuple[Verdict, ...] = ("replicated", "partly", "not_replicated")
 

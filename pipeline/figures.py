@@ -79,10 +79,10 @@ def looks(recipes: Sequence[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def _figure(path: Path, height: float) -> Iterator[Axes]:
+def figure(path: Path, height: float) -> Iterator[Axes]:
     """Axes of a figure that is written to ``path``; see `_canvas`."""
-    with _canvas(path, WIDTH, height) as figure:
-        yield figure.add_subplot()
+    with _canvas(path, WIDTH, height) as canvas:
+        yield canvas.add_subplot()
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def _plain(value: float, _position: int = 0) -> str:
 
 def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
     """Held-out (solid) and training (dashed) bits/dim against the epoch, a line for each model and seed."""
-    with _figure(path, 3.4) as axes:
+    with figure(path, 3.4) as axes:
         shown: list[float] = []
         for recipe, look in recipes.items():
             lines = [line for _, line in rows[rows["recipe"] == recipe].groupby(["seed", "model"])]
@@ -136,7 +136,7 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
 def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
     """Held-out bits/dim against the seconds of training, logarithmic, a line for each model and seed."""
     trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
-    with _figure(path, 3.4) as axes:
+    with figure(path, 3.4) as axes:
         for recipe, look in recipes.items():
             lines = [line for _, line in trained[trained["recipe"] == recipe].groupby(["seed", "model"])]
             for number, line in enumerate(lines):
@@ -168,24 +168,24 @@ def likelihoods(
     recipes: Mapping[str, Look],
 ) -> None:
     """Test bits/dim of our recipes (bars, with intervals) among published figures (outlined), best on top."""
-    ours = [(figure["mean"], recipe, figure) for recipe, figure in found.items()]
+    ours = [(own["mean"], recipe, own) for recipe, own in found.items()]
     theirs = [(reference["value"], reference["label"], None) for reference in references]
     bars = sorted([*ours, *theirs], key=lambda bar: (bar[0], bar[1]))
-    with _figure(path, 0.9 + 0.25 * len(bars)) as axes:
-        for place, (value, name, figure) in enumerate(bars):
-            if figure is None:
+    with figure(path, 0.9 + 0.25 * len(bars)) as axes:
+        for place, (value, name, own) in enumerate(bars):
+            if own is None:
                 axes.barh(place, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
             else:
                 axes.barh(place, value, height=0.62, color=recipes[name].colour)
-                if figure["ci_low"] is not None:
-                    axes.plot([figure["ci_low"], figure["ci_high"]], [place, place], color=INK, linewidth=1.4)
-            end = value if figure is None or figure["ci_high"] is None else max(value, figure["ci_high"])
+                if own["ci_low"] is not None:
+                    axes.plot([own["ci_low"], own["ci_high"]], [place, place], color=INK, linewidth=1.4)
+            end = value if own is None or own["ci_high"] is None else max(value, own["ci_high"])
             axes.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
-        names = [name if figure is None else recipes[name].label for _, name, figure in bars]
+        names = [name if own is None else recipes[name].label for _, name, own in bars]
         axes.set_yticks(range(len(bars)), names)
-        for tick, (_, _, figure) in zip(axes.get_yticklabels(), bars, strict=True):
-            tick.set_alpha(0.7 if figure is None else 1.0)
-            tick.set_fontweight("normal" if figure is None else "bold")
+        for tick, (_, _, own) in zip(axes.get_yticklabels(), bars, strict=True):
+            tick.set_alpha(0.7 if own is None else 1.0)
+            tick.set_fontweight("normal" if own is None else "bold")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
         axes.grid(visible=False, axis="y")
@@ -196,7 +196,7 @@ def likelihoods(
 def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
     """Quantiles of projected test latents less those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
-    with _figure(path, 3.2) as axes:
+    with figure(path, 3.2) as axes:
         axes.axhline(0, color=INK, linewidth=0.9)
         for recipe, line in first.groupby("recipe", sort=False):
             look = recipes[str(recipe)]
@@ -241,7 +241,7 @@ def times(
             titles.append((place, title))
             lines += [(place + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
             place += len(measured) + 1.4
-    with _figure(path, 0.8 + 0.2 * place) as axes:
+    with figure(path, 0.8 + 0.2 * place) as axes:
         for height, quantity, recipe in lines:
             values = samples.get_group((quantity, recipe)).to_numpy()
             look = recipes[recipe]
@@ -280,7 +280,7 @@ def memory(
         floors: What a bar cannot be below, in the same form.
         recipes: The recipes' looks.
     """
-    with _figure(path, 0.9 + 0.42 * len(found)) as axes:
+    with figure(path, 0.9 + 0.42 * len(found)) as axes:
         for place, (recipe, peaks) in enumerate(found.items()):
             for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
                 if phase in peaks:
@@ -301,7 +301,7 @@ def memory(
 
 def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
     """Median times of both log-determinants against the width, both axes logarithmic."""
-    with _figure(path, 3.0) as axes:
+    with figure(path, 3.0) as axes:
         styles = {
             "determinant_diagonal": (look.colour, "o", "LU layer: sum of the log-diagonal"),
             "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),

@@ -32,6 +32,8 @@ TIMES = (
 )
 WHOLE = ("released_density",)  # what is timed on all training images
 MEMORY = ("training", "sampling")
+# What the server imports: torch its compiler with the first optimiser, which no quantity is to count as its own.
+PRELOADED = ["pipeline.quantities", "torch._dynamo"]
 
 
 def main() -> None:
@@ -99,7 +101,7 @@ def apart(quantity: str, *work: Any) -> Any:
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
     if forked:
-        context.set_forkserver_preload(["pipeline.quantities"])
+        context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send, args=(sender, quantity, *work))
     process.start()

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline.claims import LABELS, shown
 from pipeline.console import UserError, exit_with, say
+from pipeline.costs import read_costs
 from pipeline.files import read_json, write_text
 from pipeline.ink import INK
 from pipeline.others import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
@@ -138,6 +139,7 @@ def render(reports: Path, title: str) -> str:
     environment.globals |= {
         "count": itertools.count(1).__next__,
         "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
+        "drawing": lambda path, alt: inline_svg(reports / path, alt),
         "png": lambda name: data_uri(reports / "figures" / name),
     }
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
@@ -165,6 +167,7 @@ def render(reports: Path, title: str) -> str:
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         others=others_view(reports),
+        costs=read_costs(reports / "published" / "benchmarks"),
         datasets=[
             dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
             for name in provenance["datasets"]

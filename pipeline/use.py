@@ -17,6 +17,7 @@ from torch import Tensor
 from lunet import ClassFlows, ImageFlow, NonFiniteError, SavedFlowError, load_flow
 from pipeline.console import UserError, exit_with, say
 from pipeline.datasets import DESCRIPTION, Bytes
+from pipeline.environment import keep_freed_memory
 from pipeline.files import read_json, replacing, write_text
 from pipeline.pictures import read_pictures
 from pipeline.progress import Progress
@@ -56,6 +57,7 @@ class Trained:
 def main() -> None:
     """Do what the command line asks for."""
     arguments = _parser().parse_args()
+    keep_freed_memory()
     trained = load_run(arguments.run, choose(arguments.device))
     try:
         with torch.no_grad():
