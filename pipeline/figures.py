@@ -102,27 +102,16 @@ def _plain(value: float, _position: int = 0) -> str:
 
 
 def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
-    """Held-out (solid) and training (dashed) bits/dim against the epoch, a line for each model and seed."""
+    """Held-out (solid) and training (dashed) bits/dim against the epoch, with bands; see `bundle`."""
     with figure(path, 3.4) as axes:
         shown: list[float] = []
         for recipe, look in recipes.items():
-            lines = [line for _, line in rows[rows["recipe"] == recipe].groupby(["seed", "model"])]
-            strong = 1.0 if len(lines) <= 3 else 0.45
-            for number, line in enumerate(lines):
-                held = line[["epoch", "holdout_bits_per_dim"]].dropna().to_numpy()
-                train = line[["epoch", "train_bits_per_dim"]].dropna().to_numpy()
-                axes.plot(
-                    *held.T,
-                    color=look.colour,
-                    marker=look.marker,
-                    markersize=4,
-                    linewidth=1.6,
-                    alpha=strong,
-                    label=look.label if number == 0 else None,
-                )
-                axes.plot(*train.T, color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)), alpha=strong)
-                # An untrained model may start far above all others: the axis shows where training goes.
-                shown += [*held[1:, 1], *train[:, 1]]
+            own = rows[rows["recipe"] == recipe]
+            held, train = (bundle(own, "epoch", f"{kind}_bits_per_dim") for kind in ("holdout", "train"))
+            _draw_bundle(axes, held, look)
+            axes.plot(train["x"], train["mean"], color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)))
+            # An untrained model may start far above all others: the axis shows where training goes.
+            shown += [*held["low"][1:], *held["high"][1:], *train["mean"]]
         if shown:
             pad = 0.06 * (max(shown) - min(shown) or 1)
             axes.set_ylim(min(shown) - pad, max(shown) + pad)
@@ -134,22 +123,11 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
 
 
 def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
-    """Held-out bits/dim against the seconds of training, logarithmic, a line for each model and seed."""
+    """Held-out bits/dim against the seconds of training, logarithmic, with bands; see `bundle`."""
     trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
     with figure(path, 3.4) as axes:
         for recipe, look in recipes.items():
-            lines = [line for _, line in trained[trained["recipe"] == recipe].groupby(["seed", "model"])]
-            for number, line in enumerate(lines):
-                axes.plot(
-                    line["seconds"],
-                    line["holdout_bits_per_dim"],
-                    color=look.colour,
-                    marker=look.marker,
-                    markersize=4,
-                    linewidth=1.6,
-                    alpha=1.0 if len(lines) <= 3 else 0.45,
-                    label=look.label if number == 0 else None,
-                )
+            _draw_bundle(axes, bundle(trained[trained["recipe"] == recipe], "seconds", "holdout_bits_per_dim"), look)
         axes.set_xscale("log")
         # A short training spans less than a decade.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -159,6 +137,23 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
         axes.set_xlabel("seconds of training, logarithmic")
         axes.set_ylabel("held-out bits per dimension")
+
+
+def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The curves of one recipe's models and seeds as one: at each look where they are and their mean, low and high."""
+    curves = rows.dropna(subset=[x, y])
+    looks = curves.groupby(curves.groupby(["seed", "model"]).cumcount())
+    return looks.agg(x=(x, "mean"), mean=(y, "mean"), low=(y, "min"), high=(y, "max"), n=(y, "size"))
+
+
+def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
+    """The mean as a line, and from the lowest to the highest a band where there are several curves."""
+    if not len(curve):
+        return
+    about: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
+    axes.plot(curve["x"], curve["mean"], **about)
+    if curve["n"].max() > 1:
+        axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
 
 
 def likelihoods(

@@ -1,5 +1,6 @@
 """Figures as files: their bytes, their ink, and what they show."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.figures import (
     KNOWN,
     MASSES,
     _levels,
+    bundle,
     curves,
     images,
     likelihoods,
@@ -146,6 +148,22 @@ def test_the_mixture_s_regions_hold_their_share_of_the_mass(tmp_path: Path) -> N
     assert {"the mixture itself", "Gaussian"} <= set(texts(path))
     assert "LU-Net" not in texts(path)
     assert set(re.findall(r"#[0-9a-f]{6}", path.read_text(encoding="utf-8"))) == {INK, KNOWN["gaussian"].colour}
+
+
+def test_curves_of_several_seeds_are_their_mean_and_a_band(tmp_path: Path) -> None:
+    seeds = [0, 0, 0, 1, 1, 2]
+    bits = [3.0, 2.0, 1.0, 3.0, 1.0, math.nan]  # the second one ended early, the third at its start
+    rows = pd.DataFrame({"recipe": "lunet", "seed": seeds, "model": "all", "epoch": [0, 1, 2, 0, 1, 0]})
+    rows = rows.assign(holdout_bits_per_dim=bits, train_bits_per_dim=bits)
+    found = bundle(rows, "epoch", "holdout_bits_per_dim")
+    assert found["mean"].tolist() == [3.0, 1.5, 1.0]
+    assert found[["low", "high"]].to_numpy().tolist() == [[3.0, 3.0], [1.0, 2.0], [1.0, 1.0]]
+    assert found["n"].tolist() == [2, 2, 1]
+    bands = {}
+    for name, own in {"one": rows[rows["seed"] == 0], "three": rows}.items():
+        curves(tmp_path / f"{name}.svg", own, LOOKS)
+        bands[name] = (tmp_path / f"{name}.svg").read_text(encoding="utf-8").count("FillBetweenPolyCollection")
+    assert bands == {"one": 0, "three": 1}
 
 
 def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) -> None:
