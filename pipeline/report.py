@@ -20,9 +20,9 @@ from ruamel.yaml import YAML
 
 from pipeline.claims import LABELS, shown
 from pipeline.console import UserError, exit_with, say
-from pipeline.costs import read_costs
 from pipeline.files import read_json, write_text
 from pipeline.ink import INK
+from pipeline.kept import read_benchmark, read_sweeps
 from pipeline.others import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
 from pipeline.params import load_params
 from pipeline.tables import LATENTS, RESULTS, TIMINGS, read_table
@@ -167,7 +167,8 @@ def render(reports: Path, title: str) -> str:
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         others=others_view(reports),
-        costs=read_costs(reports / "published" / "benchmarks"),
+        benchmark=read_benchmark(reports / "published" / "benchmarks"),
+        sweeps=read_sweeps(reports / "published" / "sweeps"),
         datasets=[
             dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
             for name in provenance["datasets"]

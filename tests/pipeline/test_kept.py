@@ -1,4 +1,4 @@
-"""The benchmark that is kept beside the published runs, on the page."""
+"""What is kept beside the published runs, on the page: the benchmark and the sweeps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import pytest
 from results import Project, parameters
 from test_report import HOSTILE, Page
 
-from pipeline.costs import FIGURES, read_costs
+from pipeline.kept import FIGURES, read_benchmark, read_sweeps
 from pipeline.report import render
 
-KEPT = Path(__file__).parents[2] / "reports/published/benchmarks"
+KEPT = Path(__file__).parents[2] / "reports/published"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reports of a run, with the benchmark of this repository."""
+    """The reports of a run, with the benchmark and the sweeps of this repository."""
     project = Project(tmp_path_factory.mktemp("costs"), parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
     project.collect()
-    shutil.copytree(KEPT, project.reports / "published/benchmarks")
+    for name in ("benchmarks", "sweeps"):
+        shutil.copytree(KEPT / name, project.reports / "published" / name)
     return project.reports
 
 
@@ -51,14 +52,34 @@ def test_slopes_are_those_of_the_wide_layers(reports: Path) -> None:
     times.loc[wide, "ms"] = times.loc[wide, "value"] ** 1.5
     times.loc[~wide, "ms"] = 7.0
     times.to_csv(path, index=False)
-    costs = read_costs(path.parent)
-    assert costs is not None
-    assert costs["slopes"] == pytest.approx({"training step": 1.5, "density": 1.5, "sampling": 1.5})
+    found = read_benchmark(path.parent)
+    assert found is not None
+    assert found["slopes"] == pytest.approx({"training step": 1.5, "density": 1.5, "sampling": 1.5})
+
+
+def test_every_variant_of_the_kept_sweeps_is_shown(reports: Path) -> None:
+    path = reports / "published/sweeps/lunet.csv"
+    table = pd.read_csv(path)
+    table.loc[0, ["status", "holdout_bits_per_dim", "variant"]] = ["diverged", None, HOSTILE]
+    table.to_csv(path, index=False)
+    page = shown(reports)
+    assert all(" ".join(variant.split()) in page.words for variant in table["variant"])
+    assert "diverged" in page.words
+    assert len(page.all("script")) == 1
 
 
 def test_nothing_is_said_where_nothing_is_kept(reports: Path) -> None:
-    shutil.rmtree(reports / "published/benchmarks")
-    assert "What an LU-Net costs" not in shown(reports).words
+    shutil.rmtree(reports / "published")
+    page = shown(reports)
+    assert "What an LU-Net costs" not in page.words
+    assert "What settings buy" not in page.words
+
+
+def test_a_damaged_sweep_is_said_to_be_so(reports: Path) -> None:
+    (reports / "published/sweeps/lunet.csv").write_text("variant\nx\n", encoding="utf-8")
+    found = {sweep["name"]: sweep for sweep in read_sweeps(reports / "published/sweeps")}
+    assert "The sweep lunet cannot be shown" in found["lunet"]["trouble"]
+    assert "The sweep lunet cannot be shown" in shown(reports).words
 
 
 @pytest.mark.parametrize("name", ["cost_times.csv", "times_table.csv", "cost_environment.csv"])
@@ -66,9 +87,9 @@ def test_nothing_is_said_where_nothing_is_kept(reports: Path) -> None:
 def test_a_damaged_benchmark_is_said_to_be_so(reports: Path, name: str, damage: str | None) -> None:
     path = reports / "published/benchmarks" / name
     path.unlink() if damage is None else path.write_text(damage, encoding="utf-8")
-    costs = read_costs(path.parent)
-    assert costs is not None
-    assert "cannot be shown" in costs["trouble"]
+    found = read_benchmark(path.parent)
+    assert found is not None
+    assert "cannot be shown" in found["trouble"]
 
 
 def test_a_damaged_benchmark_leaves_the_page_whole_and_scripts_nothing(reports: Path) -> None:

@@ -1,4 +1,4 @@
-"""What flows cost against their size and beside other libraries', as `benchmarks/` has measured it and it is kept."""
+"""What is kept in `reports/published/` beside runs: a run of `benchmarks/`, and tables of `pipeline.sweep`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,24 @@ FIGURES = {
     "memory-batch": "Memory of training against the batch",
     "memory-layers": "Memory of training against the number of layers",
 }
+SWEEP = {
+    **dict.fromkeys(("variant", "dataset", "status", "processor", "commit"), "string"),
+    "seed": "int64",
+    **dict.fromkeys(("holdout_bits_per_dim", "train_bits_per_dim", "best_epoch", "epochs", "seconds"), "float64"),
+    "parameters": "Int64",
+    "threads": "int64",
+}
+# The sweeps of `sweeps.yaml` in the order of the page.
+SWEEPS = {
+    "ablation": "What each step from the released training to ours buys; each variant keeps the changes before it.",
+    "lunet": "How the paper’s architecture is best trained in a given number of passes.",
+    "margin": "What the logit keeps clear of 0 and 1.",
+}
 ENVIRONMENT = ("processor", "threads", "torch", "time", "note")
 WIDE = 1024  # features from which on start-up costs no longer bend the slope
 
 
-def read_costs(folder: Path) -> dict[str, Any] | None:
+def read_benchmark(folder: Path) -> dict[str, Any] | None:
     """The kept benchmark for the page: figures, slopes, and the table of all libraries.
 
     None where none is kept; ``trouble`` alone, in words, where it cannot be read.
@@ -82,3 +95,19 @@ def beside_the_first(table: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for row in table.to_dict("records")
     ]
+
+
+def read_sweeps(folder: Path) -> list[dict[str, Any]]:
+    """The tables of all kept sweeps; ``trouble`` in words, in place of rows, for one that cannot be read."""
+    found: list[dict[str, Any]] = []
+    for name, what in SWEEPS.items():
+        path = folder / f"{name}.csv"
+        if not path.is_file():
+            continue
+        try:
+            table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
+            rows = table.astype(object).where(table.notna(), None).to_dict("records")
+            found.append({"name": name, "what": what, "rows": rows})
+        except (OSError, ValueError) as error:
+            found.append({"name": name, "what": what, "trouble": f"The sweep {name} cannot be shown ({error})."})
+    return found
