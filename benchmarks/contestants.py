@@ -45,6 +45,15 @@ def lunet() -> Contestant:
     return _own(LUNet(FEATURES, LAYERS))
 
 
+def lunet_ill_conditioned() -> Contestant:
+    """The same where no inverse is folded, as from a copula start on: a sample takes two triangular solves a layer."""
+    flow = LUNet(FEATURES, LAYERS)
+    with torch.no_grad():
+        for layer in flow.layers:
+            layer.lu[0, 0], layer.lu[1, 1] = 0.01, 100.0
+    return _own(flow)
+
+
 def lunet_reversible() -> Contestant:
     """The same, trained without stored activations."""
     flow = LUNet(FEATURES, LAYERS)
@@ -62,6 +71,21 @@ def lunet_learned() -> Contestant:
 def realnvp() -> Contestant:
     """RealNVP as in the paper: 3 + 3 + 2 couplings, 64 planes, networks of their own for scale and shift."""
     return _own(RealNVP(SHAPE))
+
+
+def realnvp_bfloat16() -> Contestant:
+    """The same, its networks in bfloat16; what they scale and shift stays in float32."""
+    flow = RealNVP(SHAPE)
+
+    def log_prob(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return flow.log_prob(x)
+
+    def sample(n: int) -> Tensor:
+        with torch.autocast(_device(flow).type, dtype=torch.bfloat16):
+            return flow.sample(n)
+
+    return Contestant(flow, log_prob, sample)
 
 
 def realnvp_shared() -> Contestant:
@@ -125,6 +149,7 @@ def normflows_glow() -> Contestant:
 VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
     FLOOR: (None, floor),
     "lunet": (None, lunet),
+    "lunet, ill-conditioned": (None, lunet_ill_conditioned),
     "lunet, reversible": (None, lunet_reversible),
     "lunet_learned": (None, lunet_learned),
     "nflows LULinear": ("nflows", lambda: nflows_lu(cached=False)),
@@ -135,6 +160,7 @@ VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
 }
 IMAGES: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
     "realnvp": (None, realnvp),
+    "realnvp, bfloat16 networks": (None, realnvp_bfloat16),
     "realnvp, shared networks": (None, realnvp_shared),
     "realnvp_released": (None, realnvp_released),
     "normflows Glow": ("normflows", normflows_glow),
