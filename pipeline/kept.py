@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.statistics import log_log_slope
 
-COST = {"axis": "string", "value": "int64", "work": "string", "ms": "float64", "floor_ms": "float64"}
+COST = {"axis": "string", "value": "int64", "work": "string", "ms": "float64"}
 TABLE = {
     **dict.fromkeys(("work", "model"), "string"),
     **dict.fromkeys(("batch", "n"), "int64"),
@@ -26,11 +26,9 @@ FIGURES = {
     "memory-layers": "Memory of training against the number of layers",
 }
 SWEEP = {
-    **dict.fromkeys(("variant", "dataset", "status", "processor", "commit"), "string"),
+    **dict.fromkeys(("variant", "dataset", "status", "commit"), "string"),
     "seed": "int64",
-    **dict.fromkeys(("holdout_bits_per_dim", "train_bits_per_dim", "best_epoch", "epochs", "seconds"), "float64"),
-    "parameters": "Int64",
-    "threads": "int64",
+    **dict.fromkeys(("holdout_bits_per_dim", "train_bits_per_dim", "epochs", "seconds"), "float64"),
 }
 # The sweeps of `sweeps.yaml` in the order of the page.
 SWEEPS = {
@@ -57,16 +55,15 @@ def read_benchmark(folder: Path) -> dict[str, Any] | None:
 
 def _read(folder: Path) -> dict[str, Any]:
     times = pd.read_csv(folder / "cost_times.csv", usecols=list(COST), dtype=COST)
-    medians = times[times["axis"] == "features"].groupby(["work", "value"])[["ms", "floor_ms"]].median()
-    wide = {work: own[own["value"] >= WIDE] for work, own in medians.reset_index().groupby("work")}
+    wide = times[(times["axis"] == "features") & (times["value"] >= WIDE)]
+    medians = wide.groupby(["work", "value"])["ms"].median()
     return {
         "environment": read_environment(folder / "cost_environment.csv"),
         "figures": {
             f"cost-{name}.svg": what for name, what in FIGURES.items() if (folder / f"cost-{name}.svg").is_file()
         },
         "slopes": {
-            label: log_log_slope(wide[work]["value"].tolist(), wide[work]["ms"].tolist())
-            for work, label in WORKS.items()
+            label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
         },
         "rivals_environment": read_environment(folder / "times_environment.csv"),
         "rivals": beside_the_first(pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE)),
@@ -106,6 +103,7 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
             continue
         try:
             table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
+            table["commit"] = table["commit"].str[:8]
             rows = table.astype(object).where(table.notna(), None).to_dict("records")
             found.append({"name": name, "what": what, "rows": rows})
         except (OSError, ValueError) as error:

@@ -60,7 +60,8 @@ def test_slopes_are_those_of_the_wide_layers(reports: Path) -> None:
 def test_every_variant_of_the_kept_sweeps_is_shown(reports: Path) -> None:
     path = reports / "published/sweeps/lunet.csv"
     table = pd.read_csv(path)
-    table.loc[0, ["status", "holdout_bits_per_dim", "variant"]] = ["diverged", None, HOSTILE]
+    table.loc[0, ["status", "variant"]] = ["diverged", HOSTILE]
+    table.loc[0, ["holdout_bits_per_dim", "train_bits_per_dim", "epochs", "seconds", "commit"]] = None
     table.to_csv(path, index=False)
     page = shown(reports)
     assert all(" ".join(variant.split()) in page.words for variant in table["variant"])
