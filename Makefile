@@ -26,6 +26,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 repro: setup ## Run the pipeline and say where the report is
 	@git rev-parse 2> /dev/null || dvc config --local core.no_scm true
 	@python -m pipeline.unlock
+	@python -m pipeline.check
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
 

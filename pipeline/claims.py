@@ -324,10 +324,10 @@ def _determinant(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
 
 def _likelihood(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     subject = subjects[claim.compares[0]]
-    moments = ("mean", "variance", "variance_min", "variance_max")
+    found = ("mean", "variance", "variance_min", "variance_max", "radius_distance")
     return {
         "improvement": _metric(subject, "holdout_improvement"),
-        **{name: _metric(subject, f"latent_{name}") for name in moments},
+        **{name: _metric(subject, f"latent_{name}") for name in found},
     }
 
 
@@ -375,7 +375,7 @@ def rule_in_words(claim: Claim) -> str:
             ends = [("≥", bounds.at_least), ("≤", bounds.at_most)]
             words = " and ".join(f"{sign} {end:,g}" for sign, end in ends if end is not None).replace("-", "−")
             parts.append(f"{label} {words}{f' {unit}' if unit else ''}")
-        return "; ".join(parts)
+        return " and ".join(parts)
 
     sentence = f"Replicated: {side(claim.replicated)}. Not replicated: {side(claim.not_replicated)}. Otherwise partly."
     place = {"paper": "by the paper preset on a GPU only", "laptop": "from the laptop preset upwards"}

@@ -50,7 +50,7 @@ HEADLINES = (
     "accidents",
 )
 MIXTURE = ("status", "message", "settings", "entropy", "printed", "printed_honest", "models")
-LATENT_MOMENTS = ("mean", "variance", "variance_min", "variance_max")
+LATENT_FIGURES = ("mean", "variance", "variance_min", "variance_max", "radius_distance")
 PHASES = ("training", "sampling")
 # Bytes of a number; numbers that an optimiser keeps for each parameter: Adam two moments, SGD its momentum.
 WIDTHS = {"float32": 4, "float64": 8}
@@ -207,7 +207,7 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
     if evaluation.round_trip:
         values["pixels_exact"] = evaluation.round_trip.pixels_exact
     if evaluation.latents:
-        values |= {f"latent_{name}": getattr(evaluation.latents, name) for name in LATENT_MOMENTS}
+        values |= {f"latent_{name}": getattr(evaluation.latents, name) for name in LATENT_FIGURES}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -198,9 +198,9 @@ def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None
             off = line["projection_quantile"] - line["normal_quantile"]
             about: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
             axes.plot(line["normal_quantile"], off, linewidth=1.6, markersize=3.5, **about)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
         axes.set_xlabel("quantile of the standard normal")
-        axes.set_ylabel("projected latents’ quantile, less that")
+        axes.set_ylabel("how far the latents’ is off")
 
 
 TIMES = {

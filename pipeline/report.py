@@ -169,6 +169,7 @@ def render(reports: Path, title: str) -> str:
         others=others_view(reports),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
+        standard_error=standard_error(results),
         datasets=[
             dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
             for name in provenance["datasets"]
@@ -272,6 +273,13 @@ def dataset_view(
     }
 
 
+def standard_error(results: pd.DataFrame) -> float | None:
+    """The largest standard error of a mean over test images among all models, in bits/dim; None where there is none."""
+    whole = results[results["class"] == "all"].dropna(subset=["bits_per_dim_std", "images"])
+    errors = whole["bits_per_dim_std"] / whole["images"].astype("float64").pow(0.5)
+    return float(errors.max()) if len(errors) else None
+
+
 def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[str, str]]:
     """The machines and devices on which recipes were trained by steps on a data set."""
     trained = {name for name, recipe in provenance["params"]["recipes"].items() if recipe["training"] is not None}
@@ -300,7 +308,8 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
         if found is None:
             return None
         value = found.get("mean", found.get("median"))
-        return {"mean": value, **{key: found[key] for key in ("ci_low", "ci_high", "n", "raw") if key in found}}
+        kept = ("ci_low", "ci_high", "n", "raw", "per", "batch")
+        return {"mean": value, **{key: found[key] for key in kept if key in found}}
 
     pair = ("lunet", "realnvp")
     found = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]

@@ -21,9 +21,10 @@ def main() -> None:
     except ValueError:
         # Its writer was killed half way, and DVC would refuse it from now on.
         locks = {}
-    if not any(is_running(pid) for pid in holders(locks)):
+    owners = holders(locks)
+    if not any(is_running(pid) for pid in owners):
         LOCKS.unlink(missing_ok=True)
-        if locks != {"read": {}, "write": {}}:
+        if owners:
             say("freed the locks that a stopped dvc run had left")
 
 

@@ -348,10 +348,11 @@ def test_the_determinant_is_judged_by_its_larger_widths() -> None:
 
 def test_training_and_latents() -> None:
     moments = {"latent_mean": 0.01, "latent_variance": 1.02, "latent_variance_min": 0.7, "latent_variance_max": 1.6}
+    moments["latent_radius_distance"] = 0.05
     assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=0.3, **moments))[0] == "replicated"
     assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=-0.1, **moments))[0] == "not_replicated"
-    tails = moments | {"latent_variance_max": 40.0}
-    assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=0.3, **tails))[0] == "partly"
+    for off in ({"latent_variance_max": 40.0}, {"latent_radius_distance": 0.3}):
+        assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=0.3, **(moments | off)))[0] == "partly"
 
 
 # Both data sets

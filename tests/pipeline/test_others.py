@@ -103,7 +103,7 @@ def test_each_run_has_a_column_from_its_own_files(reports: Path, other: Path) ->
     assert f"Training step MNIST LU-Net {step['median']:#.4g}[" in words
     assert "batch 256" in words
     assert "LU-Net has the lower test NLL ✕ Not replicated ✕ Not replicated" in words
-    assert "1 published run stands beside it" in Page(html).words
+    assert "1 earlier run, kept with the code, stands beside it" in Page(html).words
     assert render(reports, "Two") == html
 
 
