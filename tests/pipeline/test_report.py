@@ -166,7 +166,7 @@ def test_the_answer_is_counted_from_the_verdicts(project: Project, page: Page) -
         f"With the laptop preset (short trainings) on a CPU, of the paper’s 10 claims {replicated} are replicated"
         in page.words
     )
-    assert "is not replicated. MNIST. Under one accounting LU-Net needs 1.86" in page.words
+    assert "is not replicated. MNIST. Counted alike, LU-Net needs 1.86" in page.words
     assert "rests on 3 seeds and 12 test images of MNIST and 12 test images of Fashion-MNIST:" in page.words
     # The standard deviation of made-up results over images is 0.3.
     assert f"± {0.3 / 12**0.5:.3f}" in page.words
