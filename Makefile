@@ -9,7 +9,7 @@ export LC_ALL := C.UTF-8
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro paper test faults check wheel rivals bench lowest
+.PHONY: help setup repro paper test page faults check wheel rivals bench lowest
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=54
 	grep -q '^preset: paper$$' params.yaml || $(PYTHON) -m pipeline.preset paper
 	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
-test: setup ## Run the tests but the faults, one whole run of the pipeline on a small subset included
-	OMP_NUM_THREADS=1 pytest -m "not faults" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: setup ## Run the tests but those of page and faults, one whole run of the pipeline on a small subset included
+	OMP_NUM_THREADS=1 pytest -m "not faults and not page" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+page: setup ## Try the report in a browser, where there is a Chromium
+	pytest -m page tests/pipeline
 
 faults: setup ## Kill, damage, fill and mistype in the long form; FAULTS=short for minutes
 	OMP_NUM_THREADS=1 FAULTS=$(FAULTS) pytest tests/faults

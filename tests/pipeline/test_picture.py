@@ -24,6 +24,7 @@ from pipeline.console import UserError
 from pipeline.picture import BROWSERS, run_browser, take_picture
 from pipeline.report import render
 
+pytestmark = pytest.mark.page
 AXE = "axe-core@4.10.3"
 BROWSER = any(map(shutil.which, BROWSERS))
 browser = pytest.mark.skipif(not BROWSER, reason=f"no Chromium here, looked for: {', '.join(BROWSERS)}")

@@ -16,6 +16,7 @@ from test_picture import ask, browser
 
 from pipeline.report import render
 
+pytestmark = pytest.mark.page
 # What is done to the page, one thing after the other; the answer is left where `--dump-dom` shows it.
 ACTIONS = """
 const pause = time => new Promise(done => setTimeout(done, time));
@@ -171,14 +172,21 @@ def test_heads_and_cells_that_span_several_places_are_written_in_each(project: P
 def test_the_contents_mark_the_section_that_is_read(project: Project, tmp_path: Path, section: str) -> None:
     questions = f"""
     document.documentElement.style.scrollBehavior = "auto";
-    document.getElementById("{section}").scrollIntoView();
-    setTimeout(() => {{
+    let looks = 0;
+    const look = () => {{
+      const marked = [...document.querySelectorAll(".contents [aria-current=true]")];
+      if (!marked.length && looks++ < 20) {{
+        // What is above may still be laid out.
+        document.getElementById("{section}").scrollIntoView();
+        return setTimeout(look, 100);
+      }}
       const left = document.createElement("pre");
       left.id = "answer";
-      const marked = [...document.querySelectorAll(".contents [aria-current=true]")];
       left.textContent = JSON.stringify({{marked: marked.map(link => link.hash)}});
       parent.document.body.append(left);
-    }}, 500);
+    }};
+    document.getElementById("{section}").scrollIntoView();
+    setTimeout(look, 500);
     """
     found, _ = ask(tmp_path, render(project.reports, "Contents"), questions=questions)
     assert found["marked"] == [f"#{section}"]
