@@ -45,15 +45,6 @@ def lunet() -> Contestant:
     return _own(LUNet(FEATURES, LAYERS))
 
 
-def lunet_ill_conditioned() -> Contestant:
-    """The same where no inverse is folded, as from a copula start on: a sample takes two triangular solves a layer."""
-    flow = LUNet(FEATURES, LAYERS)
-    with torch.no_grad():
-        for layer in flow.layers:
-            layer.lu[0, 0], layer.lu[1, 1] = 0.01, 100.0
-    return _own(flow)
-
-
 def lunet_reversible() -> Contestant:
     """The same, trained without stored activations."""
     flow = LUNet(FEATURES, LAYERS)
@@ -149,7 +140,6 @@ def normflows_glow() -> Contestant:
 VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
     FLOOR: (None, floor),
     "lunet": (None, lunet),
-    "lunet, ill-conditioned": (None, lunet_ill_conditioned),
     "lunet, reversible": (None, lunet_reversible),
     "lunet_learned": (None, lunet_learned),
     "nflows LULinear": ("nflows", lambda: nflows_lu(cached=False)),

@@ -22,6 +22,7 @@ from lunet import LUNet
 from pipeline.environment import describe_environment, keep_freed_memory
 from pipeline.figures import OTHERS, Look, figure
 from pipeline.ink import INK
+from pipeline.kept import WORKS
 
 FEATURES, LAYERS, BATCH = 784, 4, 256
 AXES = {
@@ -30,9 +31,8 @@ AXES = {
     "layers": [2, 4, 8, 16, 32],
 }
 LOOKS = {
-    "step": Look("training step", OTHERS[1], "o"),
-    "log_prob": Look("density", OTHERS[2], "s"),
-    "sample": Look("sampling", OTHERS[3], "^"),
+    work: Look(label, colour, marker)
+    for (work, label), colour, marker in zip(WORKS.items(), OTHERS[1:4], "os^", strict=True)
 }
 POWERS = {"²": 2, "³": 3}
 MIB = 2**20

@@ -33,6 +33,19 @@ class Activation(nn.Module, ABC):
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments :math:`\phi^{-1}(y)`, with the shape of ``y``."""
 
+    @torch.no_grad()
+    def evaluate_(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The values, and the sum of the log-slopes of each row, without a gradient; ``x`` may be overwritten.
+
+        Args:
+            x: A batch, with shape :math:`(N, D)`.
+
+        Returns:
+            The values, with shape :math:`(N, D)`, and :math:`\sum_d \ln \phi'(x_d)`, with shape :math:`(N,)`.
+        """
+        value, log_slope = self(x)
+        return value, log_slope.sum(1)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The arguments that make this activation again, as JSON can hold them."""
@@ -40,6 +53,11 @@ class Activation(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """Kind and arguments, from which `activation_from` makes this activation again."""
         return {"kind": type(self).__name__, **self.config()}
+
+
+def in_cache(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of a batch with shape (N, D), of as many rows each as elementwise maps can treat in a CPU's cache."""
+    return x.split(max(1, 2**18 // max(1, x.shape[1])))
 
 
 def activation_from(description: Mapping[str, Any]) -> Activation:
@@ -87,6 +105,24 @@ class LeakySoftplus(Activation):
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments :math:`\phi^{-1}(y)`, with the shape of ``y``. Cost: that of some five values."""
         return _InverseLeakySoftplus.apply(y, self.slope, self.steps.get(y.dtype, self.steps[torch.float32]))
+
+    @torch.no_grad()
+    def evaluate_(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The values, in the place of ``x``, and the sum of the log-slopes of each row."""
+        return x, torch.cat([self._evaluate_rows_(rows) for rows in in_cache(x)])
+
+    def _evaluate_rows_(self, x: Tensor) -> Tensor:
+        slope = torch.sigmoid(x).mul_(1 - self.slope).add_(self.slope)
+        # A logarithm costs as much as ten products: as many slopes as stay in the range of the dtype go into one.
+        together = math.log(torch.finfo(x.dtype).tiny) / math.log(self.slope)
+        while together >= 2 and slope.shape[1] % 2 == 0:
+            left, right = slope.chunk(2, dim=1)
+            slope, together = left.mul_(right), together / 2
+        log_slopes = slope.log_().sum(1)
+        del slope  # its memory serves the next line
+        upper = softplus(x, threshold=40)
+        x.mul_(self.slope).add_(upper, alpha=1 - self.slope)
+        return log_slopes
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this activation again."""
@@ -153,14 +189,16 @@ def _invert(y: Tensor, slope: float, steps: int) -> Tensor:
     k = slope / (1 - slope)
     y = y / (1 - slope)
     # The inverse of k x + (x + sqrt(x^2 + 4 ln^2 2)) / 2.
-    corner = y.new_full((), 2 * math.log(2) * math.sqrt(k * (k + 1)))
-    x = (y * (k + 0.5) - torch.hypot(y, corner) / 2) / (k * (k + 1))
+    x = torch.hypot(y, y.new_full((), 2 * math.log(2) * math.sqrt(k * (k + 1))))
+    x.mul_(-0.5).add_(y, alpha=k + 0.5).div_(k * (k + 1))
+    # In place: to get memory from the system costs more than the arithmetic.
     for _ in range(steps):
         sigmoid = torch.sigmoid(x)
-        excess = torch.add(softplus(x, threshold=40), x, alpha=k) - y
-        slope_of_f = sigmoid + k
         bend = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
-        x = torch.addcdiv(x, excess, torch.addcmul(slope_of_f, excess / slope_of_f, bend, value=-0.5), value=-1)
+        slope_of_f = sigmoid.add_(k)
+        excess = softplus(x, threshold=40).add_(x, alpha=k).sub_(y)
+        bend.mul_(excess).div_(slope_of_f)
+        x.addcdiv_(excess, slope_of_f.sub_(bend, alpha=0.5), value=-1)
     return x
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lunet import folding, marginals, reversible, triangular
-from lunet.activation import Activation, LeakySoftplus, activation_from
+from lunet.activation import Activation, LeakySoftplus, activation_from, in_cache
 from lunet.base import Flow, LayerDiagnostics, NonFiniteError
 from lunet.folding import Fold
 from lunet.learned_monotone import LearnedMonotone
@@ -26,8 +26,9 @@ class LULayer(nn.Module):
     of that by itself, as the likelihood falls to :math:`-\infty` there; `check_invertible` says whether it did.
 
     Cost: :math:`O(N D^2)` in both directions, :math:`O(D)` for the log-determinant of the linear part. In eval mode,
-    without gradients and for batches of 64 rows or more on a CPU, :math:`L U` and its inverse are folded into one
-    matrix each, once so many rows have passed that it is worth it, and made anew when a weight has changed.
+    without gradients and for batches of 64 rows or more on a CPU, :math:`L U` and its inverse (unless that would lose
+    digits) are folded into one matrix each, once so many rows have passed that it is worth it, and made anew when a
+    weight has changed.
 
     Args:
         features: The number :math:`D` of features.
@@ -57,14 +58,20 @@ class LULayer(nn.Module):
             h, log_det = nn.functional.linear(x, matrix, self.bias), triangular.log_abs_det(self.lu)
         if self.activation is None:
             return h, log_det.expand(len(x))
-        z, log_slope = self.activation(h)
-        return z, log_det + log_slope.sum(1)
+        if matrix is None:
+            z, log_slope = self.activation(h)
+            return z, log_det + log_slope.sum(1)
+        z, log_slopes = self.activation.evaluate_(h)
+        return z, log_det + log_slopes
 
     def inverse(self, z: Tensor) -> Tensor:
         r"""The arguments, with shape :math:`(N, D)`."""
-        h = (z if self.activation is None else self.activation.inverse(z)) - self.bias
-        matrix = None if self.training else self._inverse.of(self.lu, h)
-        return triangular.solve(self.lu, h) if matrix is None else h @ matrix.mT
+        matrix = None if self.training else self._inverse.of(self.lu, z)
+        if matrix is not None:
+            h = z if self.activation is None else torch.cat([self.activation.inverse(rows) for rows in in_cache(z)])
+            return nn.functional.linear(h - self.bias, matrix)
+        h = z if self.activation is None else self.activation.inverse(z)
+        return triangular.solve(self.lu, h - self.bias)
 
 
 class LUNet(Flow):

@@ -34,7 +34,8 @@ SWEEP = {
 SWEEPS = {
     "ablation": "What each step from the released training to ours buys; each variant keeps the changes before it.",
     "lunet": "How the paper’s architecture is best trained in a given number of passes.",
-    "margin": "What the logit keeps clear of 0 and 1.",
+    "margin": "What the logit keeps clear of 0 and 1, at both ends of the range.",
+    "realnvp": "Where RealNVP’s small form is best enlarged.",
 }
 ENVIRONMENT = ("processor", "threads", "torch", "time", "note")
 WIDE = 1024  # features from which on start-up costs no longer bend the slope

@@ -28,7 +28,6 @@ from pipeline.train import make_optimizer, optimise
 
 MINIMUM_REPETITIONS = 5
 SETTLING_ROWS = 4  # for each feature
-ILL_CONDITIONED = (0.01, 100.0)  # two entries of a diagonal that is 1 elsewhere; trained layers are at 1e3 to 2e6
 WIDTHS = (64, 128, 256, 512, 1024)
 # The released code's batch sizes, by which its stopwatch divides; its numbers of samples a call; the points to which it
 # fits the inverse of the activation; and how many images a CPU is given in place of all, which would take minutes.
@@ -55,15 +54,9 @@ class Work:
 
     @torch.no_grad()
     def settled(self) -> ImageFlow:
-        """The untrained model in eval mode, after so many rows that an LU-Net has folded what a trained one folds.
-
-        From a copula start on, each layer is too ill-conditioned for its inverse to be folded; so it is made here.
-        """
+        """The untrained model in eval mode, after so many rows that an LU-Net has folded its layers."""
         model = self.model().eval()
         if isinstance(model.flow, LUNet):
-            if isinstance(self.recipe.model, LUNetModel) and self.recipe.model.start == "copula":
-                for layer in model.flow.layers:
-                    layer.lu[0, 0], layer.lu[1, 1] = ILL_CONDITIONED
             for rows in model.flow.sample(SETTLING_ROWS * model.flow.features).split(self.settings.large_batch):
                 model.flow(rows)
         return model

@@ -56,6 +56,21 @@ def test_value_is_increasing_between_its_asymptotes() -> None:
     assert (value <= torch.maximum(0.1 * x, x) + 0.9 * math.log(2) + 1e-15).all()
 
 
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@pytest.mark.parametrize("features", [1, 2, 7, 64, 784])
+@pytest.mark.parametrize("slope", SLOPES)
+def test_evaluation_gives_the_same_values_and_sums(slope: float, features: int, dtype: torch.dtype) -> None:
+    x = arguments(dtype)[::27, None] * torch.linspace(-1, 1, features, dtype=dtype)
+    x = x.repeat(2**18 // x.numel() + 1, 1)  # more than are treated at once
+    value, log_slope = LeakySoftplus(slope)(x)
+    overwritten = x.clone()
+    found, sums = LeakySoftplus(slope).evaluate_(overwritten)
+    assert found.data_ptr() == overwritten.data_ptr()
+    eps = torch.finfo(dtype).eps
+    assert torch.equal(found, value)
+    torch.testing.assert_close(sums, log_slope.sum(1), rtol=4 * eps, atol=eps * features)
+
+
 # Invertibility
 
 

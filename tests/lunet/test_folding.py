@@ -191,8 +191,27 @@ def test_gradients_are_those_of_the_triangles(makings: list[str]) -> None:
     assert makings == ["product"]
 
 
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @torch.no_grad()
-def test_an_ill_conditioned_layer_is_solved(makings: list[str]) -> None:
+def test_the_scales_of_the_inputs_do_not_matter(dtype: torch.dtype) -> None:
+    layer, x = random_layer(20), batch(20)
+    lower, upper = triangular.unpack(layer.lu)
+    scales = torch.logspace(-6, 3, 20, dtype=torch.float64)
+    layer.lu.copy_(triangular.pack(lower, upper * scales))
+    expected = unfolded(layer, x)[1]
+    layer.to(dtype)
+    assert triangular.condition(layer.lu) > 1e6
+    matrix = folding.inverse(layer.lu)
+    assert matrix is not None
+    found = (x.to(dtype) - layer.bias) @ matrix.mT
+    tolerance = 200 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double() * scales, expected * scales, rtol=tolerance, atol=tolerance)
+    back = triangular.multiply(layer.lu, found) + layer.bias
+    torch.testing.assert_close(back, x.to(dtype), rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_a_layer_whose_inverse_would_lose_digits_is_solved(makings: list[str]) -> None:
     layer, x = random_layer(20), batch(20)
     layer.lu[4, 4] = 1e-9
     for _ in range(3):

@@ -17,8 +17,6 @@ import torch
 from test_dvc import assert_images_come_back
 
 from lunet import ImageFlow, LUNet, load_flow
-from lunet.folding import WORST_CONDITION
-from lunet.triangular import condition
 from pipeline import quantities
 from pipeline.collect import converted
 from pipeline.data import describe, write_dataset
@@ -387,16 +385,6 @@ def test_every_quantity_that_applies_is_measured(params: Params, dataset: Datase
     assert all((time is not None) == stepped for time in released.values())
     weighed = result["memory"]["sampling"]
     assert weighed["process_peak_mib"] >= weighed["process_start_mib"] > 10
-
-
-@pytest.mark.parametrize(("start", "folds"), [("standardise", True), ("copula", False)])
-def test_a_measured_lu_net_folds_its_inverses_where_a_trained_one_can(values: Any, start: str, folds: bool) -> None:
-    values["recipes"]["lunet"]["model"]["start"] = start
-    params = validate(values, "params.yaml")
-    work = Work(params.recipe("lunet"), torch.zeros(1, 8, 8, dtype=torch.uint8), CPU, params.measure)
-    flow = work.settled().flow
-    assert isinstance(flow, LUNet)
-    assert {condition(layer.lu) <= WORST_CONDITION for layer in flow.layers} == {folds}
 
 
 def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
