@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_dvc import assert_images_come_back
 
-from lunet import ImageFlow, LUNet, load_flow
+from lunet import ImageFlow, LUNet, folding, load_flow
 from pipeline import quantities
 from pipeline.collect import converted
 from pipeline.data import describe, write_dataset
@@ -385,6 +385,16 @@ def test_every_quantity_that_applies_is_measured(params: Params, dataset: Datase
     assert all((time is not None) == stepped for time in released.values())
     weighed = result["memory"]["sampling"]
     assert weighed["process_peak_mib"] >= weighed["process_start_mib"] > 10
+
+
+@pytest.mark.parametrize("name", ["lunet", "lunet_learned"])
+def test_a_trained_lu_net_can_fold_its_inverses(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    if name == "lunet":
+        values["recipes"]["lunet"]["model"]["start"] = "copula"
+    train(dataset, recipe_of(values, name), 0, CPU, tmp_path, name)
+    flow = load_flow(tmp_path / "all").flow
+    assert isinstance(flow, LUNet)
+    assert all(folding.inverse(layer.lu) is not None for layer in flow.layers)
 
 
 def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
