@@ -25,8 +25,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 repro: setup ## Run the pipeline and say where the report is
 	@git rev-parse 2> /dev/null || dvc config --local core.no_scm true
-	@python -m pipeline.unlock
-	@python -m pipeline.check
+	@python -m tools.unlock_dvc
+	@python -m pipeline.preset --check
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
 
@@ -38,7 +38,7 @@ test: setup ## Run the tests but those of page and faults, one whole run of the 
 	OMP_NUM_THREADS=1 pytest -m "not faults and not page" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 page: setup ## Try the report in a browser, where there is a Chromium
-	pytest -m page tests/pipeline
+	pytest -m page tests
 
 faults: setup ## Kill, damage, fill and mistype in the long form; FAULTS=short for minutes
 	OMP_NUM_THREADS=1 FAULTS=$(FAULTS) pytest tests/faults

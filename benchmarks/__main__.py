@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
 from lunet import LUNet
-from pipeline.environment import describe_environment, keep_freed_memory
-from pipeline.statistics import median_interval, ratio_of_medians, rounded
+from pipeline.core.environment import describe_environment, keep_freed_memory
+from pipeline.results.statistics import median_interval, ratio_of_medians, rounded
 
 WORKS = ("step", "log_prob", "sample")
 WARMUP = 2

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from benchmarks.__main__ import clock
 from lunet import LUNet
-from pipeline.environment import describe_environment, keep_freed_memory
-from pipeline.figures import OTHERS, Look, figure
-from pipeline.ink import INK
-from pipeline.kept import WORKS
+from pipeline.core.environment import describe_environment, keep_freed_memory
+from pipeline.page.published_tables import WORKS
+from pipeline.results.figures import figure
+from pipeline.results.looks import INK, OTHERS, Look
 
 FEATURES, LAYERS, BATCH = 784, 4, 256
 AXES = {

@@ -41,7 +41,7 @@ from benchmarks.gpu_works import (
     train_all,
     weigh,
 )
-from pipeline.statistics import MEDIAN_INTERVAL, median_interval
+from pipeline.results.statistics import MEDIAN_INTERVAL, median_interval
 
 CLOSING_SECONDS = 5  # of the time limit, for the summary
 STARTING_SECONDS = 10  # a process that would have less is not started

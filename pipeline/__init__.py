@@ -1,1 +1,0 @@
-"""The stages that replicate the LU-Net paper: data, train, evaluate, measure, collect, report."""

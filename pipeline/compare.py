@@ -24,8 +24,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from pipeline.console import UserError, exit_with, say
-from pipeline.statistics import CONFIDENCE
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.results.statistics import CONFIDENCE
 
 RULE = (
     "Rule: larger than the noise is a difference beyond the 95 % margin of noise of both sides together: the standard "

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.console import UserError, exit_with, say
-from pipeline.datasets import ARRAYS, DESCRIPTION, Bytes, load_dataset
-from pipeline.files import refuse_foreign, replacing, write_json
-from pipeline.own import read_own
-from pipeline.params import DataSource, OwnData, load_params
-from pipeline.sources import FILES, ORIGINS, fetch, idx_bytes
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.dataset import ARRAYS, DESCRIPTION, Bytes, load_dataset
+from pipeline.core.files import refuse_foreign, replacing, write_json
+from pipeline.core.params import CustomData, DataSource, load_params
+from pipeline.sources.custom import read_custom
+from pipeline.sources.published import FILES, ORIGINS, fetch, idx_bytes
 
 
 def main() -> None:
@@ -39,12 +39,12 @@ def main() -> None:
     params = load_params(arguments.params)
     settings = params.dataset(arguments.dataset)
     if params.preset == "paper":
-        from pipeline.environment import choose_device  # it needs torch, which takes seconds to import
+        from pipeline.core.environment import choose_device  # it needs torch, which takes seconds to import
 
         choose_device(params)
     try:
-        if isinstance(settings, OwnData):
-            done = write_own(arguments.dataset, settings, arguments.out)
+        if isinstance(settings, CustomData):
+            done = write_custom(arguments.dataset, settings, arguments.out)
         else:
             done = write_known(arguments.dataset, settings, arguments.out)
     except OSError as error:
@@ -64,14 +64,14 @@ def write_known(name: str, settings: DataSource, out: Path) -> str:
     return f"from {source}, every checksum verified, written to {out}"
 
 
-def write_own(name: str, settings: OwnData, out: Path) -> str:
+def write_custom(name: str, settings: CustomData, out: Path) -> str:
     """Write a data set of your own; returns what was done. Its checksums are recorded, not compared."""
     path = Path(settings.path)
     if path.resolve().is_relative_to(out.resolve()):
         raise UserError(f"data.{name}.path is {path}, within {out}, which this stage writes; keep it elsewhere")
     refuse_foreign(out.resolve(), DESCRIPTION)
-    arrays, class_names = read_own(path)
-    write_dataset(out.resolve(), arrays, describe_own(name, settings.title or name, class_names, arrays))
+    arrays, class_names = read_custom(path)
+    write_dataset(out.resolve(), arrays, describe_custom(name, settings.title or name, class_names, arrays))
     counts = ", ".join(f"{len(arrays[array]):,} {array.replace('_', ' ')}" for array in ("train_images", "test_images"))
     return f"{counts} of {len(class_names)} classes from {path}, checksums recorded, written to {out}"
 
@@ -102,10 +102,10 @@ def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[st
     return _describe(about, origin.class_names, arrays, subset=subset)
 
 
-def describe_own(name: str, title: str, class_names: Sequence[str], arrays: Mapping[str, Bytes]) -> dict[str, Any]:
+def describe_custom(name: str, title: str, class_names: Sequence[str], arrays: Mapping[str, Bytes]) -> dict[str, Any]:
     """The same for a data set of your own, which ``own`` marks."""
     about = {"name": name, "title": title, "licence": "not known: a data set of your own"}
-    return _describe(about, class_names, arrays, subset=False) | {"own": True}
+    return _describe(about, class_names, arrays, subset=False) | {"custom": True}
 
 
 def _describe(

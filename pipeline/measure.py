@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cell import cell_parser
-from pipeline.console import UserError, exit_with, say
-from pipeline.datasets import load_dataset
-from pipeline.files import without_paths, write_json
-from pipeline.params import Params, load_params
+from pipeline.core.cell import cell_parser
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.dataset import load_dataset
+from pipeline.core.files import without_paths, write_json
+from pipeline.core.params import Params, load_params
 
 TIMES = (
     "step",
@@ -33,7 +33,7 @@ TIMES = (
 WHOLE = ("released_density",)  # what is timed on all training images
 MEMORY = ("training", "sampling")
 # What the server imports: torch its compiler with the first optimiser, which no quantity is to count as its own.
-PRELOADED = ["pipeline.quantities", "torch._dynamo"]
+PRELOADED = ["pipeline.measuring.quantities", "torch._dynamo"]
 
 
 def main() -> None:
@@ -122,7 +122,7 @@ def apart(quantity: str, *work: Any) -> Any:
 
 def send(sender: Connection, quantity: str, *work: Any) -> None:
     """Take a quantity and send it, or the error it ended with."""
-    from pipeline.quantities import take
+    from pipeline.measuring.quantities import take
 
     try:
         sender.send(take(quantity, *work))

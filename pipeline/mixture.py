@@ -19,11 +19,11 @@ from scipy.special import logsumexp, xlogy
 from torch import Tensor
 
 from lunet import Flow, Gaussian, LUNet
-from pipeline.console import exit_with, say
-from pipeline.environment import describe_environment
-from pipeline.files import replacing, sha256, write_json
-from pipeline.params import Mixture, load_params
-from pipeline.statistics import Estimate, mean_interval
+from pipeline.core.console import exit_with, say
+from pipeline.core.environment import describe_environment
+from pipeline.core.files import replacing, sha256, write_json
+from pipeline.core.params import Mixture, load_params
+from pipeline.results.statistics import Estimate, mean_interval
 
 # As released: scikit-learn's make_blobs with 4 centres between -10 and 10 and random_state 1.
 CENTRES = ((-1.65955991, 4.40648987), (-9.9977125, -3.95334855), (-7.06488218, -8.1532281), (-6.27479577, -3.08878546))

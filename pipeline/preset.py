@@ -1,4 +1,4 @@
-"""Writes a preset into `params.yaml` and shows what changed."""
+"""Writes a preset into `params.yaml` and shows what changed, or checks `params.yaml`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,42 @@ import difflib
 from pathlib import Path
 from typing import get_args
 
-from pipeline.console import exit_with, say
-from pipeline.files import write_text
-from pipeline.params import PRESETS, Preset, load_params
+from pipeline.core.console import exit_with, say
+from pipeline.core.files import write_text
+from pipeline.core.params import Preset, load_params
+from pipeline.presets.merged import load_preset, preset_text
 
 
 def main() -> None:
-    """Write the preset that the command line names."""
+    """Write the preset that the command line names, or check the parameter file."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
         description="Write a complete set of parameters, comments included, and print what changes. "
         "smoke: all of it on a small subset, in about two minutes; laptop: the default; overnight: "
-        "more passes, some hours; paper: the paper's scale.",
+        "more epochs, some hours; paper: the paper's scale.",
     )
-    parser.add_argument("preset", choices=get_args(Preset))
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("preset", nargs="?", choices=get_args(Preset))
+    task.add_argument("--check", action="store_true", help="write nothing; report every mistake in the parameter file")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
-    source = PRESETS / f"{arguments.preset}.yaml"
-    load_params(source)
-    fresh = source.read_text(encoding="utf-8")
-    # What is replaced may be damaged.
-    old = arguments.params.read_text(encoding="utf-8", errors="replace") if arguments.params.exists() else ""
-    write_text(arguments.params, fresh)
-    names = (f"{arguments.params} before", f"{arguments.params} now")
+    if arguments.check:
+        # DVC reads a parameter only when a stage needs it, which may be minutes later.
+        load_params(arguments.params)
+    else:
+        say(write_preset(arguments.preset, arguments.params))
+
+
+def write_preset(name: Preset, path: Path) -> str:
+    """Write a preset into a parameter file and return the difference, for printing."""
+    load_preset(name)
+    fresh = preset_text(name)
+    # The file that is replaced may be damaged.
+    old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    write_text(path, fresh)
+    names = (f"{path} before", f"{path} now")
     difference = list(difflib.unified_diff(old.splitlines(), fresh.splitlines(), *names, lineterm="", n=1))
-    say("\n".join(difference) or f"{arguments.params} already is the preset {arguments.preset}")
+    return "\n".join(difference) or f"{path} already is the preset {name}"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import re
 import subprocess
 from pathlib import Path
 
-from pipeline.archive import MANIFEST, Manifest, code_digests, json_bytes, unpack
-from pipeline.console import UserError, exit_with, say
-from pipeline.files import refuse_foreign, replacing
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.files import refuse_foreign, replacing
+from pipeline.runner.archive import MANIFEST, Manifest, code_digests, json_bytes, unpack
 
 PUBLISHED = Path("reports/published")
 

@@ -17,13 +17,14 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from pipeline.archive import CellStatus, pack, unpack
-from pipeline.console import StopRequest, UserError, exit_with, say
-from pipeline.files import write_json
-from pipeline.graph import Step, read_steps
-from pipeline.ledger import Ledger
-from pipeline.params import Params, load_params, read_yaml
-from pipeline.records import Unfinished, read_evaluation, read_measurement, read_run
+from pipeline.core.console import StopRequest, UserError, exit_with, say
+from pipeline.core.files import write_json
+from pipeline.core.params import Params, load_params, read_yaml
+from pipeline.results.reading import read_evaluation, read_measurement, read_run
+from pipeline.results.records import Unfinished
+from pipeline.runner.archive import CellStatus, pack, unpack
+from pipeline.runner.dvc_file import Step, read_steps
+from pipeline.runner.ledger import Ledger
 
 CELLS = ("train", "evaluate", "measure")
 # What comes first, first; then all that is left in the order of the parameter file.

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoints import Checkpoint
-from pipeline.console import UserError, exit_with, say
-from pipeline.datasets import load_dataset
-from pipeline.environment import choose_device, describe_environment, keep_freed_memory
-from pipeline.files import write_text
-from pipeline.models import build
-from pipeline.params import PRESETS, Params, load_params, read_yaml, validate
-from pipeline.train import fit
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.dataset import load_dataset
+from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory
+from pipeline.core.files import write_text
+from pipeline.core.params import Params, load_params, read_yaml, validate
+from pipeline.presets.merged import load_preset
+from pipeline.training.checkpoints import Checkpoint
+from pipeline.training.fit import fit
+from pipeline.training.models import build
 
 SWEEPS = Path(__file__).with_name("sweeps.yaml")
 COLUMNS = [
@@ -43,11 +44,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--variant", help="this variant only")
     parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
-    parser.add_argument("--params", type=Path, default=PRESETS / "laptop.yaml", help="default: the laptop preset")
+    parser.add_argument("--params", type=Path, help="default: the laptop preset")
     parser.add_argument("--out", type=Path, help="the table (default: reports/published/sweeps/<sweep>.csv)")
     arguments = parser.parse_args()
     keep_freed_memory()
-    params = load_params(arguments.params)
+    params = load_params(arguments.params) if arguments.params else load_preset("laptop")
     variants = changes_of(sweeps[arguments.sweep])
     chosen = [arguments.variant] if arguments.variant else list(variants)
     if unknown := set(chosen) - set(variants):

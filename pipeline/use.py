@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lunet import ClassFlows, ImageFlow, NonFiniteError, SavedFlowError, load_flow
-from pipeline.console import UserError, exit_with, say
-from pipeline.datasets import DESCRIPTION, Bytes
-from pipeline.environment import keep_freed_memory
-from pipeline.files import read_json, replacing, write_text
-from pipeline.pictures import read_pictures
-from pipeline.progress import Progress
+from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.dataset import DESCRIPTION, Bytes
+from pipeline.core.environment import keep_freed_memory
+from pipeline.core.files import read_json, replacing, write_text
+from pipeline.core.progress import Progress
+from pipeline.sources.image_files import read_pictures
 
 EXAMPLES = """examples:
   python -m pipeline.use runs/train/mnist-lunet-0 sample --count 64 --out samples.png
@@ -178,7 +178,7 @@ def sample_images(trained: Trained, arguments: argparse.Namespace) -> None:
     images = np.concatenate(drawn)
     with replacing(out) as fresh:
         if out.suffix == ".png":
-            from pipeline.figures import images as write_grid  # with matplotlib and pandas, which take a second
+            from pipeline.results.figures import images as write_grid  # with matplotlib and pandas, which take a second
 
             write_grid(fresh, grid_of(images, shares))
         elif out.suffix == ".npy":

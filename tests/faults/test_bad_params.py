@@ -11,15 +11,16 @@ from random import Random
 from typing import Any
 
 import pytest
-from form import LONG
+from fault_suite import LONG
 
-from pipeline.console import exit_with
-from pipeline.params import PRESETS, load_params, read_yaml, validate
+from pipeline.core.console import exit_with
+from pipeline.core.params import Params, load_params, validate
+from pipeline.presets.merged import load_preset, preset_text, preset_values
 
 pytestmark = pytest.mark.faults
 
-LAPTOP = read_yaml(PRESETS / "laptop.yaml")
-TEXT = (PRESETS / "laptop.yaml").read_text(encoding="utf-8")
+LAPTOP = preset_values("laptop")
+TEXT = preset_text("laptop")
 Place = tuple[str, ...]
 
 
@@ -31,9 +32,9 @@ def places(values: Any, above: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from places(value, (*above, key))
 
 
-def settings(path: Path) -> list[tuple[str, Any]]:
-    """Every key of a parameter file with what it is taken for, but without the names of the sections above it."""
-    values = load_params(path).model_dump(mode="json")
+def settings(params: Params) -> list[tuple[str, Any]]:
+    """Every key of a set of parameters with what it is taken for, but without the names of the sections above it."""
+    values = params.model_dump(mode="json")
     return [(place[-1], value) for place, value in places(values) if not isinstance(value, dict)]
 
 
@@ -145,6 +146,6 @@ def test_a_damaged_file_is_refused_or_still_says_all(
         assert str(path) in refused(lambda: load_params(path), capsys)
     else:
         # One place was damaged: nothing else may be lost or read as something else.
-        found, expected = settings(path), settings(PRESETS / "laptop.yaml")
+        found, expected = settings(load_params(path)), settings(load_preset("laptop"))
         assert len(found) == len(expected)
         assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 1

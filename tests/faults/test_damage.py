@@ -9,16 +9,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from results import Project, parameters
+from fake_results import Project, parameters
 
 from lunet import save_flow
 from pipeline import collect, evaluate, report, train
-from pipeline.claims import CLAIMS, load_claims
-from pipeline.console import exit_with
-from pipeline.datasets import ARRAYS
-from pipeline.files import read_json, write_json
-from pipeline.models import build
-from pipeline.params import load_params
+from pipeline.core.console import exit_with
+from pipeline.core.dataset import ARRAYS
+from pipeline.core.files import read_json, write_json
+from pipeline.core.params import load_params
+from pipeline.results.claims import CLAIMS, load_claims
+from pipeline.training.models import build
 
 pytestmark = pytest.mark.faults
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from form import LONG
+from fault_suite import LONG
 from trainings import Cell, FileLimit
 
-from pipeline.params import PRESETS
+from pipeline.presets.merged import preset_text
 
 pytestmark = pytest.mark.faults
 
@@ -101,7 +101,7 @@ def test_a_stage_works_without_home_locale_and_git_in_a_folder_of_any_name(
 ) -> None:
     folder = tmp_path / "ein Ört mit Lücken"
     folder.mkdir()
-    (folder / "params.yaml").write_bytes((PRESETS / "smoke.yaml").read_bytes())
+    (folder / "params.yaml").write_bytes(preset_text("smoke").encode())
     done = bare(folder, "pipeline.data", "--dataset", "mnist", "--out", str(folder / "dätä"), **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert "written to" in done.stdout

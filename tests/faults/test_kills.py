@@ -10,17 +10,17 @@ from random import Random
 from typing import Any
 
 import pytest
-from form import LONG
+from fault_suite import LONG
 from trainings import CONTEXT, Cell, Fault, write_halves
 
 pytestmark = pytest.mark.faults
 
 MODELS = ["lunet", "realnvp"]
 POINTS = {
-    "before the first step": Fault("pipeline.train.optimise", 1),
-    "in the middle of an epoch": Fault("pipeline.train.optimise", 5),
-    "before a look at the held-out images": Fault("pipeline.train.score", 2),
-    "after the last step": Fault("pipeline.train.optimise", 8, after=True),
+    "before the first step": Fault("pipeline.training.fit.optimise", 1),
+    "in the middle of an epoch": Fault("pipeline.training.fit.optimise", 5),
+    "before a look at the held-out images": Fault("pipeline.training.fit.score", 2),
+    "after the last step": Fault("pipeline.training.fit.optimise", 8, after=True),
     "with a checkpoint half written": Fault("torch.save", 4, after=True),
     "with a checkpoint not yet on the disk": Fault("os.fsync", 7),
     "before a checkpoint gets its name": Fault("pathlib.Path.replace", 4),
@@ -90,7 +90,7 @@ def test_a_model_of_a_class_that_was_trained_is_not_trained_again(
 ) -> None:
     cell = Cell(tmp_path, "lunet", {"classes": "each"})
     # Four steps a class: the sixth is the second one of class 1.
-    assert cell.train(Fault("pipeline.train.optimise", 6)) == -signal.SIGKILL, cell.log
+    assert cell.train(Fault("pipeline.training.fit.optimise", 6)) == -signal.SIGKILL, cell.log
     assert cell.train() == 0, cell.log
     assert "mnist lunet 0 class 0: complete already" in cell.log
     assert "mnist lunet 0 class 1: goes on after step 1" in cell.log
@@ -103,7 +103,7 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(
 ) -> None:
     cell = Cell(tmp_path, "lunet")
     cell.write_params(checkpoint_seconds=checkpoint_seconds)
-    assert cell.train(Fault("pipeline.train.optimise", 3, signal=number)) == 128 + number
+    assert cell.train(Fault("pipeline.training.fit.optimise", 3, signal=number)) == 128 + number
     last = cell.log.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name}: mnist lunet 0 after step 3 of 8: what is done is kept")
     assert "Traceback" not in cell.log
@@ -115,7 +115,7 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(
 
 def test_a_signal_before_the_first_step_is_heeded_too(tmp_path: Path) -> None:
     cell = Cell(tmp_path, "gaussian")
-    assert cell.train(Fault("pipeline.train.start_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert cell.train(Fault("pipeline.training.fit.start_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM: mnist gaussian 0 is trained: what is done is kept" in cell.log
     assert cell.train() == 0
     assert "complete already" in cell.log
@@ -123,7 +123,7 @@ def test_a_signal_before_the_first_step_is_heeded_too(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     cell = Cell(tmp_path, "lunet")
-    faults = [Fault("pipeline.train.optimise", 3, signal=signal.SIGTERM) for _ in range(2)]
+    faults = [Fault("pipeline.training.fit.optimise", 3, signal=signal.SIGTERM) for _ in range(2)]
     assert cell.train(*faults) == -signal.SIGTERM
 
 
@@ -131,7 +131,7 @@ def test_a_second_training_of_the_same_cell_is_refused_until_the_first_one_has_e
     tmp_path: Path, undisturbed: Callable[..., Any]
 ) -> None:
     cell, reached = Cell(tmp_path, "lunet"), CONTEXT.Event()
-    first = cell.start(Fault("pipeline.train.optimise", 3, reached=reached), log="first")
+    first = cell.start(Fault("pipeline.training.fit.optimise", 3, reached=reached), log="first")
     reached.wait()
     # Other parameters make no difference, since both would write the same folder.
     for top in ({}, {"deterministic": False}):
@@ -166,7 +166,7 @@ def other_data(cell: Cell) -> tuple[Fault, ...]:
 
 
 def other_code(_cell: Cell) -> tuple[Fault, ...]:
-    return (Fault("pipeline.checkpoints.code", 1, result={"lunet/lu_net.py": "another"}),)
+    return (Fault("pipeline.training.checkpoints.code", 1, result={"lunet/lu_net.py": "another"}),)
 
 
 CHANGES = [other_parameters, another_seed, other_data, other_code]
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     tmp_path: Path, change: Callable[[Cell], tuple[Fault, ...]]
 ) -> None:
     cell = Cell(tmp_path, "lunet")
-    assert cell.train(Fault("pipeline.train.optimise", 5)) == -signal.SIGKILL
+    assert cell.train(Fault("pipeline.training.fit.optimise", 5)) == -signal.SIGKILL
     (before,) = cell.checkpoints()
     assert cell.train(*change(cell)) == 0, cell.log
     assert "goes on" not in cell.log
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
 )
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     cell = Cell(tmp_path, "lunet")
-    assert cell.train(Fault("pipeline.train.optimise", 5)) == -signal.SIGKILL
+    assert cell.train(Fault("pipeline.training.fit.optimise", 5)) == -signal.SIGKILL
     (checkpoint,) = cell.checkpoints()[0].iterdir()
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     assert cell.train() == 1

@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from form import LONG
+from fault_suite import LONG
 
-from pipeline.params import PRESETS
+from pipeline.presets.merged import preset_text
 
 pytestmark = [
     pytest.mark.faults,
@@ -30,13 +30,13 @@ STAGES = 23
 
 def checkout(folder: Path, source: Path = ROOT) -> Path:
     """A copy of a project without git metadata, with the smoke preset, its checkpoints a second apart."""
-    for name in ("lunet", "pipeline", ".dvc"):
+    for name in ("lunet", "pipeline", "tools", ".dvc"):
         unwanted = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(source / name, folder / name, ignore=unwanted)
     for name in ("dvc.yaml", "Makefile", ".dvcignore"):
         shutil.copy(source / name, folder)
     (folder / "reports/published").mkdir(parents=True)
-    preset = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
+    preset = preset_text("smoke")
     assert "checkpoint_seconds: 60" in preset
     (folder / "params.yaml").write_text(preset.replace("checkpoint_seconds: 60", "checkpoint_seconds: 1"))
     return folder

@@ -13,8 +13,8 @@ from scipy import stats
 
 from pipeline import compare
 from pipeline.compare import Side, margin, read_side, report
-from pipeline.console import UserError
-from pipeline.statistics import mean_interval
+from pipeline.core.console import UserError
+from pipeline.results.statistics import mean_interval
 
 RESULTS = "dataset,recipe,seed,class,status,images,bits_per_dim_std\n"
 

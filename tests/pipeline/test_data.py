@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import data, sources
-from pipeline.console import UserError
-from pipeline.datasets import ARRAYS, load_dataset
-from pipeline.params import PRESETS, DataSource, read_yaml
-from pipeline.sources import FILES, ORIGINS, SUBSET, SourceError, fetch, idx_bytes, parse_idx
-from pipeline.subset.make import first_of_each_class
+from pipeline import data
+from pipeline.core.console import UserError
+from pipeline.core.dataset import ARRAYS, load_dataset
+from pipeline.core.params import DataSource
+from pipeline.presets.merged import preset_values
+from pipeline.sources import published as sources
+from pipeline.sources.published import FILES, ORIGINS, SUBSET, SourceError, fetch, idx_bytes, parse_idx
+from tools.make_subset import first_of_each_class
 
 ROOT = Path(__file__).parents[2]
 NPM_MEMBERS = [f"package/data/{file}" for file in FILES]
@@ -56,7 +58,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """Run the stage in this process, with one source for both data sets."""
 
     def run(out: Path, source: str, folder: Path | None = None, name: str = "mnist") -> None:
-        values = read_yaml(PRESETS / "laptop.yaml")
+        values = preset_values("laptop")
         values["data"] = {key: {"source": source, "folder": folder and str(folder)} for key in ORIGINS}
         params = tmp_path / "params.yaml"
         with params.open("w", encoding="utf-8") as stream:
@@ -398,7 +400,7 @@ def test_foreign_folder_is_not_replaced(tmp_path: Path, stage: Stage) -> None:
     ("arguments", "words"),
     [
         (
-            ["--dataset", "cifar", "--out", "x", "--params", str(PRESETS / "smoke.yaml")],
+            ["--dataset", "cifar", "--out", "x", "--params", str(ROOT / "params.yaml")],
             "data has: mnist, fashion_mnist",
         ),
         (["--dataset", "mnist", "--out", "x", "--params", "absent.yaml"], "absent.yaml is missing"),

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from results import ENVIRONMENT, Project, parameters
+from fake_results import ENVIRONMENT, Project, parameters
 
 from pipeline import evaluate, report, train
-from pipeline.console import UserError
-from pipeline.environment import determinism
-from pipeline.params import Params, validate
+from pipeline.core.console import UserError
+from pipeline.core.environment import determinism
+from pipeline.core.params import Params, validate
 
 RECIPES = ["lunet", "realnvp"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -12,62 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from results import Project, parameters
+from fake_results import Project, parameters
+from round_trips import assert_images_come_back
 
-from lunet import load_flow
-from pipeline.datasets import load_dataset
-from pipeline.params import read_yaml
+from pipeline.core.dataset import load_dataset
+from pipeline.core.params import read_yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
-
-
-# Dependencies
-
-
-def imported(module: Path) -> set[Path]:
-    """The project's own files that a module imports, itself included, and what those import."""
-    found: set[Path] = set()
-    queue = [module]
-    while queue:
-        path = queue.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                candidate = ROOT / Path(*name.split("."))
-                queue += [file for file in (candidate.with_suffix(".py"), candidate / "__init__.py") if file.is_file()]
-    return found
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_import_of_a_stage_is_a_dependency(stage: str) -> None:
-    listed = {dep for dep in STAGES[stage]["deps"] if "${" not in dep}
-    needed = {path.relative_to(ROOT) for path in imported(ROOT / "pipeline" / f"{stage}.py")}
-    needed -= {Path("pipeline/__init__.py"), Path("pipeline/subset/__init__.py")}
-    missing = {str(path) for path in needed if not {path.as_posix(), path.parts[0]} & listed}
-    assert missing == set()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_module_that_a_stage_depends_on_is_imported(stage: str) -> None:
-    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
-    assert listed <= {path.relative_to(ROOT).as_posix() for path in imported(ROOT / "pipeline" / f"{stage}.py")}
-
-
-@pytest.mark.parametrize("stage", ["collect", "report"])
-def test_collect_and_report_do_without_torch(stage: str) -> None:
-    code = f"import sys, pipeline.{stage}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # Plots
@@ -145,17 +96,6 @@ def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) 
     assert (checkout / "reports/index.html").stat().st_size > 100_000
 
 
-def assert_images_come_back(flow: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """A trained flow can be undone in both precisions."""
-    model, pixels = load_flow(flow), torch.from_numpy(images)
-    single, double = model.diagnostics(pixels), model.double().diagnostics(pixels)
-    assert single.pixels_exact >= 0.9999
-    assert single.pixels_within_one == 1
-    assert single.latent_error < 1e-4
-    assert double.pixels_exact == 1
-    assert double.latent_error < 1e-11
-
-
 def test_images_come_back_through_the_trained_lu_net(checkout: Path) -> None:
     images = load_dataset(checkout / "data/mnist").test_images
     assert_images_come_back(checkout / "runs/train/mnist-lunet-0/flows/all", images)
@@ -167,7 +107,7 @@ def test_a_second_run_does_nothing(checkout: Path) -> None:
 
 
 def test_a_template_belongs_to_the_report_alone(checkout: Path) -> None:
-    template = checkout / "pipeline/templates/page.html"
+    template = checkout / "pipeline/page/templates/page.html"
     before = template.read_bytes()
     template.write_bytes(before + b"\n")
     assert changed(checkout) == {"report"}

@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 
 from lunet import ImageFlow, LUNet, NonFiniteError
-from pipeline.datasets import Dataset
-from pipeline.evaluate import (
-    class_accuracy,
-    different_pairs,
-    evaluate,
-    interpolate,
-    nearest_training_images,
-    spherical,
-)
-from pipeline.params import PRESETS, Evaluate, Recipe, load_params
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Evaluate, Recipe
+from pipeline.evaluation.samples import class_accuracy, different_pairs, interpolate, nearest_training_images, spherical
+from pipeline.evaluation.scores import evaluate
+from pipeline.presets.merged import load_preset
 
 SETTINGS = Evaluate(draws=3, batch_size=16, sample_rows=2, sample_columns=5, round_trip_images=10)
 
@@ -47,7 +42,7 @@ def flow(seed: int = 0) -> ImageFlow:
 
 
 def recipe(classes: Any = "all") -> Recipe:
-    own = load_params(PRESETS / "smoke.yaml").recipe("lunet")
+    own = load_preset("smoke").recipe("lunet")
     return own.model_copy(update={"classes": classes})
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from results import SMALL, Project, parameters
+from fake_results import SMALL, Project, parameters
 from scipy import stats
 
 from lunet import LUNet
 from pipeline import mixture
-from pipeline.console import UserError
-from pipeline.files import read_json
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json
+from pipeline.core.params import Mixture, load_params
 from pipeline.mixture import (
     CENTRES,
     STD,
@@ -30,14 +31,14 @@ from pipeline.mixture import (
     one_by_one,
     side_by_side,
 )
-from pipeline.params import PRESETS, Mixture, load_params, read_yaml
-from pipeline.records import read_densities, read_mixture
+from pipeline.presets.merged import load_preset, preset_values
+from pipeline.results.reading import read_densities, read_mixture
 
 
 @pytest.fixture
 def settings() -> Mixture:
     """The smoke preset's, cut to a few steps."""
-    own = load_params(PRESETS / "smoke.yaml").mixture
+    own = load_preset("smoke").mixture
     return own.model_copy(update={"layers": 4, "train_points": 900, "test_points": 300, "starts": 2, "steps": 20})
 
 
@@ -200,7 +201,7 @@ def test_the_stage_writes_what_collect_reads(tmp_path: Path, monkeypatch: pytest
 
 
 def small() -> dict[str, Any]:
-    found: dict[str, Any] = {**read_yaml(PRESETS / "smoke.yaml")["mixture"], "layers": 3, "starts": 2, "steps": 5}
+    found: dict[str, Any] = {**preset_values("smoke")["mixture"], "layers": 3, "starts": 2, "steps": 5}
     return found
 
 

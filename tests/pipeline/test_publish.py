@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from workshop import ROOT, Workshop
 
-from pipeline import archive as archive_module
 from pipeline import publish as publish_module
-from pipeline.archive import Manifest, path_in
-from pipeline.console import StopRequest, UserError
+from pipeline.core.console import StopRequest, UserError
 from pipeline.publish import PUBLISHED, publish, summary
 from pipeline.run import Runner
+from pipeline.runner import archive as archive_module
+from pipeline.runner.archive import Manifest, path_in
 
 Contents = dict[str, bytes]
 Change = Callable[[Contents], object]

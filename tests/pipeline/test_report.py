@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,63 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from results import Project, parameters
+from fake_results import Project, parameters
+from parsed_page import HOSTILE, Page
 
-from pipeline.console import UserError
-from pipeline.files import sha256
-from pipeline.report import TEMPLATES, duration, inline_svg, mixtures, poster_row, render
+from pipeline.core.console import UserError
+from pipeline.core.files import sha256
+from pipeline.page.filters import duration, inline_svg
+from pipeline.page.view import TEMPLATES, mixtures, poster_row, render
 from pipeline.report import main as report_main
-
-HOSTILE = """</style></title><script>alert("1")</script><img src=x onerror='a()'>{{ 7 * 7 }}"""
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """A parsed page: its elements with their attributes, its ids, its text, and whether tags are balanced.
-
-    The text is what is seen at first, without what appears on demand, which is in ``behind``.
-    """
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.parts: list[str] = []
-        self.behind: dict[str, str] = {}
-        self.popover: tuple[int, str] | None = None
-        self.feed(html)
-        self.close()
-        self.text = "".join(self.parts)
-        self.ids = [value for _, attributes in self.elements if (value := attributes.get("id"))]
-        self.words = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if "popover" in dict(attrs):
-            self.popover = (len(self.open), str(dict(attrs)["id"]))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-        if self.popover and len(self.open) < self.popover[0]:
-            self.popover = None
-            return
-        if tag in {"td", "th", "p", "li", "dt", "dd", "span"}:
-            self.parts.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if self.popover:
-            self.behind[self.popover[1]] = self.behind.get(self.popover[1], "") + data
-        elif not {"style", "script"} & set(self.open):
-            self.parts.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def collected(root: Path, **changes: Any) -> Project:

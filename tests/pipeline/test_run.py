@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from test_dvc import imported
+from import_graph import reachable
 from workshop import ROOT, Workshop, write_yaml
 
 from pipeline import run
-from pipeline.archive import unpack
-from pipeline.console import StopRequest, UserError
-from pipeline.graph import read_steps
-from pipeline.ledger import Ledger
-from pipeline.params import PRESETS, Preset, load_params, read_yaml
+from pipeline.core.console import StopRequest, UserError
+from pipeline.core.params import Preset, read_yaml
+from pipeline.presets.merged import load_preset, preset_text, preset_values
 from pipeline.run import CELLS, Runner, in_order
+from pipeline.runner.archive import unpack
+from pipeline.runner.dvc_file import read_steps
+from pipeline.runner.ledger import Ledger
 
 ALL = [
     "measure mnist-lunet",
@@ -67,9 +68,9 @@ class Clock:
 
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: str) -> None:
-    params = load_params(PRESETS / f"{preset}.yaml")
+    params = load_preset(preset)
     grid = params.grid
-    steps = read_steps(read_yaml(PRESETS / f"{preset}.yaml"), ROOT / "dvc.yaml")
+    steps = read_steps(preset_values(preset), ROOT / "dvc.yaml")
     pairs = len(grid.datasets) * len(grid.recipes)
     assert len(steps) == len(grid.datasets) + 2 * pairs * len(grid.seeds) + pairs + 3
     for step in steps:
@@ -88,10 +89,10 @@ def test_what_only_dvc_understands_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_worth_most_comes_first() -> None:
-    values = read_yaml(PRESETS / "paper.yaml")
+    values = preset_values("paper")
     values["grid"]["seeds"] = [3, 1]
     write = [step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage in CELLS]
-    params = load_params(PRESETS / "paper.yaml")
+    params = load_preset("paper")
     params = params.model_copy(update={"grid": params.grid.model_copy(update={"seeds": [3, 1]})})
     names = [str(step) for step in in_order(reversed(write), params)]
     assert len(names) == len(write)
@@ -116,10 +117,10 @@ def test_the_runner_does_without_dvc_and_needs_nothing_beside_what_the_readme_ca
     there |= {"safetensors", "filelock", "pynvml", "markupsafe", "PIL"}
     carried = {"pydantic", "ruamel"}
     stages = read_yaml(ROOT / "dvc.yaml")["stages"]
-    modules = {ROOT / "pipeline" / f"{name}.py" for name in ("run", "publish", "preset", *stages)}
+    modules = [Path("pipeline", f"{name}.py") for name in ("run", "publish", "preset", *stages)]
     names = set()
-    for path in {file for module in modules for file in imported(module)}:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path in set().union(*map(reachable, modules)):
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -390,7 +391,7 @@ def test_a_limit_that_leaves_no_time_is_refused(workshop: Workshop) -> None:
 
 
 def test_the_paper_preset_stops_at_once_without_a_gpu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    (workshop.folder / "params.yaml").write_bytes((PRESETS / "paper.yaml").read_bytes())
+    (workshop.folder / "params.yaml").write_bytes(preset_text("paper").encode())
     (workshop.folder / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     status, output = workshop.run()

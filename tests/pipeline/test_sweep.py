@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from pipeline import sweep
-from pipeline.console import UserError
-from pipeline.params import PRESETS, load_params, read_yaml
+from pipeline.core.console import UserError
+from pipeline.core.params import read_yaml
+from pipeline.presets.merged import load_preset, preset_text
 
 SWEEPS: dict[str, Any] = read_yaml(sweep.SWEEPS)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_variant_is_a_recipe_that_is_allowed(name: str) -> None:
-    params = load_params(PRESETS / "laptop.yaml")
+    params = load_preset("laptop")
     for recipe, changes in sweep.changes_of(SWEEPS[name]).values():
         training = sweep.changed(params, recipe, changes).recipe(recipe).training
         assert training is not None
@@ -36,7 +37,7 @@ def test_a_cumulative_sweep_keeps_what_came_before() -> None:
 
 
 def test_a_wrong_change_is_named() -> None:
-    params = load_params(PRESETS / "laptop.yaml")
+    params = load_preset("laptop")
     with pytest.raises(UserError, match=r"recipes\.lunet\.training\.learning_rat: unknown key"):
         sweep.changed(params, "lunet", {"training.learning_rat": 1})
 
@@ -65,7 +66,8 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The subset of MNIST as the data stage writes it."""
     from pipeline import data
 
-    smoke = str(PRESETS / "smoke.yaml")
+    (folder / "params.yaml").write_text(preset_text("smoke"))
+    smoke = str(folder / "params.yaml")
     monkeypatch.setattr(sys, "argv", ["data", "--dataset", "mnist", "--out", str(folder / "mnist"), "--params", smoke])
     data.main()
     return folder / "mnist"

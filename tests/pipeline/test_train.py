@@ -14,23 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_dvc import assert_images_come_back
+from round_trips import assert_images_come_back
 
 from lunet import ImageFlow, LUNet, folding, load_flow
-from pipeline import quantities
-from pipeline.collect import converted
+from pipeline.core.dataset import ARRAYS, Dataset, load_dataset
+from pipeline.core.files import write_json
+from pipeline.core.params import Evaluate, Measure, Params, Recipe, load_params, validate
 from pipeline.data import describe, write_dataset
-from pipeline.datasets import ARRAYS, Dataset, load_dataset
-from pipeline.evaluate import draw_samples, evaluate
-from pipeline.files import write_json
+from pipeline.evaluation.samples import draw_samples
+from pipeline.evaluation.scores import evaluate
 from pipeline.measure import measure
-from pipeline.models import build, groups
-from pipeline.params import PRESETS, Evaluate, Measure, Params, Recipe, load_params, read_yaml, validate
-from pipeline.quantities import QUANTITIES, Work, sample_as_released
-from pipeline.records import Likelihood
-from pipeline.sources import FILES, fetch
-from pipeline.tables import CURVES
-from pipeline.train import HISTORY, make_optimizer, make_schedule, optimise, split, train, write_history
+from pipeline.measuring import memory, quantities
+from pipeline.measuring.quantities import QUANTITIES
+from pipeline.measuring.released import sample_as_released
+from pipeline.measuring.work import Work
+from pipeline.presets.merged import load_preset, preset_text, preset_values
+from pipeline.results.conversion import converted
+from pipeline.results.records import Likelihood
+from pipeline.results.tables import CURVES
+from pipeline.sources.published import FILES, fetch
+from pipeline.train import train
+from pipeline.training.fit import HISTORY, split, write_history
+from pipeline.training.models import build, groups
+from pipeline.training.optimisation import make_optimizer, make_schedule, optimise
 
 CPU = torch.device("cpu")
 
@@ -38,7 +44,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def values() -> Any:
     """The smoke preset, cut to a few steps."""
-    values = read_yaml(PRESETS / "smoke.yaml")
+    values = preset_values("smoke")
     for name in ("lunet", "lunet_learned", "realnvp"):
         values["recipes"][name]["training"] |= {"epochs": 1, "batch_size": 32, "validations": 2}
     return values
@@ -141,7 +147,7 @@ def test_a_class_that_diverges_is_a_status_and_the_other_classes_go_on(
                 model.flow.get_parameter("layers.1.bias").fill_(torch.inf)
         return optimise(model, *arguments)
 
-    monkeypatch.setattr("pipeline.train.optimise", spoil)
+    monkeypatch.setattr("pipeline.training.fit.optimise", spoil)
     fits, _ = train(dataset, recipe_of(values, "lunet", classes="each"), 0, CPU, tmp_path, "lunet")
     assert {key: fit.status for key, fit in fits.items()} == {"0": "diverged", "1": "complete"}
     assert (fits["0"].message or "").startswith("class 0: the loss is ")
@@ -160,7 +166,7 @@ def test_weights_without_a_held_out_likelihood_are_a_divergence(
             next(iter(model.parameters())).fill_(float("nan"))
         return torch.zeros(())
 
-    monkeypatch.setattr("pipeline.train.optimise", ruin)
+    monkeypatch.setattr("pipeline.training.fit.optimise", ruin)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert fits["all"].status == "diverged"
     assert "held-out images fail after step 6" in (fits["all"].message or "")
@@ -173,7 +179,7 @@ def test_running_out_of_memory_is_a_status(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.train.optimise", fail)
+    monkeypatch.setattr("pipeline.training.fit.optimise", fail)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error))
 
@@ -240,7 +246,7 @@ def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_p
     assert last < first
     dtype = torch.float64 if name == "lunet_released" else torch.float32
     assert next(load_flow(tmp_path / "all").parameters()).dtype == dtype
-    assert (fit.accidents is None) == (name == "lunet_released")
+    assert (fit.infinite_pixels is None) == (name == "lunet_released")
 
 
 def test_the_test_set_is_looked_at_where_the_recipe_says_so_alone(values: Any) -> None:
@@ -326,7 +332,7 @@ def test_a_printed_figure_converts_to_the_honest_one(
 
 def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
     """The one without learned activations is looked at where the whole pipeline has trained it, in `test_dvc`."""
-    params = load_params(PRESETS / "smoke.yaml")
+    params = load_preset("smoke")
     files, _ = fetch("mnist", params.data.mnist)
     arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
     write_dataset(tmp_path / "mnist", arrays, describe("mnist", arrays, subset=True))
@@ -400,7 +406,7 @@ def test_a_trained_lu_net_can_fold_its_inverses(values: Any, dataset: Dataset, t
 def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
     """What a measuring process is given, and a clock that moves on by one second whenever it is read."""
     readings = iter(range(1000))
-    monkeypatch.setattr("pipeline.quantities.time.perf_counter", lambda: next(readings))
+    monkeypatch.setattr("pipeline.measuring.work.time.perf_counter", lambda: next(readings))
     params = validate(values, "params.yaml")
     pixels = torch.arange(images * 64).remainder(251).to(torch.uint8).reshape(images, 8, 8)
     return Work(params.recipe(name), pixels, CPU, params.measure)
@@ -418,7 +424,7 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
         return bits_per_dim(self, images, **options)
 
     monkeypatch.setattr(ImageFlow, "bits_per_dim", counted)
-    monkeypatch.setattr("pipeline.quantities.CPU_IMAGES", 300)
+    monkeypatch.setattr("pipeline.measuring.released.CPU_IMAGES", 300)
     found = QUANTITIES["time_released_density"](released_work(values, name, monkeypatch, 1500))
     assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
     # The clock has said one second for the first batch and one for the others of 300 images, and there are 1,500.
@@ -430,7 +436,7 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
 def test_the_released_sampling_is_one_call_over_its_images(
     values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
-    monkeypatch.setattr("pipeline.quantities.RELEASED_POINTS", (-1000, 1000.5, 0.5))
+    monkeypatch.setattr("pipeline.measuring.released.RELEASED_POINTS", (-1000, 1000.5, 0.5))
     found = QUANTITIES["time_released_sampling"](released_work(values, name, monkeypatch, 8))
     assert found["samples"] == [1000 / count]
     assert found["batch"] == count
@@ -497,9 +503,9 @@ class FakeDriver:
 def test_a_process_s_memory_on_a_gpu_is_the_driver_s_or_the_growth_of_the_only_gpu(
     monkeypatch: pytest.MonkeyPatch, processes: dict[int, int], gpus: int, before: float | None, expected: float | None
 ) -> None:
-    monkeypatch.setattr(quantities, "pynvml", FakeDriver(processes, gpus, 900))
+    monkeypatch.setattr(memory, "pynvml", FakeDriver(processes, gpus, 900))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="u"))
-    assert quantities._gpu_process_mib(torch.device("cuda"), before) == expected
+    assert memory._gpu_process_mib(torch.device("cuda"), before) == expected
 
 
 # The command line: one clear message, no traceback, nothing half-written
@@ -513,7 +519,7 @@ def stage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def folder_with(tmp_path: Path, **changes: Any) -> Path:
-    text = (PRESETS / "smoke.yaml").read_text(encoding="utf-8")
+    text = preset_text("smoke")
     for before, after in changes.values():
         assert before in text
         text = text.replace(before, after)

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pictures import write_png
+from png_files import write_png
 
 from lunet import ClassFlows, Gaussian, ImageFlow, load_flow, save_flow
 from pipeline import use
-from pipeline.console import UserError
-from pipeline.files import write_json
-from pipeline.pictures import read_pictures
+from pipeline.core.console import UserError
+from pipeline.core.files import write_json
+from pipeline.sources.image_files import read_pictures
 from pipeline.use import grid_of, mixture_bits, posterior
 
 Use = Callable[..., str]

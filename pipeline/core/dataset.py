@@ -1,0 +1,76 @@
+"""A data set on disk, as the data stage writes it and every later stage reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json
+
+Bytes = NDArray[np.uint8]
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+DESCRIPTION = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Square images of shape (N, H, H) and labels of shape (N,), both uint8; ``info`` is all of `dataset.json`."""
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    train_images: Bytes
+    train_labels: Bytes
+    test_images: Bytes
+    test_labels: Bytes
+    info: dict[str, Any]
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper could be about it; a data set of your own has no claims and no published figures."""
+        return not self.info.get("custom", False)
+
+
+def load_dataset(folder: Path, name: str | None = None) -> Dataset:
+    """The data set in ``folder``, every array checked against the SHA-256 in its `dataset.json`.
+
+    Args:
+        folder: The folder that the data stage wrote.
+        name: Which data set it must be; any, where left out.
+
+    Raises:
+        UserError: If a file is missing, truncated or changed; the message names it and says how to write it again.
+    """
+    description = Path(folder) / DESCRIPTION
+    info = read_json(description)
+    try:
+        found, title, class_names = info["name"], info["title"], tuple(info["class_names"])
+        checksums = {array: info["sha256"][f"{array}.npy"] for array in ARRAYS}
+    except (KeyError, TypeError):
+        raise _unusable(description, "lacks a name, a title, class names or checksums") from None
+    if name not in (None, found):
+        raise UserError(f"{folder} holds the data set {found}, not {name}")
+    arrays = {array: _load(description.with_name(f"{array}.npy"), checksum) for array, checksum in checksums.items()}
+    return Dataset(name=found, title=title, class_names=class_names, info=info, **arrays)
+
+
+def _load(path: Path, checksum: str) -> Bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, f"cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise _unusable(path, f"is damaged or was changed: its SHA-256 is not the one in {DESCRIPTION}")
+    array: Bytes = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} {reason}; delete {path.parent} and write it again with: dvc repro -f -s data")

@@ -1,0 +1,139 @@
+"""Which machine a result comes from, and which device a stage runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pynvml
+import torch
+
+from pipeline.core.console import UserError
+from pipeline.core.params import Params
+
+# The numbers of glibc's malloc.h; mallopt takes C ints.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 2**30
+
+
+def choose_device(params: Params) -> torch.device:
+    """The device that the parameters ask for.
+
+    Raises:
+        UserError: If they ask for a GPU, by ``device: cuda`` or by the paper's preset, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if params.preset == "paper" and (not available or params.device == "cpu"):
+        raise UserError(
+            "the preset 'paper' needs a CUDA GPU, and none is in use here (device: "
+            f"{params.device}); go back with: python -m pipeline.preset laptop"
+        )
+    if params.device == "cuda" and not available:
+        raise UserError("params.yaml has device: cuda, but no CUDA GPU is here; auto or cpu are allowed")
+    return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device or of the machine did not suffice."""
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def determinism(params: Params) -> Iterator[None]:
+    """Allow only deterministic algorithms in the block, where the parameters ask for it.
+
+    Raises:
+        UserError: If something in the block has no such algorithm on its device.
+    """
+    before = torch.get_deterministic_debug_mode()
+    # cuBLAS reads it when the GPU is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Not torch.use_deterministic_algorithms, which takes two seconds to import torch's compiler, unused here.
+    torch.set_deterministic_debug_mode("error" if params.deterministic else "default")
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(
+            f"params.yaml has deterministic: true, and {str(error).splitlines()[0]} Set deterministic: false"
+        ) from None
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of handing it back page by page; elsewhere do nothing.
+
+    A training step frees and takes the same tensors again and again; without the page faults it is some 10 % faster.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Time, machine, versions and commit, for the record beside every result; the machine's name only as a digest."""
+    commit, dirty = _commit()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
+        "system": f"{platform.system()}-{platform.machine()}",
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu_driver": _gpu_driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Linux tells it in a file alone, and the libraries that read it take over a second."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def _gpu_driver() -> str | None:
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether the code differs from it; parameters are recorded apart. Nothing is known without git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return finished.stdout.strip()

@@ -1,0 +1,351 @@
+"""What `params.yaml` may say: read, validated, and refused with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.console import UserError
+
+Preset = Literal["smoke", "laptop", "overnight", "paper"]
+
+# Upper bounds keep clear of what the machine's own integers hold, and of a slip of the finger.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: immutable, unknown keys refused, numbers never read from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Grid(Section):
+    """Which cells are run: every data set with every recipe and seed."""
+
+    datasets: list[Name] = Field(min_length=1)
+    recipes: list[Name] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        for name in ("datasets", "recipes", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {values}")
+        return self
+
+
+class DataSource(Section):
+    """Where a data set comes from; ``auto`` tries mirrors, folder and packages in this order."""
+
+    source: Literal["auto", "mirrors", "folder", "packages", "bundled"]
+    folder: str | None
+
+
+class CustomData(Section):
+    """A data set of your own: ``path`` is a .npz file, a folder of IDX files, or one of PNG files in class folders."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    title: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+
+
+class Data(Section):
+    """The sources of the paper's data sets; every other key is a data set of your own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, CustomData]
+
+    mnist: DataSource
+    fashion_mnist: DataSource
+
+    @model_validator(mode="after")
+    def _own_names_are_names(self) -> Self:
+        for name in self.__pydantic_extra__:
+            try:
+                TypeAdapter(Name).validate_python(name)
+            except ValidationError:
+                raise ValueError(f"{name!r} cannot name a data set; use small letters, digits and _") from None
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All data sets that there are."""
+        return (*type(self).model_fields, *self.__pydantic_extra__)
+
+    def get(self, name: str) -> DataSource | CustomData:
+        """Where one of the data sets comes from."""
+        own: dict[str, CustomData] = self.__pydantic_extra__
+        return own[name] if name in own else getattr(self, name)
+
+
+class LUNetModel(Section):
+    """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope.
+
+    A single layer would have no phi at all, and be a Gaussian.
+    """
+
+    kind: Literal["lunet"]
+    layers: Annotated[Count, Field(ge=2)]
+    slope: Annotated[float, Field(ge=0.001, lt=1)]
+    start: Literal["identity", "standardise", "whiten", "copula", "uniform"]
+
+
+class LearnedLUNetModel(Section):
+    """LU-Net with splines of ``bins`` bins as phi, and one of ``leading_bins`` before the first layer."""
+
+    kind: Literal["lunet_learned"]
+    layers: Count
+    bins: Annotated[Count, Field(ge=2)]
+    leading_bins: Annotated[Count, Field(ge=2)]
+    start: Literal["identity", "standardise", "whiten"]
+
+
+class RealNVPModel(Section):
+    """RealNVP: couplings with checkerboard masks, then channel masks after a squeeze, then final checkerboard ones."""
+
+    kind: Literal["realnvp"]
+    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    planes: Count
+    blocks: Count
+    networks: Literal["separate", "shared"]
+
+
+class ReleasedRealNVPModel(Section):
+    """The RealNVP of the released code, with batch normalisation after each coupling."""
+
+    kind: Literal["realnvp_released"]
+    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    planes: Count
+
+
+class GaussianModel(Section):
+    """A full-covariance Gaussian of the logits; ``ridge`` is added to the covariance's diagonal."""
+
+    kind: Literal["gaussian"]
+    ridge: Annotated[float, Field(ge=0, le=1e6)]
+
+
+class HistogramModel(Section):
+    """Independent histograms of the 256 values of each pixel; ``pseudocount`` is added to every count."""
+
+    kind: Literal["histogram"]
+    pseudocount: Positive
+
+
+Model = LUNetModel | LearnedLUNetModel | RealNVPModel | ReleasedRealNVPModel | GaussianModel | HistogramModel
+
+
+def _holdout(value: Any) -> float | Literal["test"]:
+    """A share of the training images, or the word test; pydantic's own message for such a union names neither."""
+    if value == "test" or (type(value) in (int, float) and 0 < value <= 0.5):
+        return value
+    raise ValueError(f"is {value!r}; give a share of the training images above 0 and at most 0.5, or the word test")
+
+
+class Training(Section):
+    """How a model is fitted by gradient steps."""
+
+    objective: Literal["likelihood", "released"]
+    epochs: Positive
+    batch_size: Count
+    optimizer: Literal["adam", "sgd"]
+    learning_rate: Positive
+    elementwise_rate: Positive | None
+    schedule: Literal["constant", "one_cycle", "halving"]
+    warmup: Share | None
+    halve_every: Positive | None
+    clip_norm: Positive | None
+    holdout: Annotated[Any, AfterValidator(_holdout)]
+    validations: Count
+
+    @model_validator(mode="after")
+    def _schedule_has_its_settings(self) -> Self:
+        for name, schedule in (("warmup", "one_cycle"), ("halve_every", "halving")):
+            value, needed = getattr(self, name), self.schedule == schedule
+            if (value is not None) != needed:
+                wanted = "a number" if needed else "null"
+                raise ValueError(f"{name} is {value}; with the schedule {self.schedule} it must be {wanted}")
+        return self
+
+
+def _margin(value: Any) -> float | tuple[float, float] | None:
+    """One number, a pair of numbers, or null; pydantic's own message for such a union names none of the three."""
+    ends = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    if value is None or all(type(end) in (int, float) and 0 <= end < 0.5 for end in ends):
+        return tuple(value) if isinstance(value, list) else value
+    raise ValueError(f"is {value!r}; give one number, a pair [low, high], each at least 0 and below 0.5, or null")
+
+
+class Recipe(Section):
+    """A named way to train a model: architecture, preprocessing, objective and optimiser."""
+
+    model: Annotated[Model, Field(discriminator="kind")]
+    classes: Literal["all", "each"]
+    margin: Annotated[Any, AfterValidator(_margin)]
+    dtype: Literal["float32", "float64"] = "float32"
+    training: Training | None
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        has_triangles = isinstance(self.model, LUNetModel | LearnedLUNetModel)
+        if self.training is not None and self.training.elementwise_rate is not None and not has_triangles:
+            raise ValueError(f"training.elementwise_rate must be null for a {self.model.kind}, which has no LU layers")
+        closed_form = isinstance(self.model, GaussianModel | HistogramModel)
+        if closed_form and self.training is not None:
+            raise ValueError(f"training must be null for a {self.model.kind}, which is fitted in closed form")
+        if not closed_form and self.training is None:
+            raise ValueError(f"training is needed for a {self.model.kind}")
+        released = isinstance(self.model, LUNetModel | ReleasedRealNVPModel)
+        if self.training is not None and self.training.objective == "released" and not released:
+            raise ValueError(f"training.objective is released, which no {self.model.kind} has; it must be likelihood")
+        if isinstance(self.model, HistogramModel) != (self.margin is None):
+            raise ValueError("margin must be null for a histogram, which has no logit, and a number for all others")
+        return self
+
+
+class Evaluate(Section):
+    """How models are judged on the test set."""
+
+    draws: Count
+    batch_size: Count
+    sample_rows: Count
+    sample_columns: Count
+    round_trip_images: Count
+
+
+class Measure(Section):
+    """How times and memory are taken."""
+
+    repetitions: Annotated[Count, Field(ge=5)]
+    warmup: Count
+    seconds: Positive
+    large_batch: Annotated[Count, Field(ge=2)]
+
+
+class Mixture(Section):
+    """The paper's experiment in two dimensions: an LU-Net of ``layers`` layers on points of a mixture of Gaussians."""
+
+    layers: Annotated[Count, Field(ge=2)]
+    slope: Annotated[float, Field(ge=0.001, lt=1)]
+    train_points: Annotated[Count, Field(ge=10)]
+    test_points: Annotated[Count, Field(ge=10)]
+    starts: Count
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    clip_norm: Positive
+    random_seed: Seed
+
+
+class Report(Section):
+    """What the report says beside the results."""
+
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    preset: Preset
+    device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=1e6)]
+    grid: Grid
+    data: Data
+    recipes: dict[Name, Recipe]
+    evaluate: Evaluate
+    measure: Measure
+    mixture: Mixture
+    report: Report
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in self.grid.datasets:
+            if name not in self.data.names:
+                raise ValueError(
+                    f"grid.datasets names {name!r}, which data lacks; it has: {', '.join(self.data.names)}"
+                )
+        for name in self.grid.recipes:
+            if name not in self.recipes:
+                raise ValueError(f"grid.recipes names {name!r}, which recipes lacks; it has: {', '.join(self.recipes)}")
+        return self
+
+    def dataset(self, name: str) -> DataSource | CustomData:
+        """Where the data set called ``name`` comes from; an unknown one is a `UserError` that lists those there are."""
+        if name not in self.data.names:
+            raise UserError(f"data set {name!r} is not in params.yaml; data has: {', '.join(self.data.names)}")
+        return self.data.get(name)
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe called ``name``; an unknown one is a `UserError` that lists those there are."""
+        if name not in self.recipes:
+            raise UserError(f"recipe {name!r} is not in params.yaml; it has: {', '.join(self.recipes)}")
+        return self.recipes[name]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate a parameter file.
+
+    Raises:
+        UserError: If the file is missing, is not YAML, or says something that is not allowed; the message names each
+            key, its value, and what is allowed.
+    """
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; a missing or malformed one is a `UserError` that names it."""
+    try:
+        return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; write one with: python -m pipeline.preset laptop") from None
+    # Beside its own error, the parser passes on those of values such as a date that is none, and of endless nesting.
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def validate(values: Any, source: str) -> Params:
+    """Check plain values against the schema; ``source`` names them in the error."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_sentence(problem) for problem in error.errors(include_url=False)]
+        raise UserError(f"{source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+
+
+def _sentence(problem: Any) -> str:
+    """One mistake in words: the key as it stands in the file, the value, and what is allowed."""
+    location = problem["loc"]
+    # Below `model`, pydantic names the kind it has chosen; the file has no such key.
+    key = ".".join(str(part) for before, part in zip(("", *location), location, strict=False) if before != "model")
+    if location[-2:-1] == ("model",) and isinstance(problem["input"], dict):
+        key = ".".join(map(str, location[:-1]))
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), _known_keys() - {str(location[-1])}, n=1)
+            return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+        case "missing":
+            return f"{key}: is missing"
+        case "union_tag_not_found":
+            return f"{key}.kind: is missing"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+        case _:
+            value = repr(problem["input"])
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            return f"{key or 'the file'}: is {shown}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _known_keys() -> set[str]:
+    """The keys of this file's sections; other files have sections too."""
+    sections = [section for section in Section.__subclasses__() if section.__module__ == __name__]
+    return {key for section in sections for key in section.model_fields}

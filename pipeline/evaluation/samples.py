@@ -1,0 +1,95 @@
+"""Samples of a trained model, their nearest training images, and interpolations between test images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lunet import (
+    ImageFlow,
+    NonFiniteError,
+)
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Evaluate
+from pipeline.evaluation.latents import FittedBase
+
+INTERPOLATIONS = 5
+
+
+def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluate, seed: int) -> Tensor:
+    """The first samples of each model, none chosen: a row a class, or rows of one model, with shape (R, C, H, W)."""
+    columns = settings.sample_columns
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for model in models.values():
+        count = columns if len(models) > 1 else settings.sample_rows * columns
+        rows.append(model.sample(count, generator).cpu().flatten(0, 1).unflatten(0, (-1, columns)))
+    return torch.cat(rows)
+
+
+def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
+    """Which training image is nearest to each sample, by the Euclidean distance of their pixels.
+
+    Args:
+        samples: 8-bit images, with shape (R, C, H, W).
+        dataset: The data set.
+
+    Returns:
+        Indices, with shape (R, C).
+    """
+    train = torch.from_numpy(dataset.train_images).flatten(1).float()
+    nearest = torch.cdist(samples.flatten(0, 1).flatten(1).float(), train).argmin(1)
+    return nearest.unflatten(0, samples.shape[:2])
+
+
+def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
+    """The share of samples, a class a row, whose nearest training image (R, C) has the class that was asked for."""
+    labels = torch.from_numpy(dataset.train_labels)[nearest]
+    return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
+
+
+def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
+    """The ways in latent space between the first pairs of test images that follow each other and differ in class.
+
+    With one model a class, it is the model of the first image's class. A way on which an image has no finite latent, or
+    a latent no finite image, is left out.
+
+    Returns:
+        8-bit images, with shape (pairs, sample_columns, H, W); the first and the last of a row are the test images.
+    """
+    rows = [images.new_zeros((0, settings.sample_columns, *images.shape[1:]))]
+    for index in different_pairs(labels, INTERPOLATIONS):
+        model = models["all"] if "all" in models else models[str(int(labels[index]))]
+        device = next(iter(model.state_dict().values())).device
+        with contextlib.suppress(NonFiniteError):
+            pair = images[index : index + 2].to(device)
+            z, _ = model.flow(model.preprocess(pair, torch.Generator(device).manual_seed(0))[0])
+            way = spherical(z[0], z[1], settings.sample_columns)
+            rows.append(model.postprocess(model.flow.inverse(way)).cpu().flatten(0, 1)[None])
+    return torch.cat(rows)
+
+
+def different_pairs(labels: Tensor, n: int) -> list[int]:
+    """The first ``n`` even places at which a label differs from the next one."""
+    return [place for place in range(0, len(labels) - 1, 2) if labels[place] != labels[place + 1]][:n]
+
+
+def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Latents from ``start`` to ``end`` (D,), both included, at equal angles and with lengths in between; (steps, D).
+
+    Normal latents lie near a sphere of radius sqrt(D), which a straight line would leave in the middle.
+    """
+    share = torch.linspace(0, 1, steps, dtype=torch.float64, device=start.device)[:, None]
+    ends = torch.stack([start, end]).double()
+    lengths = ends.norm(dim=1, keepdim=True)
+    first, second = ends / lengths
+    angle = (first @ second).clamp(-1, 1).acos()
+    way = (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
+    way = way * ((1 - share) * lengths[0] + share * lengths[1])
+    # The ends themselves, so that the images come back; and a straight line where there is no angle.
+    straight = (1 - share) * ends[0] + share * ends[1]
+    exact = (share == 0) | (share == 1) | ~way.isfinite().all()
+    return torch.where(exact, straight, way).to(start.dtype)

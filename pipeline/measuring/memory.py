@@ -1,0 +1,69 @@
+"""Peak memory of a process and of its GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import psutil
+import pynvml
+import torch
+
+from pipeline.measuring.work import synchronize
+
+
+def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
+    """MiB of the process before and at its peak, and on a GPU what the allocator and the driver saw."""
+    start = psutil.Process().memory_info().rss / 2**20
+    used = _gpu_used_mib() if device.type == "cuda" else None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    function()
+    synchronize(device)
+    on_gpu = device.type == "cuda"
+    return {
+        "process_start_mib": round(start, 2),
+        "process_peak_mib": round(_process_peak_mib(), 2),
+        "allocated_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
+        "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
+        "gpu_process_mib": _gpu_process_mib(device, used) if on_gpu else None,
+    }
+
+
+def _process_peak_mib() -> float:
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
+    """What the driver books for this process, its context included.
+
+    Within a container the driver often does not tell processes apart; then it is what the use of the machine's only
+    GPU has grown by, which is the same as long as nothing else runs there. None where neither is known.
+    """
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        booked = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError:
+        booked = {}
+    if (own := booked.get(os.getpid())) is not None:
+        return float(own) / 2**20
+    used = _gpu_used_mib()
+    return None if used is None or used_before is None or used <= used_before else used - used_before
+
+
+def _gpu_used_mib() -> float | None:
+    """What is in use of the memory of the machine's only GPU; None where there are several, or the driver is mute."""
+    try:
+        pynvml.nvmlInit()
+        if pynvml.nvmlDeviceGetCount() != 1:
+            return None
+        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / 2**20
+    except pynvml.NVMLError:
+        return None

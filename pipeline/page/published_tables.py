@@ -1,0 +1,112 @@
+"""What is kept in `reports/published/` beside runs: a run of `benchmarks/`, and tables of `pipeline.sweep`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.results.statistics import log_log_slope
+
+COST = {"axis": "string", "value": "int64", "work": "string", "ms": "float64"}
+TABLE = {
+    **dict.fromkeys(("work", "model"), "string"),
+    **dict.fromkeys(("batch", "n"), "int64"),
+    **dict.fromkeys(("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high"), "float64"),
+}
+WORKS = {"step": "training step", "log_prob": "density", "sample": "sampling"}
+# What varies in each figure of `benchmarks.cost`.
+FIGURES = {
+    "features": "Time against the number D of features",
+    "batch": "Time against the batch",
+    "layers": "Time against the number of layers",
+    "memory-batch": "Memory of training against the batch",
+    "memory-layers": "Memory of training against the number of layers",
+}
+SWEEP = {
+    **dict.fromkeys(("variant", "dataset", "status", "commit"), "string"),
+    "seed": "int64",
+    **dict.fromkeys(("holdout_bits_per_dim", "train_bits_per_dim", "epochs", "seconds"), "float64"),
+}
+# The sweeps of `sweeps.yaml` in the order of the page.
+SWEEPS = {
+    "ablation": "What each step from the released training to ours buys; each variant keeps the changes before it.",
+    "lunet": "How the paper’s architecture is best trained in a given number of passes.",
+    "margin": "What the logit keeps clear of 0 and 1, at both ends of the range.",
+    "realnvp": "Where RealNVP’s small form is best enlarged.",
+}
+ENVIRONMENT = ("processor", "threads", "torch", "time", "note")
+WIDE = 1024  # features from which on start-up costs no longer bend the slope
+
+
+def read_benchmark(folder: Path) -> dict[str, Any] | None:
+    """The kept benchmark for the page: figures, slopes, and the table of all libraries.
+
+    None where none is kept; ``trouble`` alone, in words, where it cannot be read.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        return _read(folder)
+    except (OSError, ValueError, LookupError, csv.Error) as error:
+        return {"trouble": f"The benchmark in {folder.name} cannot be shown ({error})."}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    times = pd.read_csv(folder / "cost_times.csv", usecols=list(COST), dtype=COST)
+    wide = times[(times["axis"] == "features") & (times["value"] >= WIDE)]
+    medians = wide.groupby(["work", "value"])["ms"].median()
+    return {
+        "environment": read_environment(folder / "cost_environment.csv"),
+        "figures": {
+            f"cost-{name}.svg": what for name, what in FIGURES.items() if (folder / f"cost-{name}.svg").is_file()
+        },
+        "slopes": {
+            label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
+        },
+        "rivals_environment": read_environment(folder / "times_environment.csv"),
+        "rivals": beside_the_first(pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE)),
+    }
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """Where and when a benchmark ran."""
+    with path.open(encoding="utf-8", newline="") as file:
+        found = {row[0]: row[1] for row in csv.reader(file)}
+    return {name: found[name] for name in ENVIRONMENT}
+
+
+def beside_the_first(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of `benchmarks`' table as estimates; ratios are to the first model of each work and batch."""
+
+    def estimate(row: Any, name: str) -> dict[str, float]:
+        return {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
+
+    return [
+        {
+            "work": WORKS.get(row["work"], row["work"]),
+            **{name: row[name] for name in ("batch", "model", "n")},
+            "ms": estimate(row, "ms"),
+            "ratio": estimate(row, "ratio"),
+        }
+        for row in table.to_dict("records")
+    ]
+
+
+def read_sweeps(folder: Path) -> list[dict[str, Any]]:
+    """The tables of all kept sweeps; ``trouble`` in words, in place of rows, for one that cannot be read."""
+    found: list[dict[str, Any]] = []
+    for name, what in SWEEPS.items():
+        path = folder / f"{name}.csv"
+        if not path.is_file():
+            continue
+        try:
+            table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
+            table["commit"] = table["commit"].str[:8]
+            rows = table.astype(object).where(table.notna(), None).to_dict("records")
+            found.append({"name": name, "what": what, "rows": rows})
+        except (OSError, ValueError) as error:
+            found.append({"name": name, "what": what, "trouble": f"The sweep {name} cannot be shown ({error})."})
+    return found

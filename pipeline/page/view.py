@@ -1,0 +1,330 @@
+"""The report as HTML, rendered from the collected results and the templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
+from markupsafe import Markup
+
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json
+from pipeline.page.filters import COLLECT, as_yaml, data_uri, day, duration, inline_svg, number
+from pipeline.page.published_runs import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
+from pipeline.page.published_tables import read_benchmark, read_sweeps
+from pipeline.results.claims import LABELS
+from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
+
+TEMPLATES = Path(__file__).with_name("templates")
+# What collect's files hold at least; metrics and timings have a key for each data set.
+PROVENANCE = (
+    "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
+)  # fmt: skip
+MIXTURE = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
+CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
+TIMES = {
+    "step_ms": "Training step",
+    "optimizer_step_ms": "Optimizer’s update alone",
+    "density_small_ms": "Density, small batch",
+    "density_large_ms": "Density, large batch",
+    "sampling_small_ms": "Sampling, small batch",
+    "sampling_large_ms": "Sampling, large batch",
+}
+FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
+GRIDS = ("samples", "fitted_base", "nearest", "interpolations")
+# What is compared between runs.
+COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
+COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
+# The quantities of which a mean over seeds is made, by the column of results.csv.
+SEEDS = {
+    "bits_per_dim": "bits_per_dim_mean",
+    "bits_per_dim_median": "bits_per_dim_median",
+    "poster_bits_per_pixel": "poster_bits_per_pixel",
+}
+MEMORY = {
+    "memory_training_mib": "Training, at the peak",
+    "memory_training_above_start_mib": "Training, above the start",
+    "memory_training_gpu_process_mib": "Training, whole process on the GPU",
+    "memory_sampling_mib": "Sampling, at the peak",
+    "memory_sampling_above_start_mib": "Sampling, above the start",
+    "memory_sampling_gpu_process_mib": "Sampling, whole process on the GPU",
+}
+
+
+class Compiled(BytecodeCache):
+    """Compiled templates, for the next page of this process."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Give what was compiled from a template; the bucket leaves it aside if the template has changed since."""
+        if bucket.key in self._codes:
+            bucket.bytecode_from_string(self._codes[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep what was compiled from a template."""
+        self._codes[bucket.key] = bucket.bytecode_to_string()
+
+
+COMPILED = Compiled()
+
+
+def render(reports: Path, title: str) -> str:
+    """The report as HTML: the same text for the same files.
+
+    Args:
+        reports: The folder that collect has written.
+        title: The page's title.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    provenance = read_content(reports / "provenance.json", PROVENANCE)
+    found = {
+        "provenance": provenance,
+        "claims": read_content(reports / "claims.json", CLAIMS),
+        "metrics": read_content(reports / "metrics.json", provenance["datasets"]),
+        "timings": read_content(reports / "timings.json", provenance["datasets"]),
+    }
+    mixture = read_content(reports / "mixture.json", MIXTURE)
+    results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
+    latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        bytecode_cache=COMPILED,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {"number": number, "yaml": as_yaml, "day": day, "duration": duration}
+    environment.filters |= filters
+    environment.globals |= {
+        "count": itertools.count(1).__next__,
+        "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
+        "drawing": lambda path, alt: inline_svg(reports / path, alt),
+        "png": lambda name: data_uri(reports / "figures" / name),
+    }
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        title=title,
+        script=Markup(script),  # noqa: S704 - our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        paper=found["claims"]["paper"],
+        principle=found["claims"]["principle"],
+        poster={row["quantity"]: row for row in found["claims"]["poster"]},
+        references=found["claims"]["references"],
+        conversion=found["claims"]["conversion"],
+        chosen_on_test=chosen_on_test(provenance),
+        recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
+        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
+        counts=count_verdicts(found["claims"]["claims"]),
+        provenance=provenance,
+        stages={row["stage"]: row for row in provenance.get("stages", [])},
+        recipes=provenance["recipes"],
+        devices=sorted({group["environment"]["device"] for group in provenance["environments"]}),
+        failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
+        times=TIMES,
+        memory=MEMORY,
+        mixture=mixture,
+        warnings={"results": mixtures(results), "timings": mixtures(timings)},
+        others=others_view(reports),
+        benchmark=read_benchmark(reports / "published" / "benchmarks"),
+        sweeps=read_sweeps(reports / "published" / "sweeps"),
+        standard_error=standard_error(results),
+        datasets=[
+            dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
+            for name in provenance["datasets"]
+        ],
+    )
+
+
+def others_view(reports: Path) -> dict[str, Any]:
+    """The published runs beside this one: a column for each, and a warning for each that cannot be read."""
+    published, warnings = read_published(reports / "published")
+    if not published:
+        return {"runs": [], "warnings": warnings}
+    runs = [read_this(reports), *published]
+    return {
+        "runs": runs,
+        "warnings": warnings,
+        "likelihood": likelihood_rows(runs),
+        "timings": timing_rows(runs, COMPARED),
+        "verdicts": verdict_rows(runs),
+    }
+
+
+def with_raw(
+    name: str, found: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
+) -> dict[str, Mapping[str, Any]]:
+    """The contents of the JSON files, with the raw values behind the means and medians of one data set."""
+    whole = results[(results["dataset"] == name) & (results["class"] == "all")]
+    own = timings[timings["dataset"] == name]
+    times = {key: rows["value"].tolist() for key, rows in own.groupby(["recipe", "quantity", "unit"])}
+
+    def of_seeds(recipe: str, quantity: str) -> dict[str, Any]:
+        column = SEEDS.get(quantity)
+        rows = whole[whole["recipe"] == recipe].dropna(subset=[column]) if column else whole[:0]
+        return seeds(rows["seed"], rows[column]) if column and len(rows) else {}
+
+    def of_times(recipe: str, quantity: str) -> dict[str, Any]:
+        time, _, unit = quantity.rpartition("_")
+        values = times.get((recipe, time, unit), [])
+        return {"what": unit, "values": values} if values else {}
+
+    def filled(content: Mapping[str, Any], raw: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
+        by_recipe = {
+            recipe: {key: {**value, "raw": raw(recipe, key)} for key, value in figures.items()}
+            for recipe, figures in content[name].items()
+        }
+        return {**content, name: by_recipe}
+
+    return {**found, "metrics": filled(found["metrics"], of_seeds), "timings": filled(found["timings"], of_times)}
+
+
+def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
+    """The labels of the recipes whose weights were chosen on the test set."""
+    trainings = {name: provenance["params"]["recipes"][name]["training"] for name in provenance["recipes"]}
+    chosen = [name for name, training in trainings.items() if training and training["holdout"] == "test"]
+    return [provenance["recipes"][name]["label"] for name in chosen]
+
+
+def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON file of collect, with these keys."""
+    content: dict[str, Any] = read_json(path)
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path} is damaged, it lacks {', '.join(missing)}: write it again with {COLLECT}")
+    return content
+
+
+def dataset_view(
+    name: str, folder: Path, found: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
+) -> dict[str, Any]:
+    """What the page shows of one data set.
+
+    Args:
+        name: The data set.
+        folder: The folder of the figures.
+        found: The contents of the JSON files, by name without suffix.
+        results: The table of all results.
+        latents: The table of all latents, a row for each seed.
+    """
+    metrics, timings = found["metrics"][name], found["timings"][name]
+    recipes = found["provenance"]["recipes"]
+    rows = results[results["dataset"] == name]
+    worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
+    figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
+
+    def drawn(grid: str) -> list[str]:
+        return [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
+
+    return {
+        "name": name,
+        "info": found["provenance"]["datasets"][name],
+        "metrics": metrics,
+        "latents": latents[latents["dataset"] == name].to_dict("records"),
+        "timings": timings,
+        "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
+        "worst": {recipe: worst.get(recipe) for recipe in recipes},
+        "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
+        "machines": len(training_machines(name, found["provenance"])),
+        "classes": class_table(rows, recipes),
+        "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
+        **{grid: drawn(grid) for grid in GRIDS},
+    }
+
+
+def standard_error(results: pd.DataFrame) -> float | None:
+    """The largest standard error of a mean over test images among all models, in bits/dim; None where there is none."""
+    whole = results[results["class"] == "all"].dropna(subset=["bits_per_dim_std", "images"])
+    errors = whole["bits_per_dim_std"] / whole["images"].astype("float64").pow(0.5)
+    return float(errors.max()) if len(errors) else None
+
+
+def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The machines and devices on which recipes were trained by steps on a data set."""
+    trained = {name for name, recipe in provenance["params"]["recipes"].items() if recipe["training"] is not None}
+    return {
+        (group["environment"]["host"], group["environment"]["device"])
+        for group in provenance["environments"]
+        for key in group["cells"].get("train", [])
+        if key.startswith(f"{dataset}-") and key.removeprefix(f"{dataset}-").rpartition("-")[0] in trained
+    }
+
+
+def draws_of(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """How many dequantisation draws a recipe's complete cells have, and half of the widest interval over them."""
+    cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()]
+    if not len(cells):
+        return None
+    half = ((cells["bits_per_dim_draws_high"] - cells["bits_per_dim_draws_low"]) / 2).max()
+    return {"n": int(cells["draws"].min()), "half": None if pd.isna(half) else float(half)}
+
+
+def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the poster's table with our figures beside it: the honest one and the one its stopwatch would give."""
+
+    def figure(recipe: str, quantity: str | None) -> dict[str, Any] | None:
+        found = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
+        if found is None:
+            return None
+        value = found.get("mean", found.get("median"))
+        kept = ("ci_low", "ci_high", "n", "raw", "per", "batch")
+        return {"mean": value, **{key: found[key] for key in kept if key in found}}
+
+    pair = ("lunet", "realnvp")
+    found = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
+    scaled = [(time["images"], time["of"]) for time in found if time.get("images", 0) < time.get("of", 0)]
+    return {
+        **row,
+        "honest": [figure(recipe, row["ours"]) for recipe in pair],
+        "printed": [figure(recipe, row["stopwatch"]) for recipe in pair],
+        "scaled": scaled[0] if scaled else None,
+    }
+
+
+def class_table(rows: pd.DataFrame, recipes: Iterable[str]) -> list[dict[str, Any]]:
+    """Bits/dim of each class, a column for each recipe: the mean over the complete seeds."""
+    own = rows[rows["class"] != "all"]
+    bits = own.groupby(["class", "recipe"])["bits_per_dim_mean"].mean().to_dict()
+    return [
+        {"class": label, "name": name, "bits": {recipe: bits.get((label, recipe)) for recipe in recipes}}
+        for label, name in dict(zip(own["class"], own["class_name"], strict=True)).items()
+    ]
+
+
+def count_verdicts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many claims have each verdict, by label; verdicts that no claim has are left out."""
+    labels = [claim["label"] for claim in claims]
+    return {label: labels.count(label) for label in LABELS.values() if label in labels}
+
+
+def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A claim's evidence, a row for each number and a column for each data set; None where there is no such number."""
+    columns = [{item["name"]: item for item in found["evidence"]} for found in claim["datasets"]]
+    labels = {name: item for column in columns for name, item in column.items()}
+    return [{**item, "values": [column.get(name) for column in columns]} for name, item in labels.items()]
+
+
+def mixtures(table: pd.DataFrame) -> list[str]:
+    """What a table mixes that should be alike: machines, devices, or states of the code."""
+    names = {"host": "machines", "device": "devices", "commit": "states of the code"}
+    kinds = {name: sorted(table[name].dropna().unique()) for name in names}
+    warnings = [
+        f"This table mixes {len(kinds[name])} {word}: {', '.join(kinds[name])}."
+        for name, word in names.items()
+        if len(kinds[name]) > 1
+    ]
+    if any(commit.endswith("+") for commit in kinds["commit"]):
+        warnings.append("Some rows come from code with changes that were not committed (marked +).")
+    return warnings

@@ -1,0 +1,148 @@
+"""The paper's claims, and the evaluator that turns figures into verdicts by the rules of `claims.yaml` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.core.console import UserError
+from pipeline.core.params import Name, Section, read_yaml
+from pipeline.results.statistics import (
+    Estimate,
+)
+
+CLAIMS = Path(__file__).with_name("claims.yaml")
+SHOWN = 10  # mistakes
+RESTORE = "Mend it, or take it as it was with: git checkout pipeline/results/claims.yaml"
+
+Verdict = Literal["replicated", "partly", "not_replicated", "not_tested_at_this_scale", "not_tested", "not_comparable"]
+LABELS: dict[Verdict, str] = {
+    "replicated": "Replicated",
+    "partly": "Partly replicated",
+    "not_replicated": "Not replicated",
+    "not_tested_at_this_scale": "Not tested at this scale",
+    "not_tested": "Not tested",
+    "not_comparable": "Not comparable",
+}
+
+Level = Literal["smoke", "laptop", "paper"]
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+
+
+class Bounds(Section):
+    """Where a number must lie, ends included."""
+
+    at_least: Number | None = None
+    at_most: Number | None = None
+
+    def hold(self, estimate: Estimate) -> bool:
+        """Whether the whole interval lies within."""
+        above = self.at_least is None or estimate.least >= self.at_least
+        return above and (self.at_most is None or estimate.most <= self.at_most)
+
+
+class Statistic(Section):
+    """What is computed: a kind of `STATISTICS`, and for comparisons of which quantity and recipes."""
+
+    kind: Literal["difference", "ratio", "inverse", "determinant", "likelihood", "samples"]
+    quantity: str = ""
+    beside: str = ""
+    above: Name = "lunet"
+    below: Name = "realnvp"
+    per_image: bool = False
+
+
+class Label(Section):
+    """What a number of the evidence is called, and its unit."""
+
+    label: str
+    unit: str
+
+
+class Claim(Section):
+    """A claim of the paper with the rule that decides it."""
+
+    id: Name
+    title: str
+    words: str
+    source: str
+    needs: Literal["laptop", "paper"]
+    confirms: Literal["paper"] | None = None
+    compares: list[Name] = Field(min_length=1)
+    statistic: Statistic
+    measure: str
+    evidence: dict[str, Label]
+    replicated: dict[str, Bounds]
+    not_replicated: dict[str, Bounds]
+    sentence: str
+    why: str
+
+    @model_validator(mode="after")
+    def _rules_name_evidence(self) -> Self:
+        for name in [*self.replicated, *self.not_replicated]:
+            if name not in self.evidence:
+                raise ValueError(f"the rule of {self.id!r} names {name!r}, which its evidence lacks")
+        return self
+
+
+class PosterRow(Section):
+    """A row of the poster's table, what it is, and where our figures for it stand."""
+
+    quantity: Name
+    label: str
+    unit: str
+    lunet: Number
+    realnvp: Number
+    ours: str
+    stopwatch: str | None
+    figure: str | None
+    factors: dict[Name, Number] | None
+    note: str
+
+
+class Reference(Section):
+    """A published figure in bits per pixel of the 8-bit image."""
+
+    dataset: Name
+    label: str
+    value: Number
+    checked: bool
+    source: str
+
+
+class Paper(Section):
+    """The paper that is replicated."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+
+
+class ClaimsFile(Section):
+    """All of `claims.yaml`."""
+
+    paper: Paper
+    principle: list[str]
+    poster: list[PosterRow]
+    references: list[Reference]
+    claims: list[Claim]
+
+
+def load_claims(path: Path = CLAIMS) -> ClaimsFile:
+    """Read and check the claims; a mistake is a `UserError` that names its place."""
+    try:
+        values = read_yaml(path)
+        # YAML that is cut off within a text is YAML still, with fewer claims.
+        if values is not None and not path.read_bytes().endswith(b"\n"):
+            raise UserError(f"{path} is cut off: it ends within a line")
+        return ClaimsFile.model_validate(values)
+    except UserError as error:
+        raise UserError(f"{error}\n{RESTORE}") from None
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        lines = [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in mistakes[:SHOWN]]
+        more = [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+        raise UserError("\n  ".join([f"{path.name} is not as it should be:", *lines, *more]) + f"\n{RESTORE}") from None

@@ -1,0 +1,62 @@
+"""The figures that the released programs print, converted to bits per pixel of the 8-bit image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Recipe
+from pipeline.evaluation.released_bits import (
+    Code,
+    batch_factor,
+    logit_bits,
+    poster_in_bits,
+    released_code,
+    to_bits_per_dim,
+)
+from pipeline.results.claims import ClaimsFile
+from pipeline.results.reading import Results
+from pipeline.results.records import Likelihood
+from pipeline.results.statistics import rounded
+
+
+def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
+    """What the poster's likelihoods mean on each data set, and our own printed figures converted in the same way."""
+    printed = next(row for row in claims.poster if row.quantity == "nll")
+    codes: tuple[tuple[Code, float], ...] = (("lunet", printed.lunet), ("realnvp", printed.realnvp))
+    poster = [
+        {"title": dataset.title, "code": code, "printed": value}
+        | {key: rounded(found) for key, found in poster_in_bits(dataset, code, value).items()}
+        for dataset in results.datasets.values()
+        if dataset.in_paper
+        for code, value in codes
+    ]
+    checks = []
+    for cell in results.cells:
+        recipe, dataset = results.params.recipe(cell.key.recipe), results.datasets[cell.key.dataset]
+        test, per_class = cell.evaluation.test, cell.evaluation.per_class
+        if test is None or per_class is None or test.poster_bits_per_pixel is None:
+            continue
+        if (value := converted(per_class, recipe, dataset)) is not None:
+            figures = (test.poster_bits_per_pixel, value, test.bits_per_dim.mean)
+            named = dict(zip(("printed", "converted", "honest"), map(rounded, figures), strict=True))
+            checks.append({"title": dataset.title, **cell.key._asdict(), **named})
+    return {"poster": poster, "checks": checks}
+
+
+def converted(per_class: Mapping[str, Likelihood], recipe: Recipe, dataset: Dataset) -> float | None:
+    """A printed figure turned into bits per pixel by the data's Jacobian alone, to hold against the model's own figure.
+
+    ``None`` where there is no printed figure.
+    """
+    code = released_code(recipe)
+    margin = recipe.margin if isinstance(recipe.margin, tuple) else (recipe.margin, recipe.margin)
+    total = 0.0
+    for label, found in per_class.items():
+        if found.poster_bits_per_pixel is None:
+            return None
+        factor = batch_factor(found.images if recipe.classes == "each" else len(dataset.test_images))
+        logit = logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
+        total += found.images * to_bits_per_dim(found.poster_bits_per_pixel, code, logit, factor)
+    return total / len(dataset.test_images)

@@ -1,0 +1,99 @@
+"""Which figures a data set gets, and what each of them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.results import figures
+from pipeline.results.looks import Look
+from pipeline.results.reading import Results, read_samples
+
+PHASES = ("training", "sampling")
+# Bytes of a number; numbers that an optimiser keeps for each parameter: Adam two moments, SGD its momentum.
+WIDTHS = {"float32": 4, "float64": 8}
+STATES = {"adam": 2, "sgd": 1}
+
+
+def draw(
+    folder: Path,
+    dataset: str,
+    looks: Mapping[str, Look],
+    tables: Mapping[str, pd.DataFrame],
+    contents: Mapping[str, Any],
+    floors: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Draw one data set's figures from its rows of the tables and the JSON files, each where there is something."""
+    curves, timings = tables["curves.csv"], tables["timings.csv"]
+    metrics, medians = contents["metrics.json"][dataset], contents["timings.json"][dataset]
+    references = [row for row in contents["claims.json"]["references"] if row["dataset"] == dataset]
+    if len(tables["latents.csv"]):
+        figures.latents(folder / f"latents-{dataset}.svg", tables["latents.csv"], looks)
+    if len(curves):
+        figures.curves(folder / f"curves-{dataset}.svg", curves, looks)
+        figures.progress(folder / f"progress-{dataset}.svg", curves, looks)
+    bits = {recipe: found["bits_per_dim"] for recipe, found in metrics.items() if "bits_per_dim" in found}
+    if bits:
+        figures.likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, looks)
+    if timings["quantity"].isin(list(figures.TIMES)).any():
+        poster = poster_times(contents["claims.json"]["poster"])
+        figures.times(folder / f"times-{dataset}.svg", timings, looks, poster)
+    peaks = {
+        recipe: own
+        for recipe, found in medians.items()
+        if (own := {phase: found[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in found})
+    }
+    if peaks:
+        figures.memory(folder / f"memory-{dataset}.svg", peaks, floors, looks)
+    determinant = timings[timings["quantity"].str.startswith("determinant_")]
+    if len(determinant):
+        recipe = determinant["recipe"].iloc[0]
+        own = determinant[determinant["recipe"] == recipe]
+        figures.determinant(folder / f"determinant-{dataset}.svg", own, looks[recipe])
+
+
+def memory_floors(dataset: str, results: Results) -> dict[str, dict[str, float]]:
+    """The MiB below which a recipe's peaks cannot be, by recipe and phase: from the counts of parameters alone.
+
+    Both hold the numbers that are stored; training has a gradient and the optimiser's state beside each free parameter.
+    """
+    floors: dict[str, dict[str, float]] = {}
+    for measured in results.measurements:
+        if measured.key.dataset != dataset or measured.parameters is None:
+            continue
+        recipe = results.params.recipe(measured.key.recipe)
+        stored, free, width = measured.parameters.stored, measured.parameters.free, WIDTHS[recipe.dtype]
+        own = {"sampling": stored * width / 2**20}
+        if recipe.training is not None:
+            own["training"] = (stored + free * (1 + STATES[recipe.training.optimizer])) * width / 2**20
+        floors[measured.key.recipe] = own
+    return floors
+
+
+def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The poster's times that ours compare with, by quantity and recipe, in honest milliseconds."""
+    return {
+        row["figure"].removesuffix("_ms"): {
+            recipe: row[recipe] / (row["factors"] or {}).get(recipe, 1) for recipe in ("lunet", "realnvp")
+        }
+        for row in poster
+        if row["figure"]
+    }
+
+
+def draw_images(folder: Path, dataset: str, results: Results) -> None:
+    """Write the samples of each recipe's first complete seed, and real test images in the same shape."""
+    shape = (results.params.evaluate.sample_rows, results.params.evaluate.sample_columns)
+    data = results.datasets[dataset]
+    figures.images(folder / f"real-{dataset}.png", figures.real_images(data.test_images, data.test_labels, *shape))
+    complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
+    for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
+        figures.images(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
+        figures.images(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
+        if cell.evaluation.interpolations:
+            figures.images(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
+        if cell.evaluation.fitted_base_bits_per_dim is not None:
+            figures.images(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))

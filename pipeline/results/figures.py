@@ -1,0 +1,345 @@
+"""The report's figures, drawn with matplotlib: the same bytes for the same values, and ink that a page can recolour.
+
+Text, axes and everything that is no recipe's are drawn in `INK`; the report puts the page's own colour in its place, so
+that a figure follows the page into the dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.results.looks import INK, KNOWN, Look
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.axisbelow": True,
+}
+WIDTH = 5.4
+MASSES = (0.99, 0.9, 0.5)
+
+
+@contextmanager
+def figure(path: Path, height: float) -> Iterator[Axes]:
+    """Axes of a figure that is written to ``path``; see `_canvas`."""
+    with _canvas(path, WIDTH, height) as canvas:
+        yield canvas.add_subplot()
+
+
+@contextmanager
+def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is written to ``path`` as SVG: no date, and ids that depend on its name alone."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
+        figure.savefig(
+            path, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+
+
+def _plain(value: float, _position: int = 0) -> str:
+    return f"{value:g}"
+
+
+def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+    """Held-out (solid) and training (dashed) bits/dim against the epoch, with bands; see `bundle`."""
+    with figure(path, 3.4) as axes:
+        shown: list[float] = []
+        for recipe, look in recipes.items():
+            own = rows[rows["recipe"] == recipe]
+            held, train = (bundle(own, "epoch", f"{kind}_bits_per_dim") for kind in ("holdout", "train"))
+            _draw_bundle(axes, held, look)
+            axes.plot(train["x"], train["mean"], color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)))
+            # An untrained model may start far above all others: the axis shows where training goes.
+            shown += [*held["low"][1:], *held["high"][1:], *train["mean"]]
+        if shown:
+            pad = 0.06 * (max(shown) - min(shown) or 1)
+            axes.set_ylim(min(shown) - pad, max(shown) + pad)
+        axes.plot([], [], color=INK, linewidth=1.6, label="held-out")
+        axes.plot([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="training")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("bits per dimension")
+
+
+def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+    """Held-out bits/dim against the seconds of training, logarithmic, with bands; see `bundle`."""
+    trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
+    with figure(path, 3.4) as axes:
+        for recipe, look in recipes.items():
+            _draw_bundle(axes, bundle(trained[trained["recipe"] == recipe], "seconds", "holdout_bits_per_dim"), look)
+        axes.set_xscale("log")
+        # A short training spans less than a decade.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if axes.lines:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
+        axes.set_xlabel("seconds of training, logarithmic")
+        axes.set_ylabel("held-out bits per dimension")
+
+
+def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The curves of one recipe's models and seeds as one: at each look where they are and their mean, low and high."""
+    curves = rows.dropna(subset=[x, y])
+    looks = curves.groupby(curves.groupby(["seed", "model"]).cumcount())
+    return looks.agg(x=(x, "mean"), mean=(y, "mean"), low=(y, "min"), high=(y, "max"), n=(y, "size"))
+
+
+def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
+    """The mean as a line, and from the lowest to the highest a band where there are several curves."""
+    if not len(curve):
+        return
+    about: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
+    axes.plot(curve["x"], curve["mean"], **about)
+    if curve["n"].max() > 1:
+        axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
+
+
+def likelihoods(
+    path: Path,
+    found: Mapping[str, Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
+    recipes: Mapping[str, Look],
+) -> None:
+    """Test bits/dim of our recipes (bars, with intervals) among published figures (outlined), best on top."""
+    ours = [(own["mean"], recipe, own) for recipe, own in found.items()]
+    theirs = [(reference["value"], reference["label"], None) for reference in references]
+    bars = sorted([*ours, *theirs], key=lambda bar: (bar[0], bar[1]))
+    with figure(path, 0.9 + 0.25 * len(bars)) as axes:
+        for place, (value, name, own) in enumerate(bars):
+            if own is None:
+                axes.barh(place, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
+            else:
+                axes.barh(place, value, height=0.62, color=recipes[name].colour)
+                if own["ci_low"] is not None:
+                    axes.plot([own["ci_low"], own["ci_high"]], [place, place], color=INK, linewidth=1.4)
+            end = value if own is None or own["ci_high"] is None else max(value, own["ci_high"])
+            axes.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        names = [name if own is None else recipes[name].label for _, name, own in bars]
+        axes.set_yticks(range(len(bars)), names)
+        for tick, (_, _, own) in zip(axes.get_yticklabels(), bars, strict=True):
+            tick.set_alpha(0.7 if own is None else 1.0)
+            tick.set_fontweight("normal" if own is None else "bold")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("test bits per dimension (shorter is better)")
+
+
+def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+    """Quantiles of projected test latents less those of the standard normal, a line for each recipe's first seed."""
+    first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
+    with figure(path, 3.2) as axes:
+        axes.axhline(0, color=INK, linewidth=0.9)
+        for recipe, line in first.groupby("recipe", sort=False):
+            look = recipes[str(recipe)]
+            off = line["projection_quantile"] - line["normal_quantile"]
+            about: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
+            axes.plot(line["normal_quantile"], off, linewidth=1.6, markersize=3.5, **about)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
+        axes.set_xlabel("quantile of the standard normal")
+        axes.set_ylabel("how far the latents’ is off")
+
+
+TIMES = {
+    "step": "training step",
+    "optimizer_step": "optimizer’s update alone",
+    "density_small": "density, small batch, per image",
+    "density_large": "density, large batch, per image",
+    "sampling_small": "sampling, small batch, per image",
+    "sampling_large": "sampling, large batch, per image",
+}
+
+
+def times(
+    path: Path,
+    rows: pd.DataFrame,
+    recipes: Mapping[str, Look],
+    poster: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Every raw repetition on a logarithmic axis, with medians (bars) and what the poster says (open diamonds).
+
+    Args:
+        path: The file to write.
+        rows: The rows of `timings.csv` for one data set.
+        recipes: The recipes' looks.
+        poster: For each quantity that can be compared, the poster's figures in milliseconds by recipe.
+    """
+    samples = rows.groupby(["quantity", "recipe"])["value"]
+    lines: list[tuple[float, str, str]] = []
+    place, titles = 0.0, []
+    for quantity, title in TIMES.items():
+        measured = [recipe for recipe in recipes if (quantity, recipe) in samples.groups]
+        if measured:
+            titles.append((place, title))
+            lines += [(place + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
+            place += len(measured) + 1.4
+    with figure(path, 0.8 + 0.2 * place) as axes:
+        for height, quantity, recipe in lines:
+            values = samples.get_group((quantity, recipe)).to_numpy()
+            look = recipes[recipe]
+            axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
+            axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
+            said = poster.get(quantity, {}).get(recipe)
+            if said is not None:
+                axes.plot([said], [height], "D", color=INK, fillstyle="none", markersize=5)
+        for height, title in titles:
+            across = ("axes fraction", "data")
+            axes.annotate(
+                title, (0, height), (5, 0), xycoords=across, textcoords="offset points", va="center", fontweight="bold"
+            )
+        axes.set_yticks([height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(place, -0.7)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("milliseconds, logarithmic")
+
+
+def memory(
+    path: Path,
+    found: Mapping[str, Mapping[str, float]],
+    floors: Mapping[str, Mapping[str, float]],
+    recipes: Mapping[str, Look],
+) -> None:
+    """Peaks of memory: training as full bars, sampling as pale ones; a mark on each where the least possible lies.
+
+    Args:
+        path: The file to write.
+        found: MiB by recipe, under "training" and "sampling".
+        floors: What a bar cannot be below, in the same form.
+        recipes: The recipes' looks.
+    """
+    with figure(path, 0.9 + 0.42 * len(found)) as axes:
+        for place, (recipe, peaks) in enumerate(found.items()):
+            for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
+                if phase in peaks:
+                    axes.barh(place + offset, peaks[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
+                    if (least := floors.get(recipe, {}).get(phase)) is not None:
+                        ends = [place + offset - 0.17, place + offset + 0.17]
+                        axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
+                    label = f"{peaks[phase]:,.0f} {phase}"
+                    at = (peaks[phase], place + offset)
+                    axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(found)), [recipes[recipe].label for recipe in found])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.35 * max((max(peaks.values(), default=0) for peaks in found.values()), default=1) or 1)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("MiB at the peak")
+
+
+def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
+    """Median times of both log-determinants against the width, both axes logarithmic."""
+    with figure(path, 3.0) as axes:
+        styles = {
+            "determinant_diagonal": (look.colour, "o", "LU layer: sum of the log-diagonal"),
+            "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
+        }
+        for quantity, (colour, marker, label) in styles.items():
+            own = rows[rows["quantity"] == quantity].astype({"width": "int64"})
+            medians = own.groupby("width")["value"].median()
+            about: Any = {"color": colour, "marker": marker}
+            axes.plot(own["width"], own["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **about)
+            axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **about)
+        axes.set_yscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.set_xlabel("width D")
+        axes.set_ylabel("milliseconds")
+        axes.legend(loc="upper left")
+
+
+def mixture(
+    path: Path,
+    densities: Mapping[str, NDArray[np.float32]],
+    box: Sequence[float],
+    points: Sequence[tuple[float, float]],
+) -> None:
+    """The regions of highest density that hold certain shares of the mass, a panel for the truth and each model.
+
+    Args:
+        path: The file to write.
+        densities: Log-densities in nats on a grid, each with shape (rows, columns), from the lowest coordinates up.
+        box: The first and the last coordinate of the grid along x and along y.
+        points: Test points.
+    """
+    left, right, bottom, top = box
+    panels = {"truth": Look("the mixture itself", INK, "o"), **{name: KNOWN[name] for name in ("lunet", "gaussian")}}
+    shown = {name: look for name, look in panels.items() if name in densities}
+    with _canvas(path, 2.7 * len(shown), 3.7) as figure:
+        for axes, (name, look) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            rows, columns = densities[name].shape
+            x, y = np.linspace(left, right, columns), np.linspace(bottom, top, rows)
+            levels = _levels(densities[name], (x[1] - x[0]) * (y[1] - y[0]))
+            axes.plot(*np.transpose(points), ".", color=INK, markersize=2.2, mew=0, alpha=0.45, zorder=1)
+            for level, alpha in zip(levels, (0.16, 0.3, 0.5), strict=True):
+                if level is not None:
+                    about: Any = {"colors": [look.colour], "zorder": 2}
+                    axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **about)
+                    axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **about)
+            axes.set_title(look.label, fontsize=9.5)
+            axes.set_aspect("equal")
+            axes.set_xlim(left, right)
+            axes.set_ylim(bottom, top)
+
+
+def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
+    """The log-densities that bound the regions of highest density with shares of the mass; None where the grid ends."""
+    values = np.sort(log_density.ravel())[::-1].astype(np.float64)
+    mass = np.cumsum(np.exp(values)) * area
+    return [float(values[place]) if place < len(values) else None for place in np.searchsorted(mass, MASSES)]
+
+
+def images(path: Path, grid: NDArray[np.uint8]) -> None:
+    """A grid of images of shape (rows, columns, height, width) as a PNG, a thin gap of mid-grey between them."""
+    framed = np.pad(grid, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=128)
+    rows, columns, height, width = framed.shape
+    canvas = framed.swapaxes(1, 2).reshape(rows * height, columns * width)[:-2, :-2]
+    # One channel: matplotlib's own writer would give it four, and so twice the bytes.
+    Image.fromarray(canvas).save(path, format="png", optimize=True)
+
+
+def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """The first test images of each class, a row a class, in the shape of a grid of samples."""
+    grid = np.zeros((rows, columns, *pictures.shape[1:]), dtype=np.uint8)
+    for row in range(rows):
+        own = pictures[labels == row % (int(labels.max()) + 1)][:columns]
+        grid[row, : len(own)] = own
+    return grid

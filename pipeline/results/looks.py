@@ -1,0 +1,38 @@
+"""The label, colour and marker of each recipe, free of matplotlib so that the report can use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """A recipe's name for readers, its colour and its marker, the same in every figure and table."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# Colours told apart by colour-blind readers, with a contrast of 3 or more both on white and on near-black.
+KNOWN = {
+    "lunet": Look("LU-Net", "#1f77c9", "o"),
+    "realnvp": Look("RealNVP", "#d55e00", "s"),
+    "lunet_learned": Look("LU-Net, learned activations", "#8a63d2", "v"),
+    "lunet_released": Look("LU-Net, as released", "#3f8f9b", "^"),
+    "realnvp_released": Look("RealNVP, as released", "#a8772a", "P"),
+    "gaussian": Look("Gaussian", "#12946d", "D"),
+    "histogram": Look("Pixel histograms", "#c2649a", "X"),
+}
+OTHERS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
+
+
+def looks(recipes: Sequence[str]) -> dict[str, Look]:
+    """The look of each recipe; recipes that are not known here get colours of their own, in their order."""
+    others = [recipe for recipe in recipes if recipe not in KNOWN]
+    fresh = {recipe: Look(recipe, OTHERS[i % len(OTHERS)], "*") for i, recipe in enumerate(others)}
+    return {recipe: KNOWN.get(recipe) or fresh[recipe] for recipe in recipes}
+
+
+INK = "#010203"

@@ -1,0 +1,113 @@
+"""Where the results come from: parameters, data, machines and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.core.params import Params
+from pipeline.results.looks import looks
+from pipeline.results.reading import MIXTURE, Cell, Results
+from pipeline.results.records import Environment, Measurement, Unfinished
+from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, rounded
+
+
+def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
+    """The content of `provenance.json`; ``paper`` are the parameters that ours are compared with."""
+    params = results.params
+    ours = _resolved(params)
+    recipes = looks(params.grid.recipes)
+    return {
+        "preset": params.preset,
+        "intervals": {"mean": MEAN_INTERVAL, "median": MEDIAN_INTERVAL},
+        "datasets": {name: dataset.info for name, dataset in results.datasets.items()},
+        "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
+        "seeds": list(params.grid.seeds),
+        "cells": statuses(results),
+        "stages": stages(results),
+        "environments": environments(results),
+        "commands": commands(results),
+        "params": ours,
+        "differences": differences(ours, _resolved(paper)),
+    }
+
+
+def _resolved(params: Params) -> dict[str, Any]:
+    """The parameters on which figures depend as plain values, without folders of the machine."""
+    values = params.model_dump(mode="json", exclude={"report", "checkpoint_seconds"})
+    for source in values["data"].values():
+        source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
+    return values
+
+
+def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], above: str = "") -> list[dict[str, Any]]:
+    """The keys whose values differ, with both values; None where a side lacks the key."""
+    rows = []
+    for key in sorted({*ours, *paper}):
+        here, there = ours.get(key), paper.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            rows += differences(here, there, f"{above}{key}.")
+        elif here != there:
+            here, there = ("(a section)" if isinstance(value, Mapping) else value for value in (here, there))
+            rows.append({"key": f"{above}{key}", "ours": here, "paper": there})
+    return rows
+
+
+def statuses(results: Results) -> list[dict[str, Any]]:
+    """What became of every cell of the grid."""
+    found: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in results.cells]
+    found += [("measure", measured) for measured in results.measurements]
+    found += [(cell.stage, cell) for cell in results.unfinished]
+    return [
+        {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in found
+    ]
+
+
+def stages(results: Results) -> list[dict[str, Any]]:
+    """How many cells each stage has and what they took in seconds; None where its files do not say, or not all do."""
+    took: dict[str, list[float | None]] = {
+        "data": [None] * len(results.datasets),
+        "train": [cell.run.seconds for cell in results.cells],
+        "evaluate": [cell.evaluation.seconds for cell in results.cells],
+        "measure": [None] * len(results.measurements),
+        "mixture": [results.mixture.seconds],
+        "collect": [None],
+        "report": [None],
+    }
+    return [{"stage": stage, "cells": len(cells), "seconds": _total(cells)} for stage, cells in took.items()]
+
+
+def _total(seconds: Sequence[float | None]) -> float | None:
+    known = [taken for taken in seconds if taken is not None]
+    return rounded(sum(known)) if known and len(known) == len(seconds) else None
+
+
+def environments(results: Results) -> list[dict[str, Any]]:
+    """Each distinct environment once, with the cells that ran in it and when the first and the last of them did."""
+    ran: list[tuple[str, str, Environment]] = []
+    for cell in results.cells:
+        records = (("train", cell.run), ("evaluate", cell.evaluation))
+        ran += [(stage, str(cell.key), record.environment) for stage, record in records]
+    ran += [("measure", str(measured.key), measured.environment) for measured in results.measurements]
+    ran.append(("mixture", "mixture", results.mixture.environment))
+    groups: dict[str, dict[str, Any]] = {}
+    for stage, name, environment in ran:
+        time, about = environment.time, environment.model_dump(exclude={"time"})
+        group = groups.setdefault(repr(about), {"environment": about, "cells": {}, "first": time, "last": time})
+        group["cells"].setdefault(stage, []).append(name)
+        group |= {"first": min(group["first"], time), "last": max(group["last"], time)}
+    return list(groups.values())
+
+
+def commands(results: Results) -> dict[str, list[str]]:
+    """The exact commands of every cell, by stage."""
+    data = "python -m pipeline.data --dataset {0} --out data/{0}"
+    return {
+        "data": [data.format(dataset) for dataset in results.datasets],
+        "train": [cell.key.command("train") for cell in results.cells],
+        "evaluate": [cell.key.command("evaluate") for cell in results.cells],
+        "measure": [measured.key.command("measure") for measured in results.measurements],
+        "mixture": [MIXTURE],
+        "collect": ["python -m pipeline.collect"],
+        "report": ["python -m pipeline.report"],
+    }

@@ -1,0 +1,193 @@
+"""Reading what the stages wrote; an error names the file and the command that writes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.core.cell import Key
+from pipeline.core.console import UserError
+from pipeline.core.dataset import Dataset, load_dataset
+from pipeline.core.files import read_json, sha256
+from pipeline.core.params import Params
+from pipeline.results.records import Evaluation, Measurement, Mixture, Record, Run, StageRecord, Status, Unfinished
+
+MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
+Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training with its evaluation; ``history`` and ``samples`` are files that stand beside them."""
+
+    key: Key
+    run: Run
+    evaluation: Evaluation
+    history: Path
+    samples: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether both training and evaluation came to their end."""
+        return self.status == "complete"
+
+    @property
+    def status(self) -> Status:
+        """What became of the cell: of its training, or else of its evaluation."""
+        return self.run.status if self.run.status != "complete" else self.evaluation.status
+
+    @property
+    def message(self) -> str | None:
+        """What the failing stage said."""
+        return self.run.message or self.evaluation.message
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that collect reads: exactly what the grid names, or else what of it is ``unfinished``."""
+
+    params: Params
+    datasets: dict[str, Dataset]
+    cells: list[Cell]
+    measurements: list[Measurement]
+    mixture: Mixture
+    unfinished: tuple[Unfinished, ...] = ()
+
+
+def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Unfinished] = ()) -> Results:
+    """Read exactly the grid's cells.
+
+    Args:
+        params: The parameters, whose grid says which cells are read.
+        data: The folder of the data sets.
+        runs: The folder of the train, evaluate and measure stages.
+        unfinished: The cells of the grid of which nothing is read, whatever files there are.
+
+    Raises:
+        UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
+            command that writes it.
+    """
+    grid = params.grid
+    pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
+    left_out = {cell.key for cell in unfinished}
+    keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
+    return Results(
+        params,
+        {name: load_dataset(data / name) for name in grid.datasets},
+        [read_cell(runs, params, key) for key in keys if key not in left_out],
+        [read_measurement(runs, pair) for pair in pairs if pair not in left_out],
+        read_mixture(runs, params),
+        tuple(unfinished),
+    )
+
+
+def read_unfinished(path: Path) -> list[Unfinished]:
+    """The cells that a file, a list in JSON, says are unfinished.
+
+    Raises:
+        UserError: If the file is missing or says something else.
+    """
+    try:
+        return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is no list of unfinished cells: {error.errors()[0]['msg']}") from None
+
+
+def read_measurement(runs: Path, key: Key) -> Measurement:
+    """Read the measurement of a recipe on a data set."""
+    return _read(Measurement, runs / "measure" / f"{key}.json", "measure", key)
+
+
+def read_run(runs: Path, params: Params, key: Key) -> Run:
+    """Read one training, which must have been made with the parameters of its recipe."""
+    path = runs / "train" / str(key) / "run.json"
+    run = _read(Run, path, "train", key)
+    if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
+        raise UserError(
+            f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
+            f"train it again with: {key.command('train')}"
+        )
+    return run
+
+
+def read_evaluation(runs: Path, key: Key) -> Evaluation:
+    """Read the evaluation of one training."""
+    return _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
+
+
+def read_mixture(runs: Path, params: Params) -> Mixture:
+    """Read the experiment with the mixture, which must have been made with the present parameters."""
+    path = runs / "mixture.json"
+    mixture = _validated(Mixture, _found(path, MIXTURE), MIXTURE)
+    if mixture.settings != params.mixture.model_dump(mode="json"):
+        raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
+    return mixture
+
+
+def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32]]:
+    """The log-densities in nats of the mixture and of each model on a grid, each of shape (rows, columns)."""
+    path = _found(runs / "mixture.npy", MIXTURE)
+    if sha256(path) != mixture.densities_sha256:
+        raise UserError(f"{path} is not what was written with {path.with_suffix('.json')}; run: {MIXTURE}")
+    return dict(zip(mixture.densities, np.load(path, allow_pickle=False), strict=True))
+
+
+def read_cell(runs: Path, params: Params, key: Key) -> Cell:
+    """Read one training and its evaluation."""
+    run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
+    history = _present(runs / "train" / str(key) / "history.csv", "train", key)
+    return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
+
+
+def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
+    """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
+    path = _present(cell.samples.with_name(f"{name}.npy"), "evaluate", cell.key)
+    try:
+        grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); write it again with: {cell.key.command('evaluate')}") from None
+    if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
+        raise UserError(
+            f"{path} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
+            f"{grid.dtype}; write it again with: {cell.key.command('evaluate')}"
+        )
+    return grid
+
+
+Q = TypeVar("Q", bound=Record)
+R = TypeVar("R", bound=StageRecord)
+
+
+def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
+    record = _validated(kind, _present(path, stage, key), key.command(stage))
+    if record.key != key:
+        raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
+    return record
+
+
+def _validated(kind: type[Q], path: Path, command: str) -> Q:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: {place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
+            f"write it again with: {command}"
+        ) from None
+
+
+def _present(path: Path, stage: str, key: Key) -> Path:
+    return _found(path, key.command(stage))
+
+
+def _found(path: Path, command: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run: dvc repro, or: {command}")
+    return path

@@ -1,0 +1,158 @@
+"""Estimates with their intervals, and the arithmetic of the claims; a NaN is an error, never dropped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+
+def shown(value: float, digits: int = 4) -> str:
+    """A number for readers: that many significant digits, thousands set apart, a proper minus sign."""
+    value = rounded(value, 9)
+    whole = value.is_integer() or abs(value) >= 1000
+    text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}".removesuffix(".")
+    return text.replace("-", "−")
+
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+SEED = 0
+
+MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
+MEDIAN_INTERVAL = f"percentile bootstrap interval, 95 %, {RESAMPLES:,} resamples"
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; ``low`` and ``high`` are None for a single sample, or where none applies."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def least(self) -> float:
+        """The interval's lower end, or the value itself where there is no interval."""
+        return self.value if self.low is None else self.low
+
+    @property
+    def most(self) -> float:
+        """The interval's upper end, or the value itself where there is no interval."""
+        return self.value if self.high is None else self.high
+
+
+def mean_interval(samples: Sequence[float]) -> Estimate:
+    """The mean with Student's t interval.
+
+    Raises:
+        ValueError: If there are no samples, or one is not finite.
+    """
+    values = _finite(samples)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Estimate(mean, None, None, 1)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def median_interval(samples: Sequence[float]) -> Estimate:
+    """The median with a percentile bootstrap interval; the same samples always give the same interval.
+
+    Raises:
+        ValueError: If there are no samples, or one is not finite.
+    """
+    values = _finite(samples)
+    median = float(np.median(values))
+    if len(values) == 1:
+        return Estimate(median, None, None, 1)
+    low, high = _bootstrap([values], _median)
+    return Estimate(median, low, high, len(values))
+
+
+def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """median(above) / median(below) of two independent sets of samples, with a percentile bootstrap interval.
+
+    There is no interval where either has a single sample; ``n`` is the smaller number of samples.
+
+    Raises:
+        ValueError: If either is empty or holds a value that is not finite, or the median below is not positive.
+    """
+    upper, lower = _finite(above), _finite(below)
+    if np.min(lower) <= 0:
+        raise ValueError("a ratio needs positive samples below the line")
+    ratio = float(np.median(upper) / np.median(lower))
+    n = min(len(upper), len(lower))
+    if n == 1:
+        return Estimate(ratio, None, None, 1)
+    low, high = _bootstrap([upper, lower], lambda a, b, axis: _median(a, axis) / _median(b, axis))
+    return Estimate(ratio, low, high, n)
+
+
+def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """The probability that a sample of ``a`` is below one of ``b``, ties counted half: Mann and Whitney's U / (n m).
+
+    It has no interval here; ``n`` is the smaller number of samples.
+
+    Raises:
+        ValueError: If either has fewer than two samples, or one that is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    n, m = len(first), len(second)
+    if min(n, m) < 2:
+        raise ValueError(f"a probability over samples needs two of each or more, got {n} and {m}")
+    # SciPy's U counts the pairs in which its first argument is the larger one.
+    return Estimate(float(stats.mannwhitneyu(second, first).statistic) / (n * m), None, None, min(n, m))
+
+
+def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The exponent k of the power law ``value = c size^k``, by least squares on logarithms.
+
+    Raises:
+        ValueError: If there are fewer than two sizes, or anything is not finite and positive.
+    """
+    x, y = _finite(sizes), _finite(values)
+    if len(x) < 2 or len(x) != len(y):
+        raise ValueError(f"a slope needs two sizes or more with one value each, got {len(x)} and {len(y)}")
+    if np.min(x) <= 0 or np.min(y) <= 0:
+        raise ValueError("a slope on logarithms needs positive sizes and values")
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def rounded(value: float, digits: int = 6) -> float:
+    """``value`` with that many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def _finite(samples: Sequence[float]) -> Array:
+    values = np.asarray(samples, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("no samples: there is nothing to estimate from")
+    if not np.isfinite(values).all():
+        raise ValueError(f"samples must be finite, got {values[~np.isfinite(values)][0]} among {values.size}")
+    return values
+
+
+def _median(values: Array, axis: int) -> Array:
+    return np.asarray(np.median(values, axis=axis))
+
+
+def _bootstrap(samples: list[Array], statistic: Callable[..., Array]) -> tuple[float, float]:
+    result = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,162 @@
+"""Checkpoints of a training: whole or not at all, used by the very same training alone, gone when it has succeeded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from pipeline.core.console import StopRequest, UserError, say
+from pipeline.core.files import write_durably
+
+FOLDER = Path(".checkpoints")
+# A checkpoint waits at least this many times as long as the last one took to write: its cost stays below 1 %.
+PATIENCE = 100
+
+
+class Checkpoint:
+    """The checkpoint of one model, a file that begins with the SHA-256 of the rest.
+
+    Args:
+        path: The file; without one nothing is written and nothing found.
+        seconds: The least time from one checkpoint to the next; 0 writes one after every step.
+        request: What asks the training to stop; a checkpoint is then due at once.
+    """
+
+    def __init__(self, path: Path | None = None, seconds: float = math.inf, request: StopRequest | None = None) -> None:
+        self._path, self._seconds, self._request = path, seconds, request or StopRequest()
+        self._written, self._wait = time.monotonic(), seconds
+
+    def is_due(self) -> bool:
+        """Whether to write now."""
+        return self._request.signal is not None or time.monotonic() - self._written >= self._wait
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that was written last, if any.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        content = self._path.read_bytes()
+        checksum, state = content[:64], content[64:]
+        try:
+            if checksum != _sha256(state):
+                raise ValueError("its SHA-256 is another")
+            loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
+        except (ValueError, pickle.UnpicklingError) as error:
+            raise UserError(f"{self._path} is damaged; delete it, and this model is trained from its start") from error
+        return loaded
+
+    def write(self, state: Mapping[str, Any], place: str) -> None:
+        """Put a state in the place of the last one, and stop if that has been asked for.
+
+        A disk that refuses it does not end the training, which may still succeed.
+
+        Args:
+            state: Tensors and plain values.
+            place: How far the training has come, for the reader.
+
+        Raises:
+            StoppedError: If a signal has asked for it.
+        """
+        begin, outcome = time.monotonic(), "what is done is kept, and the same command goes on from there"
+        if self._path is not None:
+            try:
+                buffer = io.BytesIO()
+                torch.save(dict(state), buffer)
+                write_durably(self._path, _sha256(buffer.getbuffer()), buffer.getbuffer())
+            except OSError as error:
+                outcome = f"{self._path} cannot be written: {error.strerror or error}"
+                say(f"{place}: {outcome}; the training goes on without this checkpoint")
+        self._written = time.monotonic()
+        self._wait = self._seconds and max(self._seconds, PATIENCE * (self._written - begin))
+        self._request.heed(f"{place}: {outcome}")
+
+
+@contextmanager
+def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder for the checkpoints of one training, removed when the block ends well.
+
+    Args:
+        out: What the training writes; no other process may train for it meanwhile.
+        identity: All that the trained weights depend on beside the code; a training with anything else gets another
+            folder.
+
+    Raises:
+        UserError: If another process trains for ``out``, or the folder cannot be made.
+    """
+    folder, place = checkpoint_folder(out, identity), _place(out)
+    # The lock belongs to what is written, since trainings with other parameters must not write it together either.
+    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(place)).decode()[:32]}.lock", timeout=0)
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        lock.acquire()
+        folder.mkdir(exist_ok=True)
+    except Timeout:
+        raise UserError(
+            f"another process is training {out} now; wait for its end, or end it first: pgrep -af pipeline.train"
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise UserError(f"cannot write {folder}: {error.strerror}") from None
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def checkpoint_folder(out: Path, identity: Mapping[str, Any]) -> Path:
+    """Where the checkpoints of a training are kept; see `checkpoints`."""
+    identity = {**identity, "out": str(_place(out)), "torch": torch.__version__, "code": code()}
+    return FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
+
+
+def _place(out: Path) -> Path:
+    """What a training writes, relative to the project if it lies within, so that a project may be moved."""
+    place = out.resolve()
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+
+
+def code() -> dict[str, str]:
+    """The SHA-256 of each module of `lunet` and `pipeline` that this process has imported, by name."""
+    specs = [module.__spec__ for module in [*sys.modules.values()] if getattr(module, "__spec__", None)]
+    # A module that runs as __main__ has its own name in its spec alone.
+    return {
+        spec.name: _sha256(Path(spec.origin).read_bytes()).decode()
+        for spec in specs
+        if spec is not None and spec.origin and spec.name.partition(".")[0] in ("lunet", "pipeline")
+    }
+
+
+def random_state(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The states of a generator and of torch's own ones."""
+    state = {"own": generator.get_state(), "cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(generator.device)} if generator.device.type == "cuda" else {})
+
+
+def restore_random_state(generator: torch.Generator, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `random_state` has told."""
+    generator.set_state(state["own"])
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], generator.device)
+
+
+def _sha256(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -1,0 +1,55 @@
+"""What a training step minimises: the likelihood, or what the released code differentiates in its place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lunet import ImageFlow, LUNet, ReleasedRealNVP, pixel_bits, standard_normal_log_prob, triangular
+
+# The released code's weight of ln |diag U| in training, and of the squared scales of RealNVP's log-scales.
+DIAGONAL_WEIGHT = 100
+SCALE_PENALTY = 5e-5
+
+
+def loss_and_bits(
+    model: ImageFlow,
+    images: Tensor,
+    generator: torch.Generator,
+    objective: Literal["likelihood", "released"],
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The loss of a batch to be differentiated, and its mean bits per dimension.
+
+    Args:
+        model: The model.
+        images: The batch, uint8, with shape (N, H, W).
+        generator: Where the dequantisation noise comes from.
+        objective: ``likelihood`` for mean bits per dimension; ``released`` for the released code's loss, which is for
+            LU-Net a sum over the batch, without ln phi', and for RealNVP a mean with a penalty.
+        batch_size: The images of a full batch, by which the released mean divides the last one too.
+    """
+    y, log_slope = model.preprocess(images, generator)
+    z, log_det = model.flow(y)
+    log_prob = standard_normal_log_prob(z) + log_det
+    bits = pixel_bits(log_prob + log_slope, y.shape[1]).mean()
+    if objective == "likelihood":
+        return bits, bits
+    if isinstance(model.flow, ReleasedRealNVP):
+        return -log_prob.sum() / batch_size + SCALE_PENALTY * model.flow.scale_penalty() / batch_size, bits
+    if isinstance(model.flow, LUNet):
+        diagonals = torch.stack([triangular.log_abs_det(layer.lu) for layer in model.flow.layers])
+        return 0.5 * z.square().sum() - DIAGONAL_WEIGHT * len(z) * diagonals.sum(), bits
+    raise TypeError(f"a {type(model.flow).__name__} has no released objective")
+
+
+def infinite_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
+    """How many pixels of a batch the released RealNVP's preprocessing would have made infinite.
+
+    It adds noise below 1 in float32, where 255 plus the largest such numbers is 256, whose logit is infinite; one such
+    pixel makes every weight NaN.
+    """
+    noise = torch.rand(images.shape, generator=generator, device=images.device)
+    return ((images + noise) == 256).sum()

@@ -1,0 +1,139 @@
+"""A project whose stages copy made-up results instead of training, for the tests of the runner and of its archive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fake_results import SMALL, Project, parameters
+from ruamel.yaml import YAML
+
+from pipeline.core.files import read_json, write_json
+from pipeline.core.params import read_yaml, validate
+
+ROOT = Path(__file__).parents[2]
+# What a stage does here: log its call, do what `faults.json` has for the cell, and copy what was made beforehand.
+STAGE = """
+import json, shutil, signal, sys, time
+from pathlib import Path
+
+stage, cell, *more = sys.argv[1:]
+if more == ["--reached"]:
+    print(json.dumps({"all": 12.5}))
+    sys.exit()
+if stage != "mixture":
+    with open("log.txt", "a") as log:
+        log.write(f"{stage} {cell}\\n")
+fault = json.loads(Path("faults.json").read_text()).get(f"{stage} {cell}")
+if fault == "hang":
+    def stop(number, frame):
+        Path("stopped").touch()
+        sys.exit(128 + number)
+    signal.signal(signal.SIGTERM, stop)
+    Path("hanging").touch()
+    time.sleep(1000)
+elif fault is not None:
+    sys.exit(fault)
+made = {
+    "train": (f"train/{cell}",),
+    "evaluate": (f"evaluate/{cell}.json", f"samples/{cell}"),
+    "measure": (f"measure/{cell}.json",),
+    "mixture": ("mixture.json", "mixture.npy"),
+}
+for made in made[stage]:
+    there = Path("runs") / made
+    there.parent.mkdir(parents=True, exist_ok=True)
+    if there.is_dir():
+        shutil.rmtree(there)
+    (shutil.copytree if Path("made", made).is_dir() else shutil.copy)(Path("made") / made, there)
+if stage == "train":
+    weights = Path("runs/train", cell, "flows/all/weights.safetensors")
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(cell.encode())
+"""
+
+
+class Workshop:
+    """A folder in which `pipeline.run` works, with its own `dvc.yaml`, whose stages log what they do."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder = folder
+        (folder / "before").mkdir()
+        self.project = Project(folder / "before", parameters(**{**SMALL, **changes}))
+        (folder / "before/runs").rename(folder / "made")
+        (folder / "before/data").rename(folder / "data")
+        (folder / "stage.py").write_text(STAGE)
+        (folder / "code.py").write_text("first")
+        (folder / "lunet").mkdir()
+        (folder / "lunet/__init__.py").touch()
+        self.fault("nothing", 0)
+        self.write_params(self.project.values)
+        graph = read_yaml(ROOT / "dvc.yaml")
+        for name, stage in graph["stages"].items():
+            stage = stage.get("do", stage)
+            kept = [dep for dep in stage["deps"] if dep.split("/")[0] not in ("lunet", "pipeline", "${item.path}")]
+            stage["deps"] = [*kept, "code.py"] if name == "train" else kept
+            if name in ("train", "evaluate", "measure"):
+                stage["cmd"] = f"python stage.py {name} ${{key}}"
+        graph["stages"]["data"]["do"]["cmd"] = "python -c pass"
+        graph["stages"]["mixture"]["cmd"] = "python stage.py mixture mixture"
+        write_yaml(folder / "dvc.yaml", graph)
+
+    def write_params(self, values: Mapping[str, Any]) -> None:
+        """Write the parameter file."""
+        write_yaml(self.folder / "params.yaml", values)
+
+    def change(self, dotted: str, value: Any) -> None:
+        """Change one parameter."""
+        values = read_yaml(self.folder / "params.yaml")
+        *above, last = dotted.split(".")
+        place = values
+        for name in above:
+            place = place[name]
+        place[last] = value
+        self.write_params(values)
+        # A training would record what it was made with.
+        recipes = validate(values, "the test").model_dump(mode="json")["recipes"]
+        for path in (self.folder / "made/train").glob("*/run.json"):
+            run = read_json(path)
+            write_json(path, {**run, "recipe_params": recipes[run["recipe"]]})
+
+    def fault(self, cell: str, fault: str | int) -> None:
+        """What befalls one cell, such as "train mnist-lunet-0": "hang", or an exit status."""
+        (self.folder / "faults.json").write_text(json.dumps({cell: fault}))
+
+    def done(self) -> list[str]:
+        """The cells that stages were called for since the last time."""
+        log = self.folder / "log.txt"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.write_text("")
+        return lines
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the runner as a process of its own, at the head of a group."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.run", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run the runner to its end: its exit status and what it said."""
+        process = self.start(*arguments)
+        output, _ = process.communicate()
+        return process.returncode, output
+
+
+def write_yaml(path: Path, values: Any) -> None:
+    """Write plain values as YAML."""
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(values, file)

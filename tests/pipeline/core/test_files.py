@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json, refuse_foreign, replacing, write_json
+
+
+def write_half(path: Path) -> None:
+    with replacing(path) as fresh:
+        fresh.write_text("half", encoding="utf-8")
+        raise RuntimeError("half way")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half(path)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for name in ("old", "new"):
+        with replacing(folder) as fresh:
+            fresh.mkdir()
+            (fresh / name).touch()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json .*dvc repro"):
+        read_json(path)
+
+
+def test_a_sealed_file_is_read_as_it_was_written_and_a_change_is_named(tmp_path: Path) -> None:
+    path, value = tmp_path / "a.json", {"b": 1.25, "a": ["\u00e4", None]}
+    write_json(path, value, sealed=True)
+    assert read_json(path) == value
+    path.write_text(path.read_text(encoding="utf-8").replace("1.25", "1.2"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.json was changed after it was written: delete it and run dvc repro"):
+        read_json(path)
+
+
+def test_what_a_killed_process_left_behind_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, running = (tmp_path / f".a.json-{pid}-x1_y" for pid in (ended.pid, os.getpid()))
+    other, unlike = tmp_path / f".b.json-{ended.pid}-x1_y", tmp_path / f".a.json-{ended.pid}"
+    for folder in (left, running, other, unlike):
+        folder.mkdir()
+        (folder / "a.json").touch()
+    write_json(tmp_path / "a.json", 1)
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.json", running, other, unlike}
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*a\.json"):
+        write_json(tmp_path / "file" / "a.json", 1)
+
+
+@pytest.mark.parametrize("content", [[], ["run.json", "flows"]])
+def test_a_folder_of_the_same_kind_may_be_replaced(tmp_path: Path, content: list[str]) -> None:
+    for name in content:
+        (tmp_path / name).touch()
+    refuse_foreign(tmp_path, "run.json")
+    refuse_foreign(tmp_path / "missing", "run.json")
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mnist-lunet-0").mkdir()
+    with pytest.raises(UserError, match="holds something else"):
+        refuse_foreign(tmp_path, "run.json")
+    with pytest.raises(UserError, match="holds something else"):
+        refuse_foreign(Path(__file__), "run.json")
+
+
+def test_the_old_file_stays_when_the_new_one_was_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]

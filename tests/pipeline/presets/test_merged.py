@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pipeline.core.params import Preset
+from pipeline.presets.merged import preset_text
+
+
+def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.preset", preset, "--params", str(params)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: str) -> None:
+    finished = write(preset, tmp_path / "params.yaml")
+    assert finished.returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == preset_text(preset).encode()
+
+
+def test_the_difference_is_printed(tmp_path: Path) -> None:
+    write("laptop", tmp_path / "params.yaml")
+    output = write("smoke", tmp_path / "params.yaml").stdout
+    assert "-preset: laptop" in output
+    assert "+preset: smoke" in output
+    assert "already is the preset smoke" in write("smoke", tmp_path / "params.yaml").stdout
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    finished = write("desktop", tmp_path / "params.yaml")
+    assert finished.returncode == 2
+    assert "smoke, laptop, overnight, paper" in finished.stderr.replace("'", "")
+    assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_damaged_file_is_replaced_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xff\0")
+    assert write("smoke", tmp_path / "params.yaml").returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == preset_text("smoke").encode()

@@ -1,0 +1,216 @@
+"""Figures as files: their bytes, their ink, and what they show."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.results.figures import (
+    MASSES,
+    _levels,
+    bundle,
+    curves,
+    images,
+    likelihoods,
+    memory,
+    mixture,
+    progress,
+    real_images,
+    times,
+)
+from pipeline.results.looks import INK, KNOWN, looks
+
+LOOKS = looks(["lunet", "realnvp"])
+BAR = r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) [\d.]+ \nL [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nz'
+
+
+def texts(path: Path) -> list[str]:
+    """All text of a figure."""
+    return re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
+
+
+def timing(recipe: str, quantity: str, *values: float) -> pd.DataFrame:
+    return pd.DataFrame({"recipe": recipe, "quantity": quantity, "value": values})
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of WCAG."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+# Looks
+
+
+@pytest.mark.parametrize("recipe", KNOWN)
+def test_colours_stand_out_on_light_and_dark(recipe: str) -> None:
+    own = luminance(KNOWN[recipe].colour)
+    assert (luminance("#fcfbf8") + 0.05) / (own + 0.05) >= 3
+    assert (own + 0.05) / (luminance("#15171a") + 0.05) >= 3
+
+
+def test_looks_do_not_depend_on_the_other_recipes() -> None:
+    assert looks(["realnvp", "mine"])["realnvp"] == looks(["lunet", "realnvp"])["realnvp"]
+    found = looks(["lunet", "mine", "yours"])
+    assert found["mine"].label == "mine"
+    assert len({look.colour for look in found.values()}) == 3
+
+
+# Bytes
+
+
+def test_the_same_values_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
+    rows = pd.concat([timing("lunet", "step", 1.0, 1.1), timing("realnvp", "step", 9.0, 9.9)])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        times(tmp_path / folder / "times.svg", rows, LOOKS, {})
+    first, second = ((tmp_path / folder / "times.svg").read_bytes() for folder in ("one", "two"))
+    assert first == second
+    assert b"<dc:date>" not in first
+    assert not re.search(rb"Matplotlib v", first)
+
+
+def test_ids_differ_between_figures(tmp_path: Path) -> None:
+    rows = timing("lunet", "step", 1.0, 1.1)
+    for name in ("a", "b"):
+        times(tmp_path / f"{name}.svg", rows, LOOKS, {})
+    clips = [set(re.findall(r'clipPath id="(.*?)"', (tmp_path / f"{n}.svg").read_text())) for n in ("a", "b")]
+    assert clips[0]
+    assert not clips[0] & clips[1]
+
+
+def test_all_that_is_no_recipe_s_is_drawn_in_ink(tmp_path: Path) -> None:
+    times(tmp_path / "times.svg", timing("lunet", "step", 1.0, 2.0), LOOKS, {"step": {"lunet": 1.2}})
+    colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "times.svg").read_text(encoding="utf-8")))
+    assert colours == {INK, LOOKS["lunet"].colour}
+
+
+# Content
+
+
+def test_times_name_the_quantities_and_mark_the_poster(tmp_path: Path) -> None:
+    rows = timing("lunet", "density_large", 0.1, 0.2, 0.3)
+    times(tmp_path / "without.svg", rows, LOOKS, {})
+    times(tmp_path / "with.svg", rows, LOOKS, {"density_large": {"lunet": 0.158, "realnvp": 0.553}})
+    assert "density, large batch, per image" in texts(tmp_path / "with.svg")
+    assert "RealNVP" not in texts(tmp_path / "with.svg")
+    uses = [(tmp_path / f"{name}.svg").read_text(encoding="utf-8").count("<use") for name in ("without", "with")]
+    assert uses[1] == uses[0] + 1
+
+
+def test_every_repetition_is_drawn(tmp_path: Path) -> None:
+    for n in (5, 25):
+        times(tmp_path / f"{n}.svg", timing("lunet", "step", *np.linspace(1, 2, n)), LOOKS, {})
+    uses = {n: (tmp_path / f"{n}.svg").read_text(encoding="utf-8").count("<use") for n in (5, 25)}
+    assert uses[25] - uses[5] == 20
+
+
+def test_likelihoods_are_sorted_with_the_published_ones_among_them(tmp_path: Path) -> None:
+    found: dict[str, dict[str, Any]] = {
+        "lunet": {"mean": 1.85, "ci_low": 1.84, "ci_high": 1.86},
+        "realnvp": {"mean": 1.45, "ci_low": None, "ci_high": None},
+    }
+    references = [{"label": "Glow & <co> $x$", "value": 1.5}]
+    likelihoods(tmp_path / "bars.svg", found, references, LOOKS)
+    found_texts = texts(tmp_path / "bars.svg")
+    order = [text for text in found_texts if text in {"LU-Net", "RealNVP", "Glow &amp; &lt;co&gt; $x$"}]
+    assert order == ["RealNVP", "Glow &amp; &lt;co&gt; $x$", "LU-Net"]
+    assert "1.85" in found_texts
+
+
+def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> None:
+    bits = {"train_bits_per_dim": [None, 2.1, 1.9], "holdout_bits_per_dim": [900.0, 2.2, 2.0]}
+    rows = pd.DataFrame({"recipe": "lunet", "seed": 0, "model": "all", "epoch": [0, 1, 2], **bits})
+    curves(tmp_path / "curves.svg", rows, LOOKS)
+    ticks = [float(text) for text in texts(tmp_path / "curves.svg") if re.fullmatch(r"\d+\.\d+", text)]
+    assert ticks
+    assert max(ticks) < 3
+
+
+def test_the_mixture_s_regions_hold_their_share_of_the_mass(tmp_path: Path) -> None:
+    x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
+    standard = (-(x**2 + y**2) / 2 - np.log(2 * np.pi)).astype(np.float32)
+    # Of a standard normal in the plane, the region of a share p is the disc with squared radius -2 ln(1 - p).
+    expected = [float(np.log((1 - share) / (2 * np.pi))) for share in MASSES]
+    assert _levels(standard, 0.05**2) == pytest.approx(expected, abs=0.05)
+    wide = (-(x**2 + y**2) / 18 - np.log(2 * np.pi * 9)).astype(np.float32)
+    assert _levels(wide, 0.05**2)[:2] == [None, None]
+    path = tmp_path / "mixture.svg"
+    mixture(path, {"truth": standard, "gaussian": wide}, (-5.0, 5.0, -5.0, 5.0), [(0.0, 0.0), (1.0, 1.0)])
+    assert {"the mixture itself", "Gaussian"} <= set(texts(path))
+    assert "LU-Net" not in texts(path)
+    assert set(re.findall(r"#[0-9a-f]{6}", path.read_text(encoding="utf-8"))) == {INK, KNOWN["gaussian"].colour}
+
+
+def test_curves_of_several_seeds_are_their_mean_and_a_band(tmp_path: Path) -> None:
+    seeds = [0, 0, 0, 1, 1, 2]
+    bits = [3.0, 2.0, 1.0, 3.0, 1.0, math.nan]  # the second one ended early, the third at its start
+    rows = pd.DataFrame({"recipe": "lunet", "seed": seeds, "model": "all", "epoch": [0, 1, 2, 0, 1, 0]})
+    rows = rows.assign(holdout_bits_per_dim=bits, train_bits_per_dim=bits)
+    found = bundle(rows, "epoch", "holdout_bits_per_dim")
+    assert found["mean"].tolist() == [3.0, 1.5, 1.0]
+    assert found[["low", "high"]].to_numpy().tolist() == [[3.0, 3.0], [1.0, 2.0], [1.0, 1.0]]
+    assert found["n"].tolist() == [2, 2, 1]
+    bands = {}
+    for name, own in {"one": rows[rows["seed"] == 0], "three": rows}.items():
+        curves(tmp_path / f"{name}.svg", own, LOOKS)
+        bands[name] = (tmp_path / f"{name}.svg").read_text(encoding="utf-8").count("FillBetweenPolyCollection")
+    assert bands == {"one": 0, "three": 1}
+
+
+def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {
+            "recipe": "lunet",
+            "seed": 0,
+            "model": "all",
+            "step": [0, 10, 20, 30],
+            "seconds": [0.2, 5.0, 50.0, 500.0],
+            "holdout_bits_per_dim": [900.0, 2.2, 2.1, 2.0],
+        }
+    )
+    progress(tmp_path / "progress.svg", rows, LOOKS)
+    svg = (tmp_path / "progress.svg").read_text(encoding="utf-8")
+    # One marker a look after the start, and one in the legend.
+    assert len(re.findall(rf'<use [^>]*style="fill: {LOOKS["lunet"].colour}', svg)) == 4
+    assert "RealNVP" not in texts(tmp_path / "progress.svg")
+    assert {"10", "20", "50", "100"} <= set(texts(tmp_path / "progress.svg"))
+
+
+def test_memory_labels_both_phases_and_marks_what_they_cannot_be_below(tmp_path: Path) -> None:
+    peaks = {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9.0}}
+    floors = {"lunet": {"training": 563.7, "sampling": 9.4}}
+    memory(tmp_path / "memory.svg", peaks, floors, LOOKS)
+    assert {"1,127 training", "800 sampling", "9 sampling"} <= set(texts(tmp_path / "memory.svg"))
+    text = (tmp_path / "memory.svg").read_text(encoding="utf-8")
+    marks = re.findall(rf'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n"[^/]*stroke: {INK}; stroke-width: 1.8', text)
+    left, top, right, bottom = next(re.finditer(BAR + rf"[^/]*fill: {LOOKS['lunet'].colour}", text)).groups()
+    # The first mark crosses the first bar at half of its length; a bar without a floor has no mark.
+    assert len(marks) == 2
+    assert marks[0] == (marks[0][0], top, marks[0][0], bottom)
+    assert float(marks[0][0]) == pytest.approx((float(left) + float(right)) / 2, abs=0.01)
+
+
+# Images
+
+
+def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:
+    grid = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), dtype=np.uint8)
+    images(tmp_path / "grid.png", grid)
+    read = np.rint(matplotlib.image.imread(tmp_path / "grid.png") * 255).astype(np.uint8)
+    assert read.shape == (58, 88)
+    assert np.array_equal(read[30:58, 60:88], grid[1, 2])
+
+
+def test_real_images_stand_a_class_a_row() -> None:
+    labels = np.array([1, 0, 1, 0, 1], dtype=np.uint8)
+    pictures = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 28, 28), dtype=np.uint8)
+    grid = real_images(pictures, labels, 2, 2)
+    assert grid[:, :, 0, 0].tolist() == [[1, 3], [0, 2]]
+    assert real_images(pictures, labels, 3, 4)[0, :, 0, 0].tolist() == [1, 3, 0, 0]

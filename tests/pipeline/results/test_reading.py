@@ -1,0 +1,100 @@
+"""The ways in which the stages' files can be wrong, and what is said then."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_results import SMALL, Project, parameters
+
+from pipeline.core.cell import Key
+from pipeline.core.console import UserError
+from pipeline.core.files import without_paths
+from pipeline.results.reading import read_samples
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    return Project(tmp_path, parameters(**SMALL))
+
+
+# Wrong files
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("train/mnist-realnvp-0/run.json", "pipeline.train --dataset mnist --recipe realnvp --seed 0"),
+        ("train/mnist-realnvp-0/history.csv", "pipeline.train --dataset mnist --recipe realnvp --seed 0"),
+        ("evaluate/mnist-realnvp-0.json", "pipeline.evaluate --dataset mnist --recipe realnvp --seed 0"),
+        ("samples/mnist-realnvp-0/samples.npy", "pipeline.evaluate --dataset mnist --recipe realnvp --seed 0"),
+        ("measure/mnist-realnvp.json", "pipeline.measure --dataset mnist --recipe realnvp"),
+    ],
+)
+def test_a_missing_cell_is_named_with_its_command(small: Project, missing: str, command: str) -> None:
+    (small.runs / missing).unlink()
+    with pytest.raises(UserError, match="missing") as error:
+        small.collect()
+    assert missing in str(error.value)
+    assert command in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "place"),
+    [
+        ("evaluate/mnist-lunet-0.json", {"test__bits_per_dim__mean": math.nan}, "test.bits_per_dim.mean is nan"),
+        ("evaluate/mnist-lunet-0.json", {"per_class__1__bits_per_dim__max": math.inf}, "per_class.1"),
+        ("measure/mnist-lunet.json", {"times__step__samples": [1.0, math.nan]}, "times.step.samples.1 is nan"),
+        ("measure/mnist-lunet.json", {"times__step__samples": [0.0]}, "times.step.samples.0"),
+        ("train/mnist-lunet-0/run.json", {"status": "fine"}, "status is 'fine'"),
+    ],
+)
+def test_nan_and_nonsense_are_refused(small: Project, path: str, changes: dict[str, Any], place: str) -> None:
+    small.change(path, **changes)
+    with pytest.raises(UserError) as error:
+        small.read()
+    assert path in str(error.value)
+    assert place in str(error.value)
+
+
+def test_a_run_with_other_parameters_is_refused(small: Project) -> None:
+    small.change("train/mnist-lunet-0/run.json", recipe_params__training__epochs=99.0)
+    with pytest.raises(UserError, match=r"other parameters than recipes\.lunet"):
+        small.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"), [("train/mnist-lunet-0/run.json", "train"), ("evaluate/mnist-lunet-0.json", "evaluate")]
+)
+def test_a_file_about_another_cell_is_refused(small: Project, path: str, stage: str) -> None:
+    small.change(path, seed=5)
+    with pytest.raises(UserError, match=f"is about mnist-lunet-5 and not mnist-lunet-0.*{stage} --dataset mnist"):
+        small.read()
+
+
+def test_samples_that_are_no_grid_are_refused(small: Project) -> None:
+    cell = small.read().cells[0]
+    assert read_samples(cell).shape == (3, 4, 28, 28)
+    np.save(cell.samples, np.zeros((3, 28, 28), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"samples\.npy should be a grid.*pipeline\.evaluate"):
+        read_samples(cell)
+
+
+# Parts
+
+
+def test_a_key_is_a_file_s_name() -> None:
+    assert (str(Key("mnist", "lunet", 0)), str(Key("mnist", "lunet"))) == ("mnist-lunet-0", "mnist-lunet")
+
+
+@pytest.mark.parametrize(
+    ("message", "clean"),
+    [
+        ("3.2 bits/dim after 5/6 epochs", "3.2 bits/dim after 5/6 epochs"),
+        ("cannot read '/home/me/data/x.npy'", "cannot read '<path>'"),
+        (r"C:\Users\me\x failed", "<path> failed"),
+    ],
+)
+def test_paths_are_left_out_of_messages(message: str, clean: str) -> None:
+    assert without_paths(message) == clean

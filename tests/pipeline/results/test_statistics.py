@@ -1,0 +1,126 @@
+"""Intervals against values known otherwise, and the samples that tempt one to cut corners."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.results.statistics import (
+    log_log_slope,
+    mean_interval,
+    median_interval,
+    probability_below,
+    ratio_of_medians,
+    rounded,
+)
+
+# Means
+
+
+def test_mean_interval_is_students() -> None:
+    found = mean_interval([1.0, 2.0, 3.0])
+    # t(0.975, 2 degrees of freedom) = 4.302653, standard error 1/sqrt(3)
+    assert found.value == 2.0
+    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
+    assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+    assert found.n == 3
+
+
+def test_mean_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    intervals = [mean_interval(random.normal(5.0, 2.0, 4).tolist()) for _ in range(2_000)]
+    share = np.mean([found.least <= 5.0 <= found.most for found in intervals])
+    assert 0.935 < share < 0.965  # three standard errors around 0.95
+
+
+# Medians
+
+
+def test_median_interval_is_the_same_every_time_and_brackets_the_median() -> None:
+    samples = np.random.default_rng(2).lognormal(0, 0.5, 20).tolist()
+    found = median_interval(samples)
+    assert found == median_interval(samples)
+    assert found.value == pytest.approx(np.median(samples))
+    assert min(samples) <= found.least < found.value < found.most <= max(samples)
+
+
+def test_an_outlier_hardly_moves_the_median_interval() -> None:
+    calm = [1.0 + 0.01 * i for i in range(19)]
+    assert median_interval([*calm, 1e6]).most < 1.2
+
+
+# Ratios and slopes
+
+
+def test_ratio_of_medians() -> None:
+    found = ratio_of_medians([6.0, 6.0, 6.0], [2.0, 3.0, 4.0])
+    assert found.value == 2.0
+    assert (found.low, found.high) == (1.5, 3.0)
+    assert ratio_of_medians([3.0], [2.0, 2.0]).low is None
+    with pytest.raises(ValueError, match="positive"):
+        ratio_of_medians([1.0], [0.0])
+
+
+def test_slope_of_a_power_law() -> None:
+    widths = [64, 128, 512, 4096]
+    assert log_log_slope(widths, [7 * width**2.5 for width in widths]) == pytest.approx(2.5, abs=1e-9)
+    for sizes, values in (([64], [1.0]), ([64, 128], [1.0, 0.0]), ([64, 128], [1.0])):
+        with pytest.raises(ValueError, match="slope"):
+            log_log_slope(sizes, values)
+
+
+# Probabilities
+
+
+def test_the_probability_below_counts_pairs_and_ties_by_half() -> None:
+    for a, b, expected in (
+        ([1.0, 2.0], [3.0, 4.0], 1.0),
+        ([3.0, 4.0], [1.0, 2.0], 0.0),
+        ([1.0, 3.0], [2.0, 4.0], 0.75),
+        ([1.0, 1.0], [1.0, 1.0], 0.5),
+        ([1.0, 2.0, 3.0], [2.0, 2.0], 0.5),
+        ([1.0, 2.0], [2.0, 3.0, 4.0], 5.5 / 6),
+    ):
+        found = probability_below(a, b)
+        assert found.value == expected
+        assert (found.low, found.high, found.n) == (None, None, min(len(a), len(b)))
+
+
+def test_the_probability_below_is_that_of_the_distributions() -> None:
+    random = np.random.default_rng(3)
+    found = probability_below(random.normal(0, 1, 2000).tolist(), random.normal(1, 1, 2000).tolist())
+    # The difference is normal with mean 1 and variance 2.
+    assert found.value == pytest.approx(stats.norm.cdf(1 / 2**0.5), abs=0.03)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([1.0, math.nan], [1.0, 2.0])])
+def test_one_sample_and_nan_have_no_probability(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="samples"):
+        probability_below(a, b)
+
+
+# Edges, the same for all
+
+
+@pytest.mark.parametrize("estimate", [mean_interval, median_interval])
+def test_one_sample_has_no_interval_and_equal_ones_a_point(estimate: object) -> None:
+    assert callable(estimate)
+    one, equal = estimate([2.5]), estimate([0.1] * 5)
+    assert (one.value, one.low, one.high, one.n) == (2.5, None, None, 1)
+    assert (one.least, one.most) == (2.5, 2.5)
+    assert equal.value == equal.low == equal.high == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_nothing_and_nan_are_refused(samples: list[float]) -> None:
+    for estimate in (mean_interval, median_interval):
+        with pytest.raises(ValueError, match="samples"):
+            estimate(samples)
+    with pytest.raises(ValueError, match="samples"):
+        ratio_of_medians(samples, [1.0])
+
+
+def test_rounding_keeps_significant_digits() -> None:
+    assert rounded(123456.789) == 123457
+    assert rounded(0.000123456789) == 0.000123457

@@ -1,0 +1,143 @@
+"""The tables: their rows, what ends a history, and the way to CSV and back."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_results import SMALL, Project, parameters, with_failures
+
+from pipeline.core.console import UserError
+from pipeline.results.reading import Results
+from pipeline.results.tables import (
+    CURVES,
+    RESULTS,
+    TIMINGS,
+    curves_table,
+    read_history,
+    read_table,
+    results_table,
+    timings_table,
+    write_table,
+)
+
+HEADER = ",".join(list(CURVES)[3:]) + "\n"
+DIAGNOSIS = ",0.5,9,1e-5,1.0\n"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return with_failures(tmp_path_factory.mktemp("whole")).read()
+
+
+# Rows
+
+
+def test_results_have_a_row_for_every_cell_and_class(whole: Results) -> None:
+    table = results_table(whole)
+    assert len(table[table["class"] == "all"]) == 2 * 5 * 3
+    own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 2)]
+    assert own["class"].tolist() == ["all", "0", "1", "2"]
+    assert own["bits_per_dim_mean"].tolist() == pytest.approx([1.87, 1.77, 1.87, 1.97])
+    assert own[["device", "host", "commit"]].iloc[0].tolist() == ["cpu", "0123abcd", "c0ffee000000"]
+
+
+def test_failed_cells_have_one_row_without_figures(whole: Results) -> None:
+    table = results_table(whole)
+    failed = table[table["status"] != "complete"]
+    assert failed["status"].tolist() == ["diverged", *3 * ["out_of_memory"]]
+    assert failed["bits_per_dim_mean"].isna().all()
+    assert failed["message"].iloc[0] == "the loss is not finite at step 7"
+
+
+def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> None:
+    table = timings_table(whole.measurements)
+    sizes = table[table["recipe"] == "lunet"].groupby(["dataset", "quantity"]).size()
+    assert sizes["mnist", "step"] == 8
+    assert sizes["mnist", "determinant_slogdet"] == 6 * 3
+    assert sizes["mnist", "memory_training_process_peak"] == 1
+    assert table[table["quantity"] == "step"]["repetition"].tolist() == 4 * list(range(8))
+
+
+def test_curves_are_the_histories_one_after_the_other(whole: Results) -> None:
+    table = curves_table(whole.cells)
+    own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 0)]
+    assert own["step"].tolist() == [0, 10, 20, 30]
+    assert own["train_bits_per_dim"].isna().tolist() == [True, False, False, False]
+    assert set(table["recipe"]) == {"lunet", "lunet_learned", "realnvp"}
+
+
+# Histories
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_nan_in_the_history_of_a_complete_run_is_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(
+        f"{HEADER}all,0,0,0,0.002,,1.9{DIAGNOSIS}all,40,4,10.0,0.002,{number},1.9{DIAGNOSIS}", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"history\.csv holds a number that is not finite"):
+        read_history(path, complete=True)
+
+
+def test_the_history_of_a_diverged_model_ends_before_its_nan(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    rows = (
+        "0,0,0,0,0,,3\n1,0,0,0,0,,3\n1,40,4,10.0,0.002,nan,1.9\n1,50,5,11.0,0.002,1.0,1.0\n2,40,4,10.0,0.002,1.5,1.6\n"
+    )
+    path.write_text(HEADER + rows.replace("\n", DIAGNOSIS), encoding="utf-8")
+    history = read_history(path, complete=False)
+    assert list(zip(history["model"], history["step"], strict=True)) == [("0", 0), ("1", 0), ("2", 40)]
+
+
+@pytest.mark.parametrize("text", ["", "model,step\nall,1\n", f"{HEADER}all,1,1,1,1,1,one{DIAGNOSIS}"])
+def test_a_damaged_history_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"history\.csv is damaged.*dvc repro"):
+        read_history(path, complete=True)
+
+
+# CSV
+
+
+def test_tables_survive_the_way_to_csv_and_back(whole: Results, tmp_path: Path) -> None:
+    tables = {
+        "results": results_table(whole),
+        "timings": timings_table(whole.measurements),
+        "curves": curves_table(whole.cells),
+    }
+    for columns, (name, table) in zip((RESULTS, TIMINGS, CURVES), tables.items(), strict=True):
+        path = tmp_path / f"{name}.csv"
+        write_table(path, table)
+        pd.testing.assert_frame_equal(read_table(path, columns), table, rtol=1e-15)
+
+
+def test_whole_numbers_stay_whole_and_others_keep_every_digit(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    project.change("evaluate/mnist-lunet-0.json", test__bits_per_dim__mean=0.1 + 0.2)
+    project.fail("mnist-realnvp-0")
+    path = tmp_path / "results.csv"
+    write_table(path, results_table(project.read()))
+    text = path.read_bytes().decode()
+    assert "\r" not in text
+    assert text.splitlines()[1].startswith("mnist,lunet,0,all,,complete,,all,1,12,0.30000000000000004,")
+    assert text.splitlines()[-1].startswith(
+        "mnist,realnvp,0,all,,diverged,the loss is not finite at step 7,all,1,,,,,,,,,,,7.5,cpu,"
+    )
+
+
+@pytest.mark.parametrize("message", ["NA", "nan", "1.50", 'a, "b"\nc', "a\rb", "<script>", "=1+1"])
+def test_any_message_comes_back_as_it_was(tmp_path: Path, message: str) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    project.fail("mnist-lunet-0", message=message)
+    path = tmp_path / "results.csv"
+    write_table(path, results_table(project.read()))
+    assert read_table(path, RESULTS)["message"].iloc[0] == message
+
+
+@pytest.mark.parametrize("text", ["", "dataset,recipe\nmnist,lunet\n"])
+def test_a_damaged_table_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"results\.csv is damaged.*pipeline\.collect"):
+        read_table(path, RESULTS)

@@ -1,0 +1,386 @@
+"""Each rule at its bounds, the principle of scale, and the file of claims itself."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.console import UserError
+from pipeline.results.claims import LABELS, Claim, load_claims
+from pipeline.results.evidence import STATISTICS, Evidence, Subject, Times
+from pipeline.results.statistics import Estimate, shown
+from pipeline.results.verdicts import Scale, judge, rule_in_words, verdict_of
+
+CLAIMS = {claim.id: claim for claim in load_claims().claims}
+LAPTOP = Scale("laptop", "MNIST", subset=False, as_in_paper=frozenset())
+PAPER = Scale("paper", "MNIST", subset=False, as_in_paper=frozenset({"lunet", "realnvp"}))
+
+
+def subject(device: str = "cpu", /, **metrics: float | list[float]) -> Subject:
+    """A recipe's figures, by seed; times and the determinant are the same for all."""
+    by_seed = {name: dict(enumerate(v if isinstance(v, list) else [v])) for name, v in metrics.items()}
+    times = {
+        "density_large_ms": Times([1.0, 1.1, 1.2], "image", "ms", 1000),
+        "sampling_large_ms": Times([2.0, 2.1, 2.2], "image", "ms", 1000),
+    }
+    return Subject(by_seed, times, None, "all", frozenset({device}), frozenset({"aa"}))
+
+
+def verdict(claim: str, scale: Scale, **subjects: Subject) -> tuple[str, str]:
+    """The overall verdict on one data set, and the sentence."""
+    found = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
+    return found["verdict"], found["datasets"][0]["sentence"]
+
+
+# The file
+
+
+def test_all_ten_claims_are_there_in_the_paper_s_order() -> None:
+    assert list(CLAIMS) == [
+        "memory", "epochs", "nll", "step", "density", "sampling", "inverse", "determinant", "likelihood", "samples",
+    ]  # fmt: skip
+
+
+def test_the_poster_s_table_is_as_printed() -> None:
+    table = {row.quantity: (row.lunet, row.realnvp) for row in load_claims().poster}
+    assert table == {
+        "memory": (1127, 3725),
+        "epochs": (40, 100),
+        "nll": (3.2424, 5.6819),
+        "step": (1.2, 56.0),
+        "density": (37.10, 259.15),
+        "sampling": (45.15, 1.03),
+    }
+    factors = next(row.factors for row in load_claims().poster if row.quantity == "density")
+    assert factors is not None
+    assert 37.10 / factors["lunet"] == pytest.approx(0.158, abs=5e-4)
+    assert 259.15 / factors["realnvp"] == pytest.approx(0.553, abs=5e-4)
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_no_rule_says_both(claim: Claim) -> None:
+    """Some bound of one side must exclude a bound of the other, but for the ends themselves."""
+    for name, bounds in claim.replicated.items():
+        other = claim.not_replicated.get(name)
+        if other is None:
+            continue
+        apart = (bounds.at_least is not None and other.at_most is not None and other.at_most <= bounds.at_least) or (
+            bounds.at_most is not None and other.at_least is not None and bounds.at_most <= other.at_least
+        )
+        if apart:
+            return
+    pytest.fail(f"{claim.id} may be replicated and not replicated at once")
+
+
+def test_a_rule_about_unknown_evidence_is_refused(tmp_path: Path) -> None:
+    text = Path("pipeline/claims.yaml").read_text(encoding="utf-8")
+    broken = tmp_path / "claims.yaml"
+    broken.write_text(text.replace("replicated: {accuracy:", "replicated: {acuracy:", 1), encoding="utf-8")
+    with pytest.raises(UserError, match="'acuracy', which its evidence lacks"):
+        load_claims(broken)
+
+
+def test_rules_in_words_come_from_the_bounds() -> None:
+    assert "LU-Net minus RealNVP ≤ −0.05 bits/dim" in rule_in_words(CLAIMS["nll"])
+    assert "≥ 23.5" in rule_in_words(CLAIMS["step"])
+
+
+# Rules at their bounds
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.2, -0.05, "replicated"),
+        (-0.2, -0.049, "partly"),
+        (-0.01, 0.01, "partly"),
+        (0.049, 0.2, "partly"),
+        (0.05, 0.2, "not_replicated"),
+    ],
+)
+def test_the_whole_interval_must_keep_the_bound(low: float, high: float, expected: str) -> None:
+    evidence = {"difference": Estimate((low + high) / 2, low, high, 3)}
+    assert verdict_of(CLAIMS["nll"], evidence) == expected
+
+
+def test_one_of_two_conditions_is_partly() -> None:
+    def evidence(lost: float, cost: float) -> Evidence:
+        return {"lost": Estimate(lost, None, None, 1), "cost": Estimate(cost, None, None, 1)}
+
+    assert verdict_of(CLAIMS["inverse"], evidence(0, 2)) == "replicated"
+    assert verdict_of(CLAIMS["inverse"], evidence(0, 50)) == "partly"
+    assert verdict_of(CLAIMS["inverse"], evidence(5000, 2)) == "partly"
+    assert verdict_of(CLAIMS["inverse"], evidence(5000, 50)) == "not_replicated"
+
+
+# Likelihood in two currencies
+
+
+def test_the_honest_currency_decides_against_the_poster_s() -> None:
+    lunet = subject(bits_per_dim=1.85, poster_bits_per_pixel=1.84)
+    realnvp = subject(bits_per_dim=1.45, poster_bits_per_pixel=7.9)
+    result, sentence = verdict("nll", LAPTOP, lunet=lunet, realnvp=realnvp)
+    assert result == "not_replicated"
+    assert "1.85 and RealNVP 1.45 bits/dim, a difference of 0.400" in sentence
+    found = judge(CLAIMS["nll"], {"mnist": LAPTOP}, {"mnist": {"lunet": lunet, "realnvp": realnvp}})
+    beside = {item["name"]: item["value"] for item in found["datasets"][0]["evidence"]}
+    assert (beside["beside_lunet"], beside["beside_realnvp"]) == (1.84, 7.9)
+
+
+def test_a_tie_is_partly_at_the_paper_s_scale() -> None:
+    model = subject("cuda", bits_per_dim=1.5)
+    assert verdict("nll", PAPER, lunet=model, realnvp=model)[0] == "partly"
+
+
+def test_seeds_are_paired() -> None:
+    """Seeds differ by far more than the models: unpaired, the interval would hold zero."""
+    lunet, realnvp = subject("cuda", bits_per_dim=[1.0, 2.0, 3.0]), subject("cuda", bits_per_dim=[1.2, 2.21, 3.19])
+    assert verdict("nll", PAPER, lunet=lunet, realnvp=realnvp)[0] == "replicated"
+    only_two = replace(realnvp, metrics={"bits_per_dim": {1: 2.21, 2: 3.19}})
+    found = judge(CLAIMS["nll"], {"mnist": PAPER}, {"mnist": {"lunet": lunet, "realnvp": only_two}})
+    assert {item["n"] for item in found["datasets"][0]["evidence"]} == {2}
+
+
+def evidence_of(claim: str, scale: Scale, **subjects: Subject) -> dict[str, Any]:
+    """The evidence on one data set, by name."""
+    found = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
+    return {item["name"]: item for item in found["datasets"][0]["evidence"]}
+
+
+@pytest.mark.parametrize(
+    ("lunet", "realnvp", "below"),
+    [
+        ([1.0, 1.1, 1.2], [1.3, 1.4, 1.5], 1.0),
+        ([1.3, 1.4], [1.0, 1.1], 0.0),
+        ([1.0, 1.3], [1.1, 1.4], 0.75),
+        ([1.2, 1.2, 1.2], [1.2, 1.2, 1.2], 0.5),
+    ],
+)
+def test_several_seeds_say_how_often_one_is_below_the_other(
+    lunet: list[float], realnvp: list[float], below: float
+) -> None:
+    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=lunet), realnvp=subject(bits_per_dim=realnvp))
+    assert found["below"] == {
+        "name": "below",
+        "label": "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m)",
+        "unit": "",
+        "value": below,
+        "low": None,
+        "high": None,
+        "n": len(lunet),
+    }
+
+
+def test_one_seed_says_that_it_is_one() -> None:
+    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=1.8), realnvp=subject(bits_per_dim=1.4))
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+    assert (found["difference"]["low"], found["difference"]["n"]) == (None, 1)
+    found = evidence_of("epochs", LAPTOP, lunet=subject(best_epoch=40.0), realnvp=subject(best_epoch=[90.0, 100.0]))
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+    assert (found["ratio"]["low"], found["ratio"]["n"]) == (None, 1)
+
+
+def test_a_diverged_seed_leaves_the_others_in_pairs() -> None:
+    """Seed 1 of RealNVP diverged: its partner counts no more, in difference and probability alike."""
+    lunet = subject("cuda", bits_per_dim=[1.0, 9.0, 1.2])
+    realnvp = Subject({"bits_per_dim": {0: 1.3, 2: 1.4}}, {}, None, "all", frozenset({"cuda"}), frozenset({"aa"}))
+    realnvp = replace(realnvp, trouble="seed 1 of realnvp: diverged")
+    found = evidence_of("nll", PAPER, lunet=lunet, realnvp=realnvp)
+    assert (found["lunet"]["value"], found["lunet"]["n"]) == (1.1, 2)
+    assert (found["difference"]["value"], found["below"]["value"], found["below"]["n"]) == (-0.25, 1.0, 2)
+    left = replace(realnvp, metrics={"bits_per_dim": {1: 1.3}})
+    found = evidence_of("nll", PAPER, lunet=replace(lunet, metrics={"bits_per_dim": {1: 1.1}}), realnvp=left)
+    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+
+
+def test_seeds_that_have_no_partner_are_not_tested() -> None:
+    lunet = replace(subject(), metrics={"bits_per_dim": {0: 1.8}})
+    realnvp = replace(subject(), metrics={"bits_per_dim": {1: 1.4}})
+    result, sentence = verdict("nll", LAPTOP, lunet=lunet, realnvp=realnvp)
+    assert (result, sentence) == ("not_tested", "The recipes have no finished seed in common.")
+    assert evidence_of("nll", LAPTOP, lunet=lunet, realnvp=realnvp) == {}
+
+
+def test_ties_over_several_seeds_have_a_point_for_an_interval() -> None:
+    model = subject("cuda", bits_per_dim=[1.5, 1.5, 1.5])
+    assert verdict("nll", PAPER, lunet=model, realnvp=model)[0] == "partly"
+    found = evidence_of("nll", PAPER, lunet=model, realnvp=model)
+    assert (found["difference"]["low"], found["difference"]["value"], found["difference"]["high"]) == (0, 0, 0)
+    epochs = subject("cuda", best_epoch=[40.0, 40.0])
+    assert verdict("epochs", PAPER, lunet=epochs, realnvp=epochs)[0] == "not_replicated"
+    assert evidence_of("epochs", PAPER, lunet=epochs, realnvp=epochs)["below"]["value"] == 0.5
+
+
+def test_repetitions_of_a_time_are_no_seeds() -> None:
+    assert "below" not in evidence_of("step", PAPER, lunet=timed("cuda", 1.0), realnvp=timed("cuda", 50.0))
+
+
+def test_a_figure_that_is_not_finite_is_an_error_and_never_a_verdict() -> None:
+    broken = subject(bits_per_dim=[1.0, float("nan")])
+    with pytest.raises(ValueError, match="finite"):
+        verdict("nll", LAPTOP, lunet=broken, realnvp=subject(bits_per_dim=[1.0, 1.1]))
+
+
+def test_a_small_baseline_can_refute_but_not_confirm() -> None:
+    good, bad = subject(bits_per_dim=1.2), subject(bits_per_dim=1.6)
+    assert verdict("nll", LAPTOP, lunet=bad, realnvp=good)[0] == "not_replicated"
+    result, sentence = verdict("nll", LAPTOP, lunet=good, realnvp=bad)
+    assert result == "not_tested_at_this_scale"
+    assert "cannot confirm" in sentence
+    good, bad = subject("cuda", bits_per_dim=1.2), subject("cuda", bits_per_dim=1.6)
+    assert verdict("nll", PAPER, lunet=good, realnvp=bad)[0] == "replicated"
+
+
+# Scale
+
+
+def timed(device: str, milliseconds: float, batch: int = 256, machine: str = "aa") -> Subject:
+    """A recipe with a training step of that many milliseconds."""
+    times = {"step_ms": Times([milliseconds] * 5, "step", "ms", batch)}
+    return Subject({}, times, None, "all", frozenset({device}), frozenset({machine}))
+
+
+@pytest.mark.parametrize(
+    ("scale", "device", "expected"),
+    [
+        (PAPER, "cuda", "replicated"),
+        (PAPER, "cpu", "not_tested_at_this_scale"),
+        (LAPTOP, "cuda", "not_tested_at_this_scale"),
+        (replace(PAPER, as_in_paper=frozenset({"lunet"})), "cuda", "not_tested_at_this_scale"),
+        (replace(PAPER, subset=True), "cuda", "not_tested_at_this_scale"),
+    ],
+)
+def test_times_are_decided_at_the_paper_s_scale_only(scale: Scale, device: str, expected: str) -> None:
+    result, sentence = verdict("step", scale, lunet=timed(device, 1.0), realnvp=timed(device, 50.0))
+    assert result == expected
+    assert "50.0 times as long" in sentence or "50 times as long" in sentence
+
+
+@pytest.mark.parametrize(
+    ("ratio", "way"), [(50.0, "would hold here"), (5.0, "would hold in part here"), (0.5, "would not hold here")]
+)
+def test_a_figure_that_decides_nothing_says_what_its_bounds_would_give(ratio: float, way: str) -> None:
+    models = {"lunet": timed("cpu", 1.0), "realnvp": timed("cpu", ratio)}
+    assert way in verdict("step", LAPTOP, **models)[1]
+    assert "bounds" not in verdict("step", replace(LAPTOP, preset="smoke"), **models)[1]
+
+
+@pytest.mark.parametrize("scale", [replace(LAPTOP, preset="smoke"), replace(LAPTOP, subset=True)])
+def test_smoke_and_subsets_decide_nothing(scale: Scale) -> None:
+    model = subject(pixels_exact=1.0)
+    assert verdict("inverse", LAPTOP, lunet=model)[0] == "replicated"
+    assert verdict("inverse", scale, lunet=model)[0] == "not_tested_at_this_scale"
+
+
+def test_steps_of_different_batches_are_compared_per_image() -> None:
+    lunet, realnvp = timed("cuda", 2.0, batch=256), timed("cuda", 12.0, batch=64)
+    result, sentence = verdict("step", PAPER, lunet=lunet, realnvp=realnvp)
+    assert (result, "24 times" in sentence) == ("replicated", True)
+
+
+@pytest.mark.parametrize(("realnvp", "expected"), [(30.0, "replicated"), (5.0, "partly"), (1.05, "not_replicated")])
+def test_half_the_poster_s_ratio_and_a_tie(realnvp: float, expected: str) -> None:
+    assert verdict("step", PAPER, lunet=timed("cuda", 1.0), realnvp=timed("cuda", realnvp))[0] == expected
+
+
+# What cannot be compared or is not there
+
+
+def test_only_like_is_compared_with_like() -> None:
+    one, other = subject(bits_per_dim=1.8), subject("cuda", bits_per_dim=1.4)
+    assert verdict("nll", LAPTOP, lunet=one, realnvp=other)[0] == "not_comparable"
+    each = replace(subject(bits_per_dim=1.4), classes="each")
+    result, sentence = verdict("nll", LAPTOP, lunet=one, realnvp=each)
+    assert (result, "classes" in sentence) == ("not_comparable", True)
+    result, sentence = verdict("step", PAPER, lunet=timed("cuda", 1.0), realnvp=timed("cuda", 50.0, machine="bb"))
+    assert (result, "different machines" in sentence) == ("not_comparable", True)
+
+
+def test_missing_recipes_and_failed_ones_are_not_tested() -> None:
+    result, sentence = verdict("nll", LAPTOP, lunet=subject(bits_per_dim=1.8))
+    assert (result, sentence) == ("not_tested", "The grid has no realnvp.")
+    failed = Subject(classes="all", trouble="seed 0 of realnvp: diverged")
+    result, sentence = verdict("nll", LAPTOP, lunet=subject(bits_per_dim=1.8), realnvp=failed)
+    assert (result, sentence) == ("not_tested", "Seed 0 of realnvp: diverged.")
+
+
+def test_samples_need_one_model_a_class() -> None:
+    assert verdict("samples", LAPTOP, lunet=subject())[0] == "not_tested"
+    for accuracy, expected in ((0.93, "replicated"), (0.6, "partly"), (0.3, "not_replicated")):
+        each = replace(subject(sample_class_accuracy=accuracy), classes="each")
+        assert verdict("samples", LAPTOP, lunet=each)[0] == expected
+
+
+# The other statistics
+
+
+def determined(diagonal: float, dense: float, widths: list[int]) -> Subject:
+    """Determinant times that follow two power laws, after a flat start at small widths."""
+    found = {
+        "widths": widths,
+        "diagonal_ms": [[1e-3 * max(width, 256) ** diagonal] * 3 for width in widths],
+        "slogdet_ms": [[1e-6 * max(width, 256) ** dense] * 3 for width in widths],
+    }
+    return replace(subject(), determinant=found)
+
+
+def test_the_determinant_is_judged_by_its_larger_widths() -> None:
+    widths = [32, 64, 128, 256, 512, 1024, 2048]
+    result, sentence = verdict("determinant", LAPTOP, lunet=determined(0.9, 2.6, widths))
+    assert result == "replicated"
+    assert "0.900 for the diagonal and 2.60 for a dense" in sentence
+    assert verdict("determinant", LAPTOP, lunet=determined(2.0, 2.6, widths))[0] == "partly"
+    assert verdict("determinant", LAPTOP, lunet=determined(2.6, 2.5, widths))[0] == "not_replicated"
+    assert verdict("determinant", LAPTOP, lunet=determined(0.9, 2.6, [64, 128]))[0] == "not_tested"
+
+
+def test_training_and_latents() -> None:
+    moments = {"latent_mean": 0.01, "latent_variance": 1.02, "latent_variance_min": 0.7, "latent_variance_max": 1.6}
+    moments["latent_radius_distance"] = 0.05
+    assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=0.3, **moments))[0] == "replicated"
+    assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=-0.1, **moments))[0] == "not_replicated"
+    for off in ({"latent_variance_max": 40.0}, {"latent_radius_distance": 0.3}):
+        assert verdict("likelihood", LAPTOP, lunet=subject(holdout_improvement=0.3, **(moments | off)))[0] == "partly"
+
+
+# Both data sets
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (1.0, 1.0, "replicated"),
+        (0.5, 0.5, "partly"),
+        (1.0, 0.5, "partly"),
+        (1.0, None, "replicated"),
+        (None, None, "not_tested"),
+    ],
+)
+def test_overall(first: float | None, second: float | None, expected: str) -> None:
+    results = {
+        name: {"lunet": Subject(trouble="diverged") if share is None else subject(pixels_exact=share)}
+        for name, share in (("mnist", first), ("fashion_mnist", second))
+    }
+    found = judge(CLAIMS["inverse"], dict.fromkeys(results, LAPTOP), results)
+    assert found["verdict"] == expected
+    assert found["label"] in LABELS.values()
+
+
+def test_every_kind_of_statistic_is_used() -> None:
+    assert {claim.statistic.kind for claim in CLAIMS.values()} == set(STATISTICS)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.8523, "1.852"),
+        (-0.05, "−0.05000"),
+        (3725.4, "3,725"),
+        (3.0, "3"),
+        (1e6 * (1 - 0.99999), "10"),
+        (999.96, "1000"),
+    ],
+)
+def test_numbers_for_readers(value: float, text: str) -> None:
+    assert shown(value) == text

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+from png_files import gradients, write_png
+
+from pipeline.core.console import UserError
+from pipeline.results.figures import images as write_grid
+from pipeline.sources.image_files import as_images, read_pictures
+from pipeline.sources.published import idx_bytes
+
+
+@pytest.fixture
+def images() -> NDArray[np.uint8]:
+    """Images that hold every value that 8 bits have."""
+    return gradients(6, 9)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a-idx3-ubyte", "a-idx3-ubyte.gz", "folder"])
+def test_every_kind_of_file_gives_the_same_images(tmp_path: Path, images: NDArray[np.uint8], name: str) -> None:
+    path = tmp_path / name
+    if name == "a.npy":
+        np.save(path, images)
+    elif name == "a.npz":
+        np.savez(path, images=images, labels=np.arange(6))
+    elif name == "folder":
+        for number, image in enumerate(images):
+            write_png(path / f"deep/{number}.png", image)
+    else:
+        path.write_bytes(gzip.compress(idx_bytes(images)) if name.endswith(".gz") else idx_bytes(images))
+    found, names = read_pictures(path)
+    np.testing.assert_array_equal(found, images)
+    assert found.dtype == np.uint8
+    assert names == [f"deep/{n}.png" if name == "folder" else str(n) for n in range(6)]
+
+
+def test_a_png_with_three_like_colours_is_grey(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_grid(tmp_path / "a.png", images[None, :1])
+    found, names = read_pictures(tmp_path / "a.png")
+    np.testing.assert_array_equal(found, images[:1])
+    assert names == ["a.png"]
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 4, 5, 1), (6, 4, 5)])
+def test_one_channel_may_stand_first_or_last(shape: tuple[int, ...]) -> None:
+    values = np.arange(120, dtype=np.int64).reshape(shape)
+    np.testing.assert_array_equal(as_images(values, "x"), np.arange(120, dtype=np.uint8).reshape(6, 4, 5))
+
+
+def test_the_array_of_a_npz_file_is_guessed_or_named(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, train_images=images[:2], test_images=images)
+    assert len(read_pictures(path)[0]) == 6
+    assert len(read_pictures(path, "train_images")[0]) == 2
+    np.savez(path, one=images)
+    assert len(read_pictures(path)[0]) == 6
+    np.savez(path, one=images, other=images)
+    for wanted in (None, "third"):
+        with pytest.raises(UserError, match=r"one, other; name the one with the images by --array"):
+            read_pictures(path, wanted)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 4, 4)), "float64, not 8-bit"),
+        (np.full((2, 4, 4), 256), "from 256 to 256, not 0 to 255"),
+        (np.full((2, 4, 4), -1), "from -1 to -1"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"shape \(2, 3, 4, 4\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        (np.array([["a"]]), "not 8-bit"),
+    ],
+)
+def test_other_values_are_refused(tmp_path: Path, values: NDArray[Any], words: str) -> None:
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(UserError, match=rf"a\.npy.*{words}"):
+        read_pictures(tmp_path / "a.npy")
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match="not a whole"):
+        read_pictures(tmp_path / "a.npy")
+    np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="damaged"):
+        read_pictures(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.png", "a-idx3-ubyte", "a.jpg"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(UserError, match=rf"{name} cannot be read: No such file"):
+        read_pictures(path)
+    path.write_bytes(b"\x1f\x8b no such thing")
+    with pytest.raises(UserError, match=name):
+        read_pictures(path)
+
+
+def test_a_png_that_was_cut_off_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = (tmp_path / "a.png").read_bytes()
+    for kept in (len(content) - 20, 30):
+        (tmp_path / "a.png").write_bytes(content[:kept])
+        with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
+            read_pictures(tmp_path / "a.png")
+
+
+def test_colours_depth_and_size_are_told(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    imsave(tmp_path / "a.png", images[0], cmap="viridis")
+    with pytest.raises(UserError, match=r"a\.png has colours"):
+        read_pictures(tmp_path / "a.png")
+    write_png(tmp_path / "b.png", images[0].astype(np.uint16))
+    with pytest.raises(UserError, match=r"b\.png has 16 bits a value"):
+        read_pictures(tmp_path / "b.png")
+    write_png(tmp_path / "c/1.png", images[0])
+    write_png(tmp_path / "c/2.png", images[0, :8])
+    with pytest.raises(UserError, match=r"2\.png is 9x8 pixels, 1\.png 9x9"):
+        read_pictures(tmp_path / "c")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UserError, match=r"d holds no \.png file"):
+        read_pictures(tmp_path / "d")

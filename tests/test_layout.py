@@ -1,0 +1,99 @@
+"""The tree keeps its rule: top level = what can be run, a folder = one concern, imports point one way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from import_graph import FILES, IMPORTS, MODULES, PACKAGES, ROOT, reachable
+
+from pipeline.core.params import read_yaml
+
+STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
+COMMANDS = {"preset", "compare", "use", "sweep", "run", "publish"}
+# From the top floor down; "." is the top level, whose modules can be run. An archive is checked by rendering its page.
+ROOMS = (".", "presets", "runner", "page", "results", "measuring", "evaluation", "training", "sources", "core")
+
+
+def room(path: Path) -> str:
+    """The room of a module of `pipeline`."""
+    return path.parent.relative_to("pipeline").as_posix()
+
+
+def test_imports_have_no_cycles() -> None:
+    assert len([*TopologicalSorter(IMPORTS).static_order()]) == len(MODULES)
+
+
+def test_every_folder_is_a_room() -> None:
+    assert {room(path) for path in MODULES if path.parts[0] == "pipeline"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", sorted(path for path in MODULES if path.parts[0] == "pipeline"), ids=str)
+def test_imports_point_down(module: Path) -> None:
+    allowed = ROOMS[ROOMS.index(room(module)) :]
+    upwards = [other for other in IMPORTS[module] if other.parts[0] == "pipeline" and room(other) not in allowed]
+    outside = [other for other in IMPORTS[module] if other.parts[0] not in ("pipeline", "lunet")]
+    assert (upwards, outside) == ([], [])
+
+
+def test_the_library_knows_nothing_else() -> None:
+    outside = {
+        (path, other)
+        for path in MODULES
+        if path.parts[0] == "lunet"
+        for other in IMPORTS[path]
+        if other.parts[0] != "lunet"
+    }
+    assert outside == set()
+
+
+def test_the_top_level_is_what_can_be_run() -> None:
+    top = {path.stem: path for path in MODULES if path.parent == Path("pipeline")}
+    assert set(top) == {*STAGES, *COMMANDS}
+    assert len(top) <= 16
+    for name, path in top.items():
+        assert f'prog="python -m pipeline.{name}"' in (text := (ROOT / path).read_text()) or "cell_parser(" in text
+        assert text.rstrip().endswith('if __name__ == "__main__":\n    exit_with(main)')
+
+
+def test_packages_of_the_pipeline_are_empty() -> None:
+    assert [path for path in (ROOT / "pipeline").rglob("__init__.py") if path.read_text()] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_import_of_a_stage_is_a_dependency(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if "${" not in dep}
+    missing = {
+        path.as_posix()
+        for path in reachable(Path("pipeline", f"{stage}.py"))
+        if not listed & {path.as_posix(), *(parent.as_posix() for parent in path.parents)}
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_dependency_on_code_is_imported(stage: str) -> None:
+    needed = {
+        place.as_posix() for path in reachable(Path("pipeline", f"{stage}.py")) for place in (path, *path.parents)
+    }
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.partition("/")[0] in PACKAGES}
+    assert listed <= needed
+
+
+@pytest.mark.parametrize("stage", ["collect", "report"])
+def test_collect_and_report_do_without_torch(stage: str) -> None:
+    code = f"import sys, pipeline.{stage}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_file_is_long() -> None:
+    lengths = {path.as_posix(): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
+
+
+@pytest.mark.parametrize("module", sorted(path for path in MODULES if path.name != "__init__.py"), ids=str)
+def test_every_module_has_its_test(module: Path) -> None:
+    assert Path("tests", *module.parent.parts, f"test_{module.name}") in FILES
