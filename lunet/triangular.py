@@ -1,7 +1,7 @@
-r"""Both triangles of an LU factorisation in one square matrix.
+r"""Products and solutions with both triangles of an LU factorisation, stored in one square matrix.
 
-The compact form is the one that LAPACK's ``getrf`` returns: the strictly lower part of the matrix is that of the unit
-lower triangular :math:`L`, whose diagonal of ones is not stored; the diagonal and the part above it are :math:`U`.
+The compact form is the one that LAPACK's ``getrf`` returns. The strictly lower part of the matrix is that of the unit
+lower triangular :math:`L`, whose diagonal of ones is not stored. The diagonal and the part above it are :math:`U`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,81 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 
+def unpack(lu: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The unit lower triangular :math:`L` and the upper triangular :math:`U`, each with shape :math:`(D, D)`."""
+    return lu.tril(-1) + torch.eye(len(lu), dtype=lu.dtype, device=lu.device), lu.triu()
+
+
+def pack(lower: Tensor, upper: Tensor) -> Tensor:
+    r"""The compact form of a unit lower and an upper triangular matrix, each with shape :math:`(D, D)`."""
+    return torch.tril(lower, -1) + torch.triu(upper)
+
+
+def log_abs_det(lu: Tensor) -> Tensor:
+    r"""The log-determinant :math:`\ln |\det L U| = \sum_d \ln |u_{dd}|`, a scalar. Cost: :math:`O(D)`."""
+    return lu.diagonal().abs().log().sum()
+
+
+def multiply(lu: Tensor, x: Tensor) -> Tensor:
+    r"""The product :math:`L U x` for each row of a batch; see `transform`."""
+    return transform(lu, x)[0]
+
+
+def solve(lu: Tensor, y: Tensor) -> Tensor:
+    r"""The solution of :math:`L U x = y` for each row of a batch, by two triangular solves.
+
+    Cost: :math:`O(N D^2)`. Each solve reads only its own triangle of ``lu``.
+
+    Args:
+        lu: Both triangles in compact form, with shape :math:`(D, D)`; no diagonal entry is zero.
+        y: The batch, with shape :math:`(N, D)`.
+
+    Returns:
+        The solution, with shape :math:`(N, D)`.
+    """
+    h = solve_triangular(lu, y.mT, upper=False, unitriangular=True)
+    return solve_triangular(lu, h, upper=True).mT
+
+
+@torch.no_grad()
+def condition(lu: Tensor, iterations: int = 20) -> float:
+    r"""An estimate of the condition number :math:`\sigma_{\max} / \sigma_{\min}` of :math:`L U`, never above it.
+
+    Power iterations with the product and with its inverse, from a fixed random vector, estimate both singular values.
+
+    Cost: :math:`O(D^2)` per iteration, whereas the singular values of a dense matrix cost :math:`O(D^3)`.
+
+    Args:
+        lu: Both triangles in compact form, with shape :math:`(D, D)`; no diagonal entry is zero.
+        iterations: The number of steps of each power iteration.
+    """
+    lower, upper = unpack(lu)
+    vector = torch.randn(len(lu), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(lu)
+    most_stretched = least_stretched = vector / vector.norm()
+    largest = smallest = vector.new_tensor(1.0)
+    for _ in range(iterations):
+        y = lower @ (upper @ most_stretched)
+        largest = y.norm()
+        most_stretched = upper.mT @ (lower.mT @ y)
+        most_stretched = most_stretched / most_stretched.norm()
+        h = solve_triangular(lower, least_stretched, upper=False, unitriangular=True)
+        y = solve_triangular(upper, h, upper=True)
+        smallest = 1 / y.norm()
+        h = solve_triangular(upper.mT, y, upper=False)
+        least_stretched = solve_triangular(lower.mT, h, upper=True, unitriangular=True)
+        least_stretched = least_stretched / least_stretched.norm()
+    return float(largest / smallest)
+
+
 def transform(lu: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""The product :math:`L U x` for each row of a batch, and :math:`\ln |\det L U| = \sum_d \ln |u_{dd}|`.
 
-    On a CPU the product and its gradient skip most of what the triangles leave zero. The product has its batch in
-    contiguous columns (strides 1 and N), which suits the next product, the triangular solves and elementwise maps. It
-    is computed in the dtype of ``lu`` under autocast too.
+    On a CPU the product and its gradient skip most of the zeros of the triangles. The columns of the product are
+    contiguous (strides 1 and N), which suits the next product, the triangular solves and elementwise maps. The dtype is
+    that of ``lu``, under autocast too.
 
-    Cost: :math:`O(N D^2)` for the product, :math:`O(D)` for the determinant, where a dense matrix costs :math:`O(D^3)`.
+    Cost: :math:`O(N D^2)` for the product and :math:`O(D)` for the determinant, which costs :math:`O(D^3)` for a dense
+    matrix.
 
     Args:
         lu: Both triangles in compact form, with shape :math:`(D, D)`.
@@ -36,25 +103,15 @@ def transform(lu: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Where products keep their dtype under autocast, on the device of a tensor."""
+    """A context in which products keep their dtype even under autocast, on the device of a tensor."""
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     return torch.autocast(x.device.type, enabled=False) if autocast else nullcontext()
 
 
-def multiply(lu: Tensor, x: Tensor) -> Tensor:
-    r"""The product :math:`L U x` alone; see `transform`."""
-    return transform(lu, x)[0]
-
-
-def log_abs_det(lu: Tensor) -> Tensor:
-    r"""The log-determinant :math:`\ln |\det L U|` alone, a scalar. Cost: :math:`O(D)`."""
-    return lu.diagonal().abs().log().sum()
-
-
 class _Product(torch.autograd.Function):
-    """The product of both triangles with a batch in columns, (D, N), the product with U alone, and U's diagonal.
+    """For a batch x in columns (D, N): the product y = L h, the product h = U x, and the diagonal of U.
 
-    Blocks on the diagonal are multiplied as one batch of matrices, what lies beside them in one product a block row.
+    The blocks on the diagonal are multiplied as one batch of matrices, the rest by one product for each block row.
     """
 
     generate_vmap_rule = True
@@ -79,6 +136,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradients dh = L^T dy, dx = U^T dh, dL = dy h^T and dU = dh x^T, the last two in their triangles."""
         lu, x, h = ctx.saved_tensors
         grad_y, grad_product, grad_diagonal = grads
         if grad_y is None:
@@ -96,12 +154,12 @@ class _Product(torch.autograd.Function):
         for cut in cuts:
             grad_x[cut : cut + width].addmm_(lu[:cut, cut : cut + width].mT, grad_h[:cut])
         lower, upper = grad_y_rows @ h_rows.mT, grad_h_rows @ x_rows.mT
-        both = lower.tril(-1) + upper.triu()
+        grad_blocks = lower.tril(-1) + upper.triu()
         if grad_diagonal is not None:
-            both = both + grad_diagonal.unflatten(0, (-1, width)).diag_embed()
-        # Made from a value that depends on all others, so that under vmap it has the batches of all of them.
-        grad_lu = (grad_x[0, 0] + both[0, 0, 0]).new_empty(lu.shape)
-        _diagonal_blocks(grad_lu)[0].copy_(both)
+            grad_blocks = grad_blocks + grad_diagonal.unflatten(0, (-1, width)).diag_embed()
+        # new_empty of a value that depends on all others, so that under vmap it has the batch dimensions of all.
+        grad_lu = (grad_x[0, 0] + grad_blocks[0, 0, 0]).new_empty(lu.shape)
+        _diagonal_blocks(grad_lu)[0].copy_(grad_blocks)
         for cut in cuts:
             grad_lu[cut:, cut - width : cut].addmm_(grad_y[cut:], h[cut - width : cut].mT, beta=0)
             grad_lu[cut - width : cut, cut:].addmm_(grad_h[cut - width : cut], x[cut:].mT, beta=0)
@@ -111,7 +169,8 @@ class _Product(torch.autograd.Function):
 def _diagonal_blocks(lu: Tensor) -> tuple[Tensor, int]:
     """The blocks on the diagonal, a view with shape (D / B, B, B), and their width B.
 
-    On a CPU a wide matrix has up to eight, which spares up to 7/16 of the arithmetic. On a GPU one product is faster.
+    On a CPU a wide matrix has up to eight blocks, which saves up to 7/16 of the arithmetic. On a GPU a single product
+    is faster.
     """
     features = lu.shape[-1]
     counts = range(2, 9) if lu.device.type == "cpu" else ()
@@ -119,57 +178,3 @@ def _diagonal_blocks(lu: Tensor) -> tuple[Tensor, int]:
     width = features // count
     grid = lu.unflatten(0, (count, width)).unflatten(2, (count, width))
     return grid.diagonal(dim1=0, dim2=2).movedim(-1, 0), width
-
-
-def solve(lu: Tensor, y: Tensor) -> Tensor:
-    r"""The solution of :math:`L U x = y` for each row of a batch, by two triangular solves.
-
-    Cost: :math:`O(N D^2)`. Each solve reads only its own triangle of ``lu``.
-
-    Args:
-        lu: Both triangles in compact form, with shape :math:`(D, D)`, the diagonal free of zeros.
-        y: The batch, with shape :math:`(N, D)`.
-
-    Returns:
-        The solution, with shape :math:`(N, D)`.
-    """
-    h = solve_triangular(lu, y.mT, upper=False, unitriangular=True)
-    return solve_triangular(lu, h, upper=True).mT
-
-
-def unpack(lu: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The unit lower triangular :math:`L` and the upper triangular :math:`U`, each with shape :math:`(D, D)`."""
-    return lu.tril(-1) + torch.eye(len(lu), dtype=lu.dtype, device=lu.device), lu.triu()
-
-
-@torch.no_grad()
-def condition(lu: Tensor, iterations: int = 20) -> float:
-    r"""An estimate of the condition number :math:`\sigma_{\max} / \sigma_{\min}` of :math:`L U`, never above it.
-
-    Power iterations with the product and with its inverse, from a fixed random start, find both singular values.
-
-    Cost: :math:`O(D^2)` an iteration, where the singular values of a dense matrix cost :math:`O(D^3)`.
-
-    Args:
-        lu: Both triangles in compact form, with shape :math:`(D, D)`, the diagonal free of zeros.
-        iterations: Steps of each iteration.
-    """
-    lower, upper = unpack(lu)
-    start = torch.randn(len(lu), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(lu)
-    stretched = shrunk = start / start.norm()
-    largest = smallest = start.new_tensor(1.0)
-    for _ in range(iterations):
-        y = lower @ (upper @ stretched)
-        largest = y.norm()
-        stretched = upper.mT @ (lower.mT @ y)
-        stretched = stretched / stretched.norm()
-        y = solve_triangular(upper, solve_triangular(lower, shrunk, upper=False, unitriangular=True), upper=True)
-        smallest = 1 / y.norm()
-        shrunk = solve_triangular(lower.mT, solve_triangular(upper.mT, y, upper=False), upper=True, unitriangular=True)
-        shrunk = shrunk / shrunk.norm()
-    return float(largest / smallest)
-
-
-def pack(lower: Tensor, upper: Tensor) -> Tensor:
-    r"""The compact form of a unit lower and an upper triangular matrix, each with shape :math:`(D, D)`."""
-    return torch.tril(lower, -1) + torch.triu(upper)
