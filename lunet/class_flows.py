@@ -1,4 +1,4 @@
-"""One flow a class: sampling by class, and classification by Bayes' rule."""
+"""One flow for each class: sampling by class, and classification by Bayes' rule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from lunet.image_flow import ImageFlow
 
 
 class ClassFlows(nn.Module):
-    r"""A set of image flows, one for each class, as the paper trains them: together a generative classifier.
+    r"""Image flows, one for each class, as the paper trains them: together a generative classifier.
 
     Args:
-        flows: The flow of each class, by its name (without dots); all for images of the same shape.
+        flows: The flow of each class by its name, which contains no dot; all for images of the same shape.
+
+    Raises:
+        ValueError: If there are no flows, or their images have different shapes.
 
     Example:
         >>> model = ClassFlows({name: ImageFlow(LUNet(16), shape=(1, 4, 4)) for name in ("cat", "dog")})
@@ -35,7 +38,7 @@ class ClassFlows(nn.Module):
         self._flows = nn.ModuleDict(flows)
 
     def __getitem__(self, name: str) -> ImageFlow:
-        """The flow of a class; ``KeyError``, listing the classes, if there is none of that name."""
+        """The flow of a class; raises `KeyError`, which lists the classes, if the name is unknown."""
         if name not in self._flows:
             raise KeyError(f"class {name!r} has no flow; there are: {', '.join(self.names)}")
         flow = self._flows[name]
@@ -51,7 +54,7 @@ class ClassFlows(nn.Module):
     def bits_per_dim(self, images: Tensor, draws: int = 1, generator: torch.Generator | None = None) -> Tensor:
         r"""Bits per pixel of 8-bit images under the flow of each class, with shape :math:`(N, \text{classes})`.
 
-        Cost: one pass through every flow.
+        Cost: ``draws`` forward passes of every flow.
         """
         return torch.stack([self[name].bits_per_dim(images, draws, generator) for name in self.names], dim=1)
 
@@ -68,8 +71,8 @@ class ClassFlows(nn.Module):
         Args:
             images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
             draws: The number of dequantisation draws for each image and flow.
-            generator: Where the dequantisation noise comes from.
-            prior: The probability of each class, in the order of `names`; all alike if ``None``.
+            generator: The random generator of the dequantisation noise.
+            prior: The probability of each class, in the order of `names`; uniform if ``None``.
 
         Raises:
             ValueError: If ``prior`` is not one probability for each class.

@@ -12,23 +12,26 @@ from lunet.activation import Activation
 
 
 class LearnedMonotone(Activation):
-    r"""A monotone quadratic spline with parameters of its own for each feature.
+    r"""A monotone quadratic spline with separate parameters for each feature.
 
     The slope :math:`\phi'` is linear between equally spaced knots, where it is
-    :math:`s_k = \epsilon + (1 - \epsilon) e^{\theta_k}` with :math:`\epsilon = 2^{-10}`; :math:`\phi` is its integral,
-    and leaves one knot of each feature where it is. So :math:`\phi` is increasing by construction, values and slopes
-    cost the same for any number of knots, and the inverse is the root of a quadratic equation, in closed form: no
-    iteration, an error of a few roundings. It starts at the identity.
+    :math:`s_k = \epsilon + (1 - \epsilon) e^{\theta_k}` with :math:`\epsilon = 2^{-10}`. :math:`\phi` is the integral
+    of the slope, and maps one knot of each feature, the anchor, to itself. So :math:`\phi` is increasing by
+    construction, values and slopes cost the same for any number of knots, and the inverse is the root of a quadratic
+    equation, in closed form, with an error of a few roundings. It is initialised to the identity.
 
-    Outside of the knots the slope is its mean between them. The slope at the last knot may be many times steeper, where
-    it has learnt a sharp edge of the data, and a value far beyond it, as was never met, would end far from all others.
+    Outside the knots the slope is the mean slope between them. The slope at the last knot may be many times steeper if
+    the data have a sharp edge there, and would map an unseen value far beyond the edge away from all others.
 
     Cost: :math:`O(N D)` for values and slopes, :math:`O(N D \log K)` for the inverse; :math:`D (K + 1)` parameters.
 
     Args:
         features: The number :math:`D` of features.
         bins: The number :math:`K` of intervals between knots.
-        bound: The knots reach from ``-bound`` to ``bound``, until `fit_` moves them to where the data are.
+        bound: The knots extend from ``-bound`` to ``bound``, until `fit_` moves them to the range of the data.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     References:
         Neural Importance Sampling (Müller, McWilliams, Rousselle, Gross and Novák, 2019), the piecewise quadratic
@@ -54,7 +57,7 @@ class LearnedMonotone(Activation):
         self.register_buffer("anchor", torch.full((features, 1), bins // 2))
 
     def config(self) -> dict[str, Any]:
-        """The arguments that make this activation again."""
+        """The constructor's arguments."""
         return {"features": self.features, "bins": self.bins, "bound": self.bound}
 
     def extra_repr(self) -> str:
@@ -73,7 +76,7 @@ class LearnedMonotone(Activation):
         target = y.mT.contiguous()
         bins = (torch.searchsorted(values.detach(), target.detach(), right=True) - 1).clamp(0, self.bins - 1)
         slope, rise = slopes.gather(1, bins), slopes.diff().gather(1, bins)
-        # In widths of a bin: how far the value lies above the bin's first knot, within the spline and beyond its ends.
+        # In bin widths: the distance of the value from that at the bin's first knot, inside and outside the knots.
         above = (target - values.gather(1, bins)) / self.width
         within = torch.minimum(above.clamp(min=0), slope + rise / 2)
         share = 2 * within / (slope + (slope.square() + 2 * rise * within).sqrt())
@@ -82,13 +85,13 @@ class LearnedMonotone(Activation):
 
     @torch.no_grad()
     def fit_(self, x: Tensor, *, smoothing: float = 0.02) -> Self:
-        r"""Spread the knots over a sample and bend each feature towards a standard normal.
+        r"""Spread the knots over a sample, and map each feature approximately to a standard normal.
 
         Cost: sorting the sample, :math:`O(D N \log N)`.
 
         Args:
             x: The sample, with shape :math:`(N, D)`.
-            smoothing: The share of a uniform distribution that is mixed into each feature's histogram, above 0.
+            smoothing: The weight of a uniform distribution that is mixed into each feature's histogram, above 0.
 
         Raises:
             ValueError: If a feature is constant on the sample, or a value is not finite.
@@ -101,17 +104,17 @@ class LearnedMonotone(Activation):
         knots = (self.left + self.width * torch.arange(self.bins + 1, device=x.device)).contiguous()
         counts = torch.searchsorted(x.mT.contiguous().sort(1).values, knots, right=True)
         counts[:, 0], counts[:, -1] = 0, len(x)
-        even = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=x.device)
-        below = (1 - smoothing) * counts / len(x) + smoothing * even
-        self.anchor.copy_(below.diff().argmax(1, keepdim=True))
-        normal = torch.special.ndtri(below.clamp(0.5 / len(x), 1 - 0.5 / len(x)))
-        log_slopes = (normal.diff() / self.width).log()
-        ends = torch.cat([log_slopes[:, :1], log_slopes, log_slopes[:, -1:]], dim=1)
-        self.log_slopes.copy_((ends[:, :-1] + ends[:, 1:]) / 2)
+        uniform = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64, device=x.device)
+        cumulative = (1 - smoothing) * counts / len(x) + smoothing * uniform
+        self.anchor.copy_(cumulative.diff().argmax(1, keepdim=True))
+        quantiles = torch.special.ndtri(cumulative.clamp(0.5 / len(x), 1 - 0.5 / len(x)))
+        log_slopes = (quantiles.diff() / self.width).log()
+        padded = torch.cat([log_slopes[:, :1], log_slopes, log_slopes[:, -1:]], dim=1)
+        self.log_slopes.copy_((padded[:, :-1] + padded[:, 1:]) / 2)
         return self
 
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slopes and values at the knots, each with shape (D, K + 1), and the slopes outside, with shape (D, 1)."""
+        """Slopes and values at the knots, each with shape (D, K + 1), and the slope outside them, with shape (D, 1)."""
         slopes = self.SLOPE_MIN + (1 - self.SLOPE_MIN) * self.log_slopes.exp()
         rises = (slopes[:, 1:] + slopes[:, :-1]) * (self.width / 2)
         values = torch.cat([torch.zeros_like(self.left), rises.cumsum(1)], dim=1)
@@ -120,7 +123,7 @@ class LearnedMonotone(Activation):
 
 
 class _Spline(torch.autograd.Function):
-    """Values and log-slopes of arguments (D, N); the other outputs serve the gradient."""
+    """Values and log-slopes of arguments with shape (D, N); the other outputs are saved for the gradient."""
 
     generate_vmap_rule = True
 
@@ -164,7 +167,7 @@ class _Spline(torch.autograd.Function):
         grad_x = torch.where(within, grad_share, grad_beyond + scaled * outer) / width
         grad_start = grad_slope + scaled * share / 2 - grad_rise
         grad_outer = (grad_log_slope * ~within + scaled * beyond).sum(1, keepdim=True)
-        none = slope.new_zeros(ctx.shape.numel())
-        grad_slopes = none.index_add(0, index, grad_start.flatten()).index_add(0, index + 1, grad_rise.flatten())
-        grad_values = none.index_add(0, index, (scaled / width).flatten())
+        zeros = slope.new_zeros(ctx.shape.numel())
+        grad_slopes = zeros.index_add(0, index, grad_start.flatten()).index_add(0, index + 1, grad_rise.flatten())
+        grad_values = zeros.index_add(0, index, (scaled / width).flatten())
         return grad_x, grad_slopes.view(ctx.shape), grad_values.view(ctx.shape), grad_outer, None, None

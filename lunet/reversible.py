@@ -1,4 +1,4 @@
-"""Gradients without stored activations: the way back finds each layer's argument by inverting the layer."""
+"""Gradients without stored activations: the backward pass recomputes them by inverting each layer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.autograd.function import once_differentiable
 
 
 def through(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""What layers in a row make of a batch, and the sum of their log-determinants.
+    r"""The output of a sequence of layers, and the sum of their log-determinants.
 
-    Only the last layer's values are kept for the gradient. There are no second derivatives.
+    Only the last layer's output is stored for the gradient. Second derivatives are not supported.
 
-    Cost: forward as always; the way back inverts each layer and computes it anew, so that a step costs about four
-    fifths more, and its activations take the memory of one layer's, whatever the number of layers. The gradient is
-    exact to the rounding errors of the inverse, which add up from the last layer to the first.
+    Cost: the forward pass costs the same. The backward pass inverts and recomputes each layer, so that a training step
+    takes about 80% longer, and its activations take the memory of one layer, whatever the number of layers. The
+    gradient is exact up to the rounding errors of the inverses, which accumulate from the last layer to the first.
 
     Args:
-        layers: Layers that return values, :math:`(N, D)`, and log-determinants, :math:`(N,)`, and have an ``inverse``.
+        layers: Layers with an ``inverse`` that return values :math:`(N, D)` and log-determinants :math:`(N,)`.
         x: The batch, with shape :math:`(N, D)`.
 
     Returns:
-        The values, with shape :math:`(N, D)`, and the log-determinants, with shape :math:`(N,)`.
+        The output, with shape :math:`(N, D)`, and the log-determinants, with shape :math:`(N,)`.
     """
     return _Reversible.apply(layers, x, *(parameter for layer in layers for parameter in layer.parameters()))
 
@@ -37,7 +37,7 @@ class _Reversible(torch.autograd.Function):
             x, layer_log_det = layer(x)
             log_det = log_det + layer_log_det
         ctx.layers = layers
-        # The parameters too, so that autograd refuses a way back through weights that have changed since.
+        # The parameters too, so that autograd raises an error if they are modified before the backward pass.
         ctx.save_for_backward(x, *parameters)
         return x, log_det
 
@@ -51,6 +51,8 @@ class _Reversible(torch.autograd.Function):
             parameters = list(layer.parameters())
             with torch.enable_grad():
                 outputs = layer(x)
-            grad_z, *own = torch.autograd.grad(outputs, (x, *parameters), (grad_z, grad_log_det), allow_unused=True)
-            grads, z = [*own, *grads], x.detach()
+            grad_z, *grad_parameters = torch.autograd.grad(
+                outputs, (x, *parameters), (grad_z, grad_log_det), allow_unused=True
+            )
+            grads, z = [*grad_parameters, *grads], x.detach()
         return None, grad_z, *grads
