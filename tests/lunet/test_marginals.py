@@ -8,7 +8,7 @@ from random_flows import CPU_DTYPES, correlated, seeded
 from torch import Tensor
 
 from lunet import Gaussian, LeakySoftplus, LearnedMonotone, LUNet
-from lunet.marginals import POOL_POINTS, POOL_SHARE, fit_marginals, representatives
+from lunet.marginals import POOL_POINTS, POOL_WEIGHT, fit_marginals, representatives
 
 # Nats a feature that a chain of three bends may be short of a torn normal distribution; a normal one lacks 0.9, three
 # bends at their best 0.17.
@@ -57,11 +57,11 @@ def test_points_keep_the_outermost_values_the_mean_and_what_other_features_take(
     own, pooled = points[:-POOL_POINTS], points[-POOL_POINTS:]
     assert torch.equal(own.amin(0), x.amin(0))
     assert torch.equal(own.amax(0), x.amax(0))
-    torch.testing.assert_close(weights[:-POOL_POINTS] @ own / (1 - POOL_SHARE), x.mean(0), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weights[:-POOL_POINTS] @ own / (1 - POOL_WEIGHT), x.mean(0), rtol=1e-2, atol=1e-2)
     assert torch.equal(pooled[:, 0], pooled[:, 1])
     assert pooled.amin() < -20
     assert pooled.amax() > 0
-    torch.testing.assert_close(weights[-POOL_POINTS:].sum(), torch.tensor(POOL_SHARE).double())
+    torch.testing.assert_close(weights[-POOL_POINTS:].sum(), torch.tensor(POOL_WEIGHT).double())
 
 
 def test_a_value_that_a_feature_never_takes_keeps_a_density() -> None:
