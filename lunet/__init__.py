@@ -1,4 +1,4 @@
-"""LU-Net and RealNVP, normalizing flows for images, with exact inverses and likelihoods in bits per pixel."""
+"""LU-Net and RealNVP: normalizing flows for images, with exact inverses and likelihoods in bits per pixel."""
 
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import (
@@ -14,9 +14,11 @@ from lunet.class_flows import ClassFlows
 from lunet.controls import Gaussian, Histogram
 from lunet.image_flow import ImageDiagnostics, ImageFlow
 from lunet.learned_monotone import LearnedMonotone
-from lunet.likelihood import pixel_bits, poster_bits_per_pixel, poster_nll
-from lunet.lu_net import LULayer, LUNet
-from lunet.realnvp import RealNVP, ReleasedRealNVP
+from lunet.lu_layer import LULayer
+from lunet.lu_net import LUNet
+from lunet.pixels import pixel_bits
+from lunet.realnvp import RealNVP
+from lunet.released import ReleasedRealNVP, poster_bits_per_pixel, poster_nll
 from lunet.saving import SavedFlowError, load_flow, save_flow
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every flow has in common."""
+"""The base class of all flows: likelihoods, samples and checks from a map and its inverse."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.distributions.constraints import Constraint
 
 
 class NonFiniteError(ValueError):
-    """A value, or a parameter of a flow, that is not finite, or a linear layer that is singular."""
+    """Raised for a value or a parameter that is not finite, or a linear layer that is singular."""
 
 
 class Transformed(NamedTuple):
-    r"""What a flow makes of a batch: latents with shape :math:`(N, D)` and log-determinants with shape :math:`(N,)`."""
+    r"""The result of a forward pass: latents with shape :math:`(N, D)`, log-determinants with shape :math:`(N,)`."""
 
     z: Tensor
     log_det: Tensor
 
 
 class LayerDiagnostics(NamedTuple):
-    r"""How near a layer's linear part is to singular: its smallest :math:`|u_{dd}|`, its estimated condition number."""
+    r"""How close a layer's linear part is to singular: its smallest :math:`|u_{dd}|` and its estimated condition."""
 
     name: str
     smallest_diagonal: float
@@ -34,7 +34,7 @@ class LayerDiagnostics(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """How well a flow can be inverted: its linear layers, and the largest error of latents that went back and forth."""
+    """How accurately a flow can be inverted: its linear layers, and the largest round-trip error of latents."""
 
     layers: list[LayerDiagnostics]
     latent_error: float
@@ -43,10 +43,10 @@ class Diagnostics(NamedTuple):
 class Flow(nn.Module, ABC):
     r"""An invertible map :math:`f: \mathbb{R}^D \to \mathbb{R}^D` from data to standard normal latents.
 
-    A subclass writes `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow. Shapes, dtypes and
-    devices are checked in every call; that results are finite, outside of training, compilation and the capture of CUDA
-    graphs only, since looking at a value makes a GPU wait. The error names the cause, such as a NaN in the data or a
-    singular layer.
+    A subclass implements `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow from them. Each
+    call checks shape, dtype and device. It also checks that the results are finite, except in a forward pass in train
+    mode, under compilation, and during the capture of a CUDA graph, because reading a value makes the CPU wait for the
+    GPU. The error names the cause, such as a NaN in the data or a singular layer.
 
     Args:
         features: The number :math:`D` of features.
@@ -60,28 +60,28 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Latents with shape :math:`(N, D)` and :math:`\ln |\det dz / dx|` with shape :math:`(N,)`."""
+        r"""The latents, with shape :math:`(N, D)`, and :math:`\ln |\det dz / dx|`, with shape :math:`(N,)`."""
 
     @abstractmethod
     def _inverse(self, z: Tensor) -> Tensor:
-        r"""Data with shape :math:`(N, D)` from latents with shape :math:`(N, D)`."""
+        r"""The data, with shape :math:`(N, D)`, of latents with the same shape."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The arguments that make a flow of this architecture again, as JSON can hold them."""
+        """The constructor's arguments, as values that JSON can represent."""
 
     def free_parameters(self) -> int:
-        """The number of values that were fitted to data."""
+        """The number of values that are fitted to data."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def check_invertible(self) -> None:
-        """Raise `NonFiniteError`, naming the layer, where the parameters do not make an invertible map."""
+        """Raise `NonFiniteError`, which names the layer, if the parameters do not define an invertible map."""
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
             if not tensor.isfinite().all():
                 raise NonFiniteError(f"{name} has values that are not finite: no likelihood and no inverse")
 
     def forward(self, x: Tensor) -> Transformed:
-        r"""The latents of data and the log-determinants of the map.
+        r"""The latents of data, and the log-determinants of the map.
 
         Args:
             x: Data, with shape :math:`(N, D)`.
@@ -90,9 +90,9 @@ class Flow(nn.Module, ABC):
             The latents, with shape :math:`(N, D)`, and :math:`\ln |\det dz / dx|`, with shape :math:`(N,)`.
 
         Raises:
-            ValueError: If the shape is another.
-            NonFiniteError: If, in eval mode, a result is not finite.
-            TypeError: If dtype or device are not those of the flow.
+            ValueError: If the shape is not :math:`(N, D)`.
+            NonFiniteError: If a result is not finite, in eval mode.
+            TypeError: If the dtype or the device is not the flow's.
         """
         self._check(x, "x")
         z, log_det = self._forward(x)
@@ -110,9 +110,9 @@ class Flow(nn.Module, ABC):
             Data, with shape :math:`(N, D)`.
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If the shape is not :math:`(N, D)`.
             NonFiniteError: If a result is not finite.
-            TypeError: If dtype or device are not those of the flow.
+            TypeError: If the dtype or the device is not the flow's.
         """
         self._check(z, "z")
         x = self._inverse(z)
@@ -121,7 +121,7 @@ class Flow(nn.Module, ABC):
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""The log-densities of data in nats, with a standard normal latent.
+        r"""The log-densities of data in nats, for standard normal latents.
 
         Args:
             x: Data, with shape :math:`(N, D)`.
@@ -136,10 +136,10 @@ class Flow(nn.Module, ABC):
         r"""``n`` independent draws from the model, with shape :math:`(n, D)`.
 
         Args:
-            n: How many.
-            generator: Where the latents come from.
-            temperature: The standard deviation of the latents; below 1 draws keep nearer to the middle, and are no
-                longer draws from the model.
+            n: The number of draws.
+            generator: The random generator of the latents.
+            temperature: The standard deviation of the latents. Below 1, draws are closer to the centre, and no longer
+                follow the model.
         """
         return self.inverse(self._draw_latents(n, generator, temperature))
 
@@ -148,7 +148,7 @@ class Flow(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         r"""``n`` draws, with shape :math:`(n, D)`, and their log-densities in nats, with shape :math:`(n,)`.
 
-        The densities are the model's own, at temperature 1, whatever the temperature of the draws.
+        The densities are the model's, at temperature 1, whatever the temperature of the draws.
         """
         x = self.sample(n, generator, temperature=temperature)
         return x, self.log_prob(x)
@@ -159,30 +159,30 @@ class Flow(nn.Module, ABC):
 
     @torch.no_grad()
     def diagnostics(self, x: Tensor) -> Diagnostics:
-        r"""How well the flow can be inverted, judged on data with shape :math:`(N, D)`.
+        r"""How accurately the flow can be inverted, measured on data with shape :math:`(N, D)`.
 
-        The error is the largest :math:`|f(f^{-1}(z)) - z|` over the latents :math:`z = f(x)`, in the flow's own dtype.
+        The error is the largest :math:`|f(f^{-1}(z)) - z|` over the latents :math:`z = f(x)`, in the flow's dtype.
 
         Raises:
             NonFiniteError: If a layer is singular or a value is not finite; the message names the layer.
         """
         self.check_invertible()
         z, _ = self(x)
-        again, _ = self(self.inverse(z))
-        return Diagnostics(self._layer_diagnostics(), float((again - z).abs().amax()) if len(x) else 0.0)
+        reconstruction, _ = self(self.inverse(z))
+        return Diagnostics(self._layer_diagnostics(), float((reconstruction - z).abs().amax()) if len(x) else 0.0)
 
     def _layer_diagnostics(self) -> list[LayerDiagnostics]:
-        """Of each linear layer; a flow that has none, has none."""
+        """The diagnostics of each linear layer."""
         return []
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Put the parameters back if setting them fails half way."""
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+    def _restore_on_error(self) -> Iterator[None]:
+        """Restore parameters and buffers if the body raises."""
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         try:
             yield
         except Exception:
-            self.load_state_dict(before)
+            self.load_state_dict(state)
             raise
 
     def _draw_latents(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
@@ -191,8 +191,8 @@ class Flow(nn.Module, ABC):
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature is {temperature}; it is finite and at least 0")
         like = self._like()
-        source = like.device if generator is None else generator.device
-        z = torch.randn(n, self.features, generator=generator, device=source, dtype=like.dtype).to(like.device)
+        device = like.device if generator is None else generator.device
+        z = torch.randn(n, self.features, generator=generator, device=device, dtype=like.dtype).to(like.device)
         return z if temperature == 1 else temperature * z
 
     def _like(self) -> Tensor:
@@ -212,10 +212,10 @@ class Flow(nn.Module, ABC):
             raise TypeError(f"{name} is on {value.device}; this flow is on {like.device}: move one to the other")
 
     def _require_finite(self, value: Tensor, name: str, *results: Tensor) -> None:
-        """Raise `NonFiniteError`, with the cause, for a result that is not finite."""
+        """Raise `NonFiniteError`, which names the cause, if a result is not finite."""
         if value.is_meta or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
-        # A sum is not finite if a value is not, and costs a tenth; it may also overflow by itself.
+        # A sum costs a tenth, and is not finite if a value is not; it may also overflow, so that the values decide.
         if all(bool(result.sum().isfinite()) or bool(result.isfinite().all()) for result in results):
             return
         if not value.isfinite().all():
@@ -226,10 +226,10 @@ class Flow(nn.Module, ABC):
 
 
 class FlowDistribution(Distribution):
-    r"""A flow's model as a distribution over :math:`\mathbb{R}^D`, for code that speaks `torch.distributions`.
+    r"""The distribution over :math:`\mathbb{R}^D` that a flow defines, for code that uses `torch.distributions`.
 
     Args:
-        flow: The flow; its parameters stay its own, so gradients reach them through `rsample` and `log_prob`.
+        flow: The flow; it is not copied, so gradients reach its parameters through `rsample` and `log_prob`.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
@@ -245,13 +245,13 @@ class FlowDistribution(Distribution):
         return self.flow.log_prob(value.reshape(-1, value.shape[-1])).reshape(value.shape[:-1])
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        r"""Draws with shape :math:`S + (D,)` for the sample shape :math:`S`, differentiable in the parameters."""
+        r"""Draws with shape :math:`S + (D,)` for the sample shape :math:`S`; gradients reach the parameters."""
         shape = torch.Size(sample_shape)
         return self.flow.sample(shape.numel()).reshape(*shape, self.flow.features)
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
-    r"""The log-densities :math:`-\frac{1}{2} (D \ln 2 \pi + |z|^2)` in nats, with shape :math:`(N,)`.
+    r"""The standard normal log-densities :math:`-\frac{1}{2} (D \ln 2 \pi + |z|^2)` in nats, with shape :math:`(N,)`.
 
     Args:
         z: Latents, with shape :math:`(N, D)`.

@@ -1,4 +1,4 @@
-"""Models in closed form, the bars that a flow must clear: a full-covariance Gaussian and independent histograms."""
+"""Baselines fitted in closed form: a Gaussian with full covariance, and independent histograms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from lunet.base import Flow, NonFiniteError, standard_normal_log_prob
-from lunet.lu_net import whitening
 from lunet.triangular import full_precision
+from lunet.whitening import CHUNK, whitening
 
 
 class Gaussian(Flow):
     r"""A Gaussian with full covariance, :math:`z = W (x - \mu)` with lower triangular :math:`W`.
 
-    Cost: :math:`O(N D^2)` in both directions; the fit :math:`O(N D^2 + D^3)`.
+    Cost: :math:`O(N D^2)` in both directions, :math:`O(N D^2 + D^3)` for the fit.
 
     Args:
         features: The number :math:`D` of features.
-        ridge: What the fit adds to the covariance's diagonal.
+        ridge: A number that the fit adds to the covariance's diagonal.
     """
 
     def __init__(self, features: int, ridge: float = 0.0) -> None:
@@ -31,11 +31,11 @@ class Gaussian(Flow):
         self.register_buffer("whitening", torch.eye(features))
 
     def config(self) -> dict[str, Any]:
-        """The arguments that make this model again."""
+        """The constructor's arguments."""
         return {"features": self.features, "ridge": self.ridge}
 
     def free_parameters(self) -> int:
-        """Those of mean and covariance."""
+        """The number of values in mean and covariance."""
         return self.features + self.features * (self.features + 1) // 2
 
     def check_invertible(self) -> None:
@@ -46,7 +46,14 @@ class Gaussian(Flow):
             raise NonFiniteError(f"whitening is singular: entry {int(singular[0])} of its diagonal is not above zero")
 
     def fit_(self, x: Tensor) -> Self:
-        r"""Take mean and covariance of a sample with shape :math:`(N, D)`; ``ValueError`` if they are singular."""
+        r"""Set mean and covariance to those of a sample.
+
+        Args:
+            x: The sample, with shape :math:`(N, D)`.
+
+        Raises:
+            ValueError: If a value is not finite, or the covariance is singular.
+        """
         self._check(x, "x")
         mean, factor = whitening(x, self.ridge)
         self.mean.copy_(mean)
@@ -63,16 +70,21 @@ class Gaussian(Flow):
 
 
 class Histogram(Flow):
-    r"""Independent histograms of each feature's values between 0 and 1, as a flow :math:`z = \Phi^{-1}(F(x))`.
+    r"""An independent histogram for each feature's values between 0 and 1, as a flow :math:`z = \Phi^{-1}(F(x))`.
 
     :math:`F` is the piecewise linear distribution function over equal bins, :math:`\Phi` the standard normal one. The
-    model lives on values between 0 and 1, so it stands behind dequantisation without a logit. The map is computed in
-    float64, as :math:`\Phi^{-1}` needs the tails.
+    model is defined on values between 0 and 1, so it follows dequantisation without a logit. The map is computed in
+    float64, as :math:`\Phi^{-1}` needs accurate tails.
+
+    Cost: :math:`O(N D)` for the log-density, :math:`O(D (N + K))` for the map with :math:`K` bins.
 
     Args:
         features: The number :math:`D` of features.
         levels: The number of bins.
-        pseudocount: What the fit adds to every count; above 0, so that the map is invertible.
+        pseudocount: A number that the fit adds to every count; above 0, so that the map is invertible.
+
+    Raises:
+        ValueError: If ``pseudocount`` is not above 0.
     """
 
     def __init__(self, features: int, levels: int = 256, pseudocount: float = 1.0) -> None:
@@ -85,25 +97,32 @@ class Histogram(Flow):
         self.register_buffer("probability", torch.full((features, levels), 1 / levels))
 
     def config(self) -> dict[str, Any]:
-        """The arguments that make this model again."""
+        """The constructor's arguments."""
         return {"features": self.features, "levels": self.levels, "pseudocount": self.pseudocount}
 
     def free_parameters(self) -> int:
-        """One less than the bins of each feature, as they sum to 1."""
+        """One less than the number of bins for each feature, as the probabilities sum to 1."""
         return self.features * (self.levels - 1)
 
     def fit_(self, x: Tensor) -> Self:
-        r"""Count a sample of values between 0 and 1, with shape :math:`(N, D)`."""
+        r"""Set the probabilities to the relative frequencies in a sample.
+
+        Args:
+            x: Values between 0 and 1, with shape :math:`(N, D)`.
+
+        Raises:
+            ValueError: If a value is not between 0 and 1.
+        """
         self._check(x, "x")
         counts = torch.full((self.features, self.levels), self.pseudocount, dtype=torch.float64, device=x.device)
-        for rows in x.split(4096):
+        for rows in x.split(CHUNK):
             bins = self._bins(rows).mT
             counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=counts.dtype))
         self.probability.copy_(counts / counts.sum(1, keepdim=True))
         return self
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""The log-densities of values between 0 and 1 in nats, with shape :math:`(N,)`, read off the bins."""
+        r"""The log-densities in nats, with shape :math:`(N,)`, of values between 0 and 1 with shape :math:`(N, D)`."""
         self._check(x, "x")
         probability = self.probability.gather(1, self._bins(x).mT).mT.double()
         return (probability * self.levels).log().sum(1).to(x.dtype)
@@ -113,14 +132,14 @@ class Histogram(Flow):
         probability, below, above = self._masses(bins)
         share = x.double() * self.levels - bins
         lower, upper = below + share * probability, above + (1 - share) * probability
-        # The nearer tail keeps its digits: 1 - F would lose them.
+        # Computed from the nearer tail, as 1 - F would lose its digits.
         z = torch.where(lower < upper, torch.special.ndtri(lower), -torch.special.ndtri(upper))
         log_density = (probability * self.levels).log().sum(1)
         return z.to(x.dtype), (log_density - standard_normal_log_prob(z)).to(x.dtype)
 
     def _inverse(self, z: Tensor) -> Tensor:
         latent = z.double()
-        # torch.special.ndtr loses the digits of the lower tail, torch.erfc keeps them.
+        # torch.special.ndtr loses the digits of the lower tail; torch.erfc keeps them.
         lower, upper = 0.5 * torch.erfc(-latent / 2**0.5), 0.5 * torch.erfc(latent / 2**0.5)
         cumulative = self.probability.double().cumsum(1)
         bins = torch.searchsorted(cumulative, lower.mT.contiguous(), right=True).mT.clamp(max=self.levels - 1)
@@ -129,7 +148,7 @@ class Histogram(Flow):
         return ((bins + share.clamp(0, 1)) / self.levels).to(z.dtype)
 
     def _masses(self, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each bin's probability and what lies below and above it, with the shape of ``bins``, in float64."""
+        """Each bin's probability and the probabilities below and above it, with the shape of ``bins``, in float64."""
         probability = self.probability.double()
         below = probability.cumsum(1) - probability
         above = probability.flip(1).cumsum(1).flip(1) - probability

@@ -1,4 +1,4 @@
-"""Both triangles of an LU layer as one dense matrix, for evaluation."""
+"""For evaluation: both triangles of an LU layer multiplied into one dense matrix."""
 
 from __future__ import annotations
 
@@ -9,47 +9,10 @@ from torch import Tensor, nn
 
 from lunet import triangular
 
-# Rows from which one dense product is faster than two triangular ones, the look at the triangles included.
+# From this many rows one dense product is faster than two triangular ones, the check for changes included.
 MINIMUM_ROWS = 64
-# Above this factor a product with the inverse loses digits that two solves keep.
-WORST_AMPLIFICATION = 1e3
-
-
-class Fold:
-    r"""A matrix made of an LU layer's triangles once enough rows have passed to be worth it, kept until they change.
-
-    A change is seen by the counter that torch keeps of them, and by their bits, for the sake of those behind its back.
-
-    Cost: :math:`O(D^3)` to make, :math:`O(D^2)` to look.
-
-    Args:
-        make: Makes the matrix of both triangles in compact form, or ``None`` where there should be none.
-        worth: It is made when as many times D rows have passed, whose products have cost about as much.
-    """
-
-    def __init__(self, make: Callable[[Tensor], Tensor | None], worth: int) -> None:
-        self._make, self._worth = make, worth
-        self._state: tuple[object, ...] | None = None
-        self._matrix: Tensor | None = None
-        self._rows = 0
-
-    def of(self, lu: Tensor, x: Tensor) -> Tensor | None:
-        """The matrix, with shape :math:`(D, D)`, where it pays for a batch with shape :math:`(N, D)`, else ``None``."""
-        if not _pays(lu, x):
-            return None
-        words = lu.view(torch.int64 if lu.shape[1] * lu.element_size() % 8 == 0 else torch.int32)
-        state = (lu.dtype, lu.data_ptr(), lu._version, int(words.sum()))
-        if state != self._state:
-            self.drop()
-            self._state = state
-        before, self._rows = self._rows, self._rows + len(x)
-        if before < self._worth * len(lu) <= self._rows:
-            self._matrix = self._make(lu.detach())
-        return self._matrix
-
-    def drop(self) -> None:
-        """Forget the matrix, and the rows that have passed."""
-        self._state, self._matrix, self._rows = None, None, 0
+# Above this amplification of rounding errors a product with the inverse loses digits that two solves keep.
+MAXIMUM_AMPLIFICATION = 1e3
 
 
 def product(lu: Tensor) -> Tensor:
@@ -59,20 +22,58 @@ def product(lu: Tensor) -> Tensor:
 
 
 def inverse(lu: Tensor) -> Tensor | None:
-    r"""The matrix :math:`(L U)^{-1}`, exact to the last place; ``None`` if a product with it would lose digits.
+    r"""The matrix :math:`(L U)^{-1}`, computed in float64; ``None`` if a product with it would lose digits.
 
-    Of the latents it leaves rounding errors times :math:`\| |L U| |(L U)^{-1}| \|_\infty` at most, which may be 1,000.
-    Unlike a condition number of norms, that does not depend on how the inputs are scaled.
+    A product with it leaves rounding errors in the latents that are amplified by
+    :math:`\| |L U| |(L U)^{-1}| \|_\infty` at most, which may be 1,000. Unlike the condition number, this does not
+    depend on the scales of the inputs.
     """
-    exact = lu.double()
-    found = triangular.solve(exact, torch.eye(len(lu), dtype=torch.float64, device=lu.device)).mT
-    lower, upper = triangular.unpack(exact)
-    amplified = (lower @ upper).abs() @ found.abs().sum(1)
-    return found.to(lu.dtype) if bool((amplified <= WORST_AMPLIFICATION).all()) else None
+    lu_double = lu.double()
+    matrix = triangular.solve(lu_double, torch.eye(len(lu), dtype=torch.float64, device=lu.device)).mT
+    lower, upper = triangular.unpack(lu_double)
+    amplification = (lower @ upper).abs() @ matrix.abs().sum(1)
+    return matrix.to(lu.dtype) if bool((amplification <= MAXIMUM_AMPLIFICATION).all()) else None
+
+
+class MatrixCache:
+    r"""A matrix computed from an LU layer's triangles once it pays, and kept until they change.
+
+    Changes are detected by torch's version counter, and by the bits for changes that bypass it.
+
+    Cost: :math:`O(D^3)` to compute the matrix, :math:`O(D^2)` to detect a change.
+
+    Args:
+        compute: Computes the matrix from both triangles in compact form, or returns ``None`` if there should be none.
+        break_even: The matrix is computed after ``break_even * D`` rows, whose products have cost about as much.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor | None], break_even: int) -> None:
+        self._compute, self._break_even = compute, break_even
+        self._state: tuple[object, ...] | None = None
+        self._matrix: Tensor | None = None
+        self._rows = 0
+
+    def get(self, lu: Tensor, x: Tensor) -> Tensor | None:
+        """The matrix, with shape :math:`(D, D)`, if it pays for a batch with shape :math:`(N, D)`, else ``None``."""
+        if not _pays(lu, x):
+            return None
+        words = lu.view(torch.int64 if lu.shape[1] * lu.element_size() % 8 == 0 else torch.int32)
+        state = (lu.dtype, lu.data_ptr(), lu._version, int(words.sum()))
+        if state != self._state:
+            self.clear()
+            self._state = state
+        rows_before, self._rows = self._rows, self._rows + len(x)
+        if rows_before < self._break_even * len(lu) <= self._rows:
+            self._matrix = self._compute(lu.detach())
+        return self._matrix
+
+    def clear(self) -> None:
+        """Discard the matrix and the count of rows."""
+        self._state, self._matrix, self._rows = None, None, 0
 
 
 def _pays(lu: Tensor, x: Tensor) -> bool:
-    """Whether there is a plain parameter, no gradient is wanted, and one product on a CPU is faster than two."""
+    """Whether one dense product is faster: an ordinary parameter on a CPU, no gradients, and enough rows."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()

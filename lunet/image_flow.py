@@ -1,4 +1,4 @@
-"""Flows on 8-bit images, scored in bits per pixel with every Jacobian counted."""
+"""Flows on 8-bit images: likelihoods in bits per pixel, all Jacobians included, and samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from lunet import pixels
 from lunet.base import Flow, LayerDiagnostics
-from lunet.likelihood import pixel_bits
 
 
 class ImageDiagnostics(NamedTuple):
-    """`Diagnostics`, and the shares of 8-bit pixels that come back exactly and at most one level off."""
+    """`Diagnostics`, and the shares of 8-bit pixels reconstructed exactly and to within one level."""
 
     layers: list[LayerDiagnostics]
     latent_error: float
@@ -23,13 +22,16 @@ class ImageDiagnostics(NamedTuple):
 
 
 class ImageFlow(nn.Module):
-    r"""A flow behind dequantisation and logit: 8-bit images in, bits per pixel and 8-bit samples out.
+    r"""A flow after dequantisation and logit, which scores 8-bit images in bits per pixel and samples them.
 
     Args:
         flow: The flow on :math:`\mathbb{R}^D`, where :math:`D` is the number of pixels.
         shape: Channels, height and width of an image.
-        margin: What the logit keeps clear of 0 and 1, one number or a pair ``(low, high)``; ``None`` leaves the logit
-            out, for a model of values between 0 and 1.
+        margin: The distance of the logit's argument from 0 and 1, one number or a pair ``(low, high)``; ``None`` omits
+            the logit, for a model of values between 0 and 1.
+
+    Raises:
+        ValueError: If the shape does not fit the flow, or a margin is out of range.
     """
 
     def __init__(
@@ -40,26 +42,26 @@ class ImageFlow(nn.Module):
         if math.prod(self.shape) != flow.features:
             raise ValueError(f"an image of shape {self.shape} has {math.prod(self.shape)} values, not {flow.features}")
         self.flow = flow
-        self.margin = None if margin is None else _ends(margin)
+        self.margin = None if margin is None else _margins(margin)
 
     def config(self) -> dict[str, Any]:
-        """Shape and margin, as JSON can hold them."""
+        """Shape and margin, as values that JSON can represent."""
         return {"shape": list(self.shape), "margin": None if self.margin is None else list(self.margin)}
 
     def preprocess(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        r"""What the flow is given for 8-bit images.
+        r"""The flow's input for 8-bit images.
 
         Args:
             images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
-            generator: Where the dequantisation noise comes from.
+            generator: The random generator of the dequantisation noise.
 
         Returns:
-            The flow's input, with shape :math:`(N, D)`, and the log-determinant of the logit with respect to values
-            between 0 and 1, with shape :math:`(N,)`.
+            The input, with shape :math:`(N, D)`, and the log-determinants of the logit with respect to values between 0
+            and 1, with shape :math:`(N,)`.
 
         Raises:
             TypeError: If the images are not uint8.
-            ValueError: If their shape is another.
+            ValueError: If their shape does not fit the flow.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; 8-bit images have dtype torch.uint8, with values 0 to 255")
@@ -72,7 +74,7 @@ class ImageFlow(nn.Module):
         return y, log_slope.sum(1)
 
     def postprocess(self, y: Tensor) -> Tensor:
-        r"""The 8-bit images, with shape :math:`(N, C, H, W)`, of points in the flow's space :math:`(N, D)`."""
+        r"""The 8-bit images, with shape :math:`(N, C, H, W)`, of flow inputs with shape :math:`(N, D)`."""
         values = y if self.margin is None else pixels.inverse_logit(y, *self.margin)
         return pixels.quantise(values).unflatten(1, self.shape)
 
@@ -86,17 +88,24 @@ class ImageFlow(nn.Module):
     ) -> Tensor:
         r"""Bits per pixel of 8-bit images, an upper bound by dequantisation; lower is better.
 
-        One draw of the noise gives :math:`8 - \log_2 p(v) / D` with :math:`v = (x + u) / 256`, where :math:`p(v)` is
-        the flow's density times the logit's slope. The average over the noise bounds the code length of the image.
+        One draw of the noise :math:`u` gives :math:`8 - \log_2 p(v) / D` with :math:`v = (x + u) / 256`, where
+        :math:`p(v)` is the flow's density times the slopes of the logit. The mean over the noise is an upper bound on
+        the code length of the image.
+
+        Cost: ``draws`` forward passes of the flow.
 
         Args:
             images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
             draws: The number of dequantisation draws for each image.
-            generator: Where the noise comes from.
-            bound: The mean of the single-draw bounds, or the tighter logarithm of the mean density of all draws.
+            generator: The random generator of the noise.
+            bound: The mean of the single-draw bounds, or the tighter bound by the logarithm of the draws' mean density.
 
         Returns:
             Bits per pixel, with shape :math:`(N,)`.
+
+        Raises:
+            TypeError: If the images are not uint8.
+            ValueError: If their shape does not fit the flow, or ``draws`` or ``bound`` is not allowed.
 
         References:
             A note on the evaluation of generative models (Theis, van den Oord and Bethge, 2016),
@@ -108,7 +117,7 @@ class ImageFlow(nn.Module):
             raise ValueError(f"bound is {bound!r}; it is 'mean' or 'log_mean_exp'")
         log_probs = torch.stack([self._log_prob_of_values(images, generator) for _ in range(draws)])
         log_prob = log_probs.mean(0) if bound == "mean" else log_probs.logsumexp(0) - math.log(draws)
-        return pixel_bits(log_prob, self.flow.features)
+        return pixels.pixel_bits(log_prob, self.flow.features)
 
     def sample(self, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0) -> Tensor:
         r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`; see `Flow.sample`."""
@@ -116,12 +125,12 @@ class ImageFlow(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, images: Tensor) -> ImageDiagnostics:
-        """How well the flow can be inverted, judged on 8-bit images, at least one; see `Flow.diagnostics`."""
+        """How accurately the flow can be inverted, measured on 8-bit images, at least one; see `Flow.diagnostics`."""
         y, _ = self.preprocess(images, torch.Generator(images.device).manual_seed(0))
-        back = self.postprocess(self.flow.inverse(self.flow(y).z))
-        off = (back.flatten(1).int() - images.flatten(1).int()).abs()
+        reconstructions = self.postprocess(self.flow.inverse(self.flow(y).z))
+        error = (reconstructions.flatten(1).int() - images.flatten(1).int()).abs()
         return ImageDiagnostics(
-            *self.flow.diagnostics(y), float((off == 0).double().mean()), float((off <= 1).double().mean())
+            *self.flow.diagnostics(y), float((error == 0).double().mean()), float((error <= 1).double().mean())
         )
 
     def _log_prob_of_values(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -129,9 +138,9 @@ class ImageFlow(nn.Module):
         return self.flow.log_prob(y) + log_det
 
 
-def _ends(margin: float | tuple[float, float]) -> tuple[float, float]:
-    """Both ends of a margin."""
-    ends = margin if isinstance(margin, tuple) else (margin, margin)
-    if len(ends) != 2 or not all(isinstance(end, int | float) and 0 <= end < 0.5 for end in ends):
+def _margins(margin: float | tuple[float, float]) -> tuple[float, float]:
+    """The margins at 0 and at 1."""
+    margins = margin if isinstance(margin, tuple) else (margin, margin)
+    if len(margins) != 2 or not all(isinstance(value, int | float) and 0 <= value < 0.5 for value in margins):
         raise ValueError(f"margin is {margin}; give one number or a pair (low, high), each at least 0 and below 0.5")
-    return float(ends[0]), float(ends[1])
+    return float(margins[0]), float(margins[1])

@@ -1,11 +1,14 @@
-r"""From 8-bit pixels to the line and back: dequantisation and logit, with their log-determinants."""
+r"""Between 8-bit pixels and the real line: dequantisation and logit with their log-determinants, and bits per pixel."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 LEVELS = 256
+# The number of equal cells whose midpoints are the values of the noise.
 CELLS = {torch.float32: 2.0**15, torch.float64: 2.0**44}
 
 
@@ -13,40 +16,43 @@ def dequantise(images: Tensor, dtype: torch.dtype, generator: torch.Generator | 
     r"""The values :math:`(x + u) / 256` with uniform noise :math:`u` strictly between 0 and 1.
 
     The noise is drawn from the midpoints of :math:`2^{15}` equal cells (:math:`2^{44}` in float64), so that
-    :math:`x + u` is exact and never rounds to an integer, neither 0 nor 256.
+    :math:`x + u` is exact and never rounds to an integer, in particular neither to 0 nor to 256.
 
     Args:
         images: 8-bit images, with any shape.
         dtype: torch.float32 or torch.float64.
-        generator: Where the noise comes from.
+        generator: The random generator of the noise.
 
     Returns:
         Values strictly between 0 and 1, with the shape of ``images``.
+
+    Raises:
+        TypeError: If ``dtype`` is another.
     """
     if dtype not in CELLS:
         raise TypeError(f"dtype is {dtype}; pixels are dequantised in torch.float32 or torch.float64")
     cells = CELLS[dtype]
-    source = images.device if generator is None else generator.device
-    noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=source).to(images.device)
+    device = images.device if generator is None else generator.device
+    noise = torch.rand(images.shape, generator=generator, dtype=dtype, device=device).to(images.device)
     noise = noise.mul_(cells).floor_().add_(0.5).div_(cells)
     return noise.add_(images).div_(LEVELS)
 
 
 def quantise(values: Tensor) -> Tensor:
-    """The 8-bit pixels of values between 0 and 1; a value outside belongs to the nearest pixel, 0 or 255."""
+    """The 8-bit pixels of values between 0 and 1; a value outside becomes the nearest pixel, 0 or 255."""
     return (values * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)
 
 
 def logit(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    r"""The logits of :math:`p = \text{low} + (1 - \text{low} - \text{high}) v` and the log-slopes :math:`d / d v`.
+    r"""The logits of :math:`p = \text{low} + (1 - \text{low} - \text{high}) v` and the log-slopes :math:`\ln dy / dv`.
 
     Args:
         values: Values :math:`v` strictly between 0 and 1, with any shape.
-        low: What is kept clear of 0.
-        high: What is kept clear of 1.
+        low: The smallest :math:`p`.
+        high: The distance of the largest :math:`p` from 1.
 
     Returns:
-        The logits and the log-slopes, each with the shape of ``values``.
+        The logits :math:`y` and the log-slopes, each with the shape of ``values``.
     """
     scale = values.new_full((), 1 - low - high)  # filled on the device: a copy to a GPU would wait, and forbid a graph
     log_p = (low + scale * values).log()
@@ -55,5 +61,18 @@ def logit(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
 
 
 def inverse_logit(logits: Tensor, low: float, high: float) -> Tensor:
-    """The values whose logits these are, with the shape of ``logits``; they lie between 0 and 1 but for the margins."""
+    """The values of logits, with the same shape; they may lie outside 0 to 1 by about the margins."""
     return (torch.sigmoid(logits) - low) / (1 - low - high)
+
+
+def pixel_bits(log_prob: Tensor, features: int) -> Tensor:
+    r"""Bits per pixel of 8-bit images, :math:`8 - \log_2 p(v) / D`.
+
+    Args:
+        log_prob: Log-densities in nats of pixel values :math:`v` between 0 and 1, with shape :math:`(N,)`.
+        features: The number :math:`D` of pixels.
+
+    Returns:
+        Bits per pixel, with shape :math:`(N,)`.
+    """
+    return 8 - log_prob / (features * math.log(2))

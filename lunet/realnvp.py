@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from lunet.base import Flow
-from lunet.coupling import Coupling, ReleasedCoupling, channel_halves, checkerboard
+from lunet.coupling import AffineCoupling, Coupling, channel_halves, checkerboard
 
 Shape = tuple[int, int, int]
 
 
 class RealNVP(Flow):
-    r"""RealNVP with two scales: affine couplings over checkerboards, then over channels, then checkerboards again.
+    r"""RealNVP with two scales: affine couplings with checkerboard masks, then channel masks, then checkerboards again.
 
-    After ``couplings[0]`` checkerboard couplings a squeeze trades resolution for channels; after ``couplings[1]``
-    channel couplings half the channels go to the latent; ``couplings[2]`` checkerboard couplings, with twice the
-    planes, treat the rest. No statistic of the batch is used, so scores are the same in train and eval mode.
+    After ``couplings[0]`` checkerboard couplings, a squeeze trades resolution for channels. After ``couplings[1]``
+    channel-wise couplings, half of the channels are factored out as latents. The other half passes through
+    ``couplings[2]`` checkerboard couplings whose networks have twice the planes. Batch statistics are not used, so
+    scores are the same in train and eval mode.
 
     Args:
         shape: Channels, height and width of an image; height and width are even.
@@ -53,61 +54,47 @@ class RealNVP(Flow):
         squeezed, half = (4 * channels, height // 2, width // 2), (2 * channels, height // 2, width // 2)
         first, second, last = ([index % 2 == 0 for index in range(count)] for count in couplings)
 
-        def stack(masks: list[Tensor], shape: Shape, planes: int) -> Sequence[Coupling | ReleasedCoupling]:
-            made = nn.ModuleList(self._coupling(mask, shape, planes) for mask in masks)
-            return cast("Sequence[Coupling | ReleasedCoupling]", made)
+        def stack(masks: list[Tensor], shape: Shape, planes: int) -> Sequence[AffineCoupling]:
+            couplings = nn.ModuleList(self._coupling(mask, shape, planes) for mask in masks)
+            return cast("Sequence[AffineCoupling]", couplings)
 
         board = self._checkerboard
         self.full = stack([board(self.shape, first=even) for even in first], self.shape, planes)
         self.squeezed = stack([channel_halves(squeezed[0], first=even) for even in second], squeezed, planes)
         self.final = stack([board(half, first=even) for even in last], half, 2 * planes)
 
-    def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
-        """A coupling for images of a shape (C, H, W)."""
-        del shape  # its parameters do not depend on the place in an image
-        return Coupling(mask, planes, self.options["blocks"], shared=self.options["shared"])
-
-    def _checkerboard(self, shape: Shape, *, first: bool) -> Tensor:
-        """The mask of a checkerboard coupling, with the shape (C, H, W)."""
-        return checkerboard(*shape, first=first)
-
-    def _factor_out(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The half of the channels that goes to the latent, and the half that stays."""
-        factored, kept = h.chunk(2, dim=1)
-        return factored, kept
-
-    def _factor_in(self, factored: Tensor, kept: Tensor) -> Tensor:
-        """What `_factor_out` has taken apart."""
-        return torch.cat([factored, kept], dim=1)
-
     def config(self) -> dict[str, Any]:
-        """The arguments that make a RealNVP of this architecture again."""
+        """The constructor's arguments."""
         return {"shape": list(self.shape), **self.options}
 
     @torch.no_grad()
     def standardise_(self, x: Tensor) -> Self:
-        r"""Start each channel's affine where a sample with shape :math:`(N, D)` gets mean 0 and variance 1.
+        r"""Initialise the affine maps so that each channel of a sample gets mean 0 and variance 1 in every coupling.
+
+        Args:
+            x: The sample, with shape :math:`(N, D)`.
 
         Raises:
-            ValueError: If a value is not finite, or a channel is constant.
+            ValueError: If a value is not finite, or a channel is constant; the flow is then unchanged.
         """
         self._check(x, "x")
-        with self._all_or_nothing():
-            self._through(x, start=True)
+        with self._restore_on_error():
+            self._transform(x, standardise=True)
             self.check_invertible()
         return self
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not len(x):  # torch squeezes and normalises no empty batch
+        if not len(x):  # torch cannot squeeze or normalise an empty batch
             return x, x.new_zeros(0)
-        return self._through(x, start=False)
+        return self._transform(x, standardise=False)
 
-    def _through(self, x: Tensor, *, start: bool) -> tuple[Tensor, Tensor]:
+    def _transform(self, x: Tensor, *, standardise: bool) -> tuple[Tensor, Tensor]:
+        """The latents and log-determinants; on request each coupling is first standardised on its input."""
         h, log_det = x.unflatten(1, self.shape), x.new_zeros(len(x))
         latents = []
         for stage in (self.full, self.squeezed, self.final):
             for coupling in stage:
-                if start:
+                if standardise:
                     cast("Coupling", coupling).standardise_(h)
                 h, coupling_log_det = coupling(h)
                 log_det = log_det + coupling_log_det
@@ -134,53 +121,20 @@ class RealNVP(Flow):
                 h = coupling.inverse(h)
         return h.flatten(1)
 
+    def _factor_out(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The half of the channels that becomes latent, and the remaining half."""
+        factored, remaining = h.chunk(2, dim=1)
+        return factored, remaining
 
-class ReleasedRealNVP(RealNVP):
-    r"""The RealNVP that was released with the LU-Net paper, batch statistics and all.
+    def _factor_in(self, factored: Tensor, remaining: Tensor) -> Tensor:
+        """The inverse of `_factor_out`."""
+        return torch.cat([factored, remaining], dim=1)
 
-    After each coupling comes a batch normalisation by running averages, which in training mode follow each batch and
-    let its gradient through. So the two modes score differently, and in training mode rows see each other.
-
-    Args:
-        shape: Channels, height and width of an image; height and width are even.
-        couplings: The numbers of couplings at full resolution, after the squeeze, and at the end.
-        planes: Channels inside the networks, twice as many at the end.
-
-    References:
-        https://github.com/spenquitt/LU-Net-Invertible-Neural-Networks (February 2023)
-    """
-
-    def __init__(
-        self, shape: Shape = (1, 28, 28), couplings: tuple[int, int, int] = (3, 3, 2), planes: int = 64
-    ) -> None:
-        super().__init__(shape, couplings, planes)
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make such a RealNVP again."""
-        return {"shape": list(self.shape), "couplings": self.options["couplings"], "planes": self.options["planes"]}
-
-    def standardise_(self, x: Tensor) -> Self:
-        """There is no start from data: the running averages follow the batches. ``TypeError`` says so."""
-        del x
-        raise TypeError("the released RealNVP has no start from data; its running averages follow the batches")
-
-    def scale_penalty(self) -> Tensor:
-        r"""The sum of the squares of the scales of all log-scales, which the released loss weighs by 5e-5."""
-        couplings = cast("list[ReleasedCoupling]", [*self.full, *self.squeezed, *self.final])
-        return torch.stack([coupling.log_scale.square().sum() for coupling in couplings]).sum()
-
-    def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> nn.Module:
-        return ReleasedCoupling(mask, shape, planes)
+    def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> AffineCoupling:
+        """A coupling for images of a shape (C, H, W)."""
+        del shape  # its parameters do not depend on the position in an image
+        return Coupling(mask, planes, self.options["blocks"], shared=self.options["shared"])
 
     def _checkerboard(self, shape: Shape, *, first: bool) -> Tensor:
-        # The released parity counts channels too: neighbouring channels have opposite boards.
-        board = checkerboard(*shape, first=first)
-        board[1::2] = 1 - board[1::2]
-        return board
-
-    def _factor_out(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        kept, factored = h.chunk(2, dim=1)
-        return factored, kept
-
-    def _factor_in(self, factored: Tensor, kept: Tensor) -> Tensor:
-        return torch.cat([kept, factored], dim=1)
+        """The mask of a checkerboard coupling, with the shape (C, H, W)."""
+        return checkerboard(*shape, first=first)

@@ -1,4 +1,4 @@
-"""Flows on disk: a folder with `config.json` and `weights.safetensors`, read without pickle."""
+"""Flows on disk: a folder with `config.json` and `weights.safetensors`, loaded without pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lunet.base import Flow
 from lunet.controls import Gaussian, Histogram
 from lunet.image_flow import ImageFlow
 from lunet.lu_net import LUNet
-from lunet.realnvp import RealNVP, ReleasedRealNVP
+from lunet.realnvp import RealNVP
+from lunet.released import ReleasedRealNVP
 
 FORMAT = 1
 KINDS: dict[str, type[Flow]] = {
@@ -29,19 +30,22 @@ KINDS: dict[str, type[Flow]] = {
 
 
 class SavedFlowError(ValueError):
-    """A folder that does not hold a flow this version can read."""
+    """Raised for a folder that does not contain a flow that this version can read."""
 
 
 def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
-    """Write a flow to a folder, made if it is missing: `config.json` and `weights.safetensors`.
+    """Save a flow as `config.json` and `weights.safetensors`.
 
-    The configuration holds a checksum of both, so that files of different flows are never taken together.
+    The configuration contains a checksum of both files, so that files of different flows are not combined.
 
     Args:
-        image_flow: The flow; its weights are stored in their own dtype.
-        path: The folder.
+        image_flow: The flow; its weights are saved in their dtype.
+        path: The folder, which is created if it does not exist.
+
+    Raises:
+        TypeError: If the class of the flow is not in `KINDS`.
     """
-    kinds = {kind: name for name, kind in KINDS.items()}
+    kinds = {flow_class: kind for kind, flow_class in KINDS.items()}
     flow = image_flow.flow
     if type(flow) not in kinds:
         raise TypeError(f"a {type(flow).__name__} cannot be saved; add it to lunet.saving.KINDS")
@@ -55,20 +59,20 @@ def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
     config["sha256"] = checksum(config, weights)
     text = json.dumps(config, indent=2) + "\n"
     for name, content in (("weights.safetensors", weights), ("config.json", text.encode())):
-        fresh = folder / f".{name}.part"
-        fresh.write_bytes(content)
-        fresh.replace(folder / name)
+        part = folder / f".{name}.part"
+        part.write_bytes(content)
+        part.replace(folder / name)
 
 
 def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow:
-    """Read a flow from its folder, in eval mode.
+    """Load a flow, in eval mode.
 
     Args:
         path: The folder that `save_flow` wrote.
-        device: Where the flow goes.
+        device: The device of the flow.
 
     Raises:
-        SavedFlowError: If the folder is not a flow, is damaged, or was written by a newer version.
+        SavedFlowError: If the folder is not a saved flow, is damaged, or was written by a newer version.
     """
     folder = Path(path)
     try:
@@ -83,8 +87,8 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
         weights = (folder / "weights.safetensors").read_bytes()
         flow.load_state_dict(load(weights))
         flow.eval().check_invertible()
-        # Folders of earlier versions have none.
-        if config.get("sha256", found := checksum(config, weights)) != found:
+        # Earlier versions saved no checksum.
+        if config.get("sha256", expected := checksum(config, weights)) != expected:
             raise SavedFlowError(
                 f"{folder} was changed after it was written: its SHA-256 is not the one in config.json"
             )
@@ -99,6 +103,6 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
 
 
 def checksum(config: Mapping[str, Any], weights: bytes) -> str:
-    """The SHA-256 of a configuration, without its own entry ``sha256``, and of the file of weights."""
-    own = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
-    return hashlib.sha256(own.encode() + weights).hexdigest()
+    """The SHA-256 of a configuration, without its entry ``sha256``, and of the weights file's content."""
+    text = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode() + weights).hexdigest()

@@ -84,7 +84,7 @@ def test_coupling_changes_what_the_mask_leaves_and_counts_only_that(name: str) -
 @torch.no_grad()
 def test_coupling_bounds_its_log_scale() -> None:
     coupling, x = random_coupling(MASKS["halves"])
-    log_scale, _ = coupling._scale_and_shift(1e3 * x)
+    log_scale, _ = coupling._log_scale_and_shift(1e3 * x)
     assert (log_scale.abs() <= coupling.bound.abs()).all()
 
 

@@ -7,7 +7,7 @@ import torch
 from random_flows import random_released, seeded
 
 from lunet import LUNet, ReleasedRealNVP
-from lunet.coupling import RunningNorm
+from lunet.released import RunningNorm
 
 # Architecture
 
