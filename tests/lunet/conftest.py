@@ -12,7 +12,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Small tensors on several threads wait for each other, ten times as long where the cores are busy."""
+    """One thread: with several, small tensors take ten times as long on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

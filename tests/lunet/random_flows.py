@@ -1,13 +1,22 @@
-"""Flows with random weights, far from the identity at which they start."""
+"""Flows with random weights, far from the identity, and samples of data."""
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from torch import Tensor
 
 from lunet import Flow, Gaussian, Histogram, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
 
 CPU_DTYPES = [torch.float32, torch.float64]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+    ),
+]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -15,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def random_lu(features: int, seed: int = 0) -> Tensor:
-    """Both triangles of a well-conditioned product, in float64; half of U's diagonal is negative."""
+    """Both triangles of a well-conditioned product, in float64; about half of U's diagonal is negative."""
     generator = seeded(seed)
     lu = torch.randn(features, features, generator=generator, dtype=torch.float64) * 0.4 / features**0.5
     size = 0.5 + 1.5 * torch.rand(features, generator=generator, dtype=torch.float64)
@@ -33,7 +42,7 @@ def random_lu_net(features: int, layers: int = 4, slope: float = 0.1, seed: int 
 
 
 def random_learned(features: int, layers: int = 3, bins: int = 6, seed: int = 0) -> LUNet:
-    """An LU-Net with learned activations that bend, the leading one over knots of its own for each feature."""
+    """An LU-Net with bent splines; the knots of the leading one differ between features."""
     flow = LUNet(
         features, layers, activation=LearnedMonotone(features, bins), leading=LearnedMonotone(features, 2 * bins)
     )
@@ -51,8 +60,15 @@ def random_learned(features: int, layers: int = 3, bins: int = 6, seed: int = 0)
     return flow.eval()
 
 
+def random_spline(features: int, bins: int = 12) -> LearnedMonotone:
+    """A spline far from the identity, whose knots and anchor differ between features."""
+    leading = random_learned(features, layers=1, bins=bins // 2).leading
+    assert isinstance(leading, LearnedMonotone)
+    return leading
+
+
 def randomise_(flow: RealNVP, seed: int = 0) -> RealNVP:
-    """Move every parameter, the last layers of the networks included, which start at zero."""
+    """Move every parameter, including the networks' last layers, which are initialised to zero."""
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -66,7 +82,7 @@ def random_realnvp(shape: tuple[int, int, int] = (1, 4, 4), *, shared: bool = Fa
 
 
 def random_released(shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0) -> RealNVP:
-    """The released RealNVP, its running averages away from their start too."""
+    """The released RealNVP with random parameters and running averages."""
     torch.manual_seed(seed)
     flow = ReleasedRealNVP(shape, planes=4)
     generator = seeded(seed)
@@ -79,18 +95,26 @@ def random_released(shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0) -> R
 
 @torch.no_grad()
 def scale_(flow: Flow, factor: float) -> None:
-    """Multiply all that a flow has learnt."""
+    """Multiply all parameters and buffers of a flow."""
     for tensor in flow.state_dict().values():
         if tensor.is_floating_point():
             tensor.mul_(factor)
 
 
 def correlated(n: int, features: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Rows with a full covariance and a mean, skewed away from a Gaussian, with shape (n, features)."""
+    """Skewed rows with a full covariance and a mean that is not zero, with shape (n, features)."""
     generator = seeded(seed)
     noise = torch.randn(n, features, generator=generator, dtype=torch.float64)
     mix = torch.randn(features, features, generator=generator, dtype=torch.float64) / features**0.5
     return ((noise + 0.2 * noise.square()) @ (mix + torch.eye(features)) + 3.0).to(dtype)
+
+
+def two_modes(n: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Correlated normal rows, split at 0.5 into two modes, and their log-densities, with shape (n,); in float64."""
+    factor = torch.linalg.cholesky(0.6 * torch.ones(features, features) + 0.4 * torch.eye(features)).double()
+    normal = torch.randn(n, features, generator=seeded(seed), dtype=torch.float64) @ factor.T
+    distribution = torch.distributions.MultivariateNormal(torch.zeros(features).double(), scale_tril=factor)
+    return normal + torch.where(normal < 0.5, -2.0, 2.0), distribution.log_prob(normal)
 
 
 def random_gaussian(features: int, seed: int = 0) -> Gaussian:
@@ -103,7 +127,7 @@ def random_histogram(features: int, levels: int = 256, seed: int = 0) -> Histogr
 
 
 def every_flow() -> dict[str, Flow]:
-    """One flow of each kind, and the corners of their arguments, with random weights in float32."""
+    """One flow of each kind, and the edge cases of their arguments, with random weights in float32."""
     return {
         "lunet": random_lu_net(5),
         "lunet-one-feature": random_lu_net(1, layers=3),
@@ -120,3 +144,22 @@ def every_flow() -> dict[str, Flow]:
         "histogram": random_histogram(4, levels=16),
         "histogram-256": random_histogram(3),
     }
+
+
+def small_flows() -> dict[str, Flow]:
+    """A small flow of each kind with random weights in float32, for tests that take long."""
+    torch.manual_seed(0)
+    return {
+        "lunet": random_lu_net(4, layers=2),
+        "lunet-learned": random_learned(4, layers=2),
+        "realnvp": randomise_(RealNVP((1, 4, 4), (1, 1, 1), planes=2, blocks=1, shared=True)),
+        "gaussian": random_gaussian(4),
+        "histogram": random_histogram(4, levels=8),
+    }
+
+
+def copy_with_rows(flow: Flow, dtype: torch.dtype = torch.float32) -> tuple[Flow, Tensor]:
+    """A copy of a flow, and rows at which it has density."""
+    flow = copy.deepcopy(flow).to(dtype)
+    draw = torch.rand if isinstance(flow, Histogram) else torch.randn
+    return flow, draw(6, flow.features, generator=seeded(1), dtype=torch.float64).to(dtype)

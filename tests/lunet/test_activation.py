@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from random_flows import CPU_DTYPES, seeded
 from torch import Tensor
 
-from lunet import LeakySoftplus
+from lunet import LeakySoftplus, activation_from
 
 SLOPES = [0.001, 0.01, 0.1, 0.5, 0.9, 0.999]
 
@@ -19,7 +20,7 @@ def arguments(dtype: torch.dtype) -> Tensor:
 
 
 def residuals(activation: LeakySoftplus, y: Tensor) -> Tensor:
-    """What is left of the equation phi(x) = y, in units of the rounding error that any x in this dtype must leave."""
+    """The residuals of phi(x) = y, in units of the rounding error that is inevitable for an x in this dtype."""
     x = activation.inverse(y)
     value, log_slope = activation(x.double())
     unit = torch.finfo(y.dtype).eps * (1 + y.abs() + x.abs() * log_slope.exp())
@@ -59,15 +60,15 @@ def test_value_is_increasing_between_its_asymptotes() -> None:
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("features", [1, 2, 7, 64, 784])
 @pytest.mark.parametrize("slope", SLOPES)
-def test_evaluation_gives_the_same_values_and_sums(slope: float, features: int, dtype: torch.dtype) -> None:
+def test_evaluate_agrees_with_forward(slope: float, features: int, dtype: torch.dtype) -> None:
     x = arguments(dtype)[::27, None] * torch.linspace(-1, 1, features, dtype=dtype)
-    x = x.repeat(2**18 // x.numel() + 1, 1)  # more than are treated at once
+    x = x.repeat(2**18 // x.numel() + 1, 1)  # more rows than one chunk has
     value, log_slope = LeakySoftplus(slope)(x)
-    overwritten = x.clone()
-    found, sums = LeakySoftplus(slope).evaluate_(overwritten)
-    assert found.data_ptr() == overwritten.data_ptr()
+    buffer = x.clone()
+    evaluated, sums = LeakySoftplus(slope).evaluate_(buffer)
+    assert evaluated.data_ptr() == buffer.data_ptr()
     eps = torch.finfo(dtype).eps
-    assert torch.equal(found, value)
+    assert torch.equal(evaluated, value)
     torch.testing.assert_close(sums, log_slope.sum(1), rtol=4 * eps, atol=eps * features)
 
 
@@ -76,7 +77,7 @@ def test_evaluation_gives_the_same_values_and_sums(slope: float, features: int, 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
-def test_inverse_leaves_a_rounding_error(slope: float, dtype: torch.dtype) -> None:
+def test_inverse_is_exact_to_rounding(slope: float, dtype: torch.dtype) -> None:
     y = arguments(dtype)
     assert LeakySoftplus(slope).inverse(y).dtype == dtype
     assert residuals(LeakySoftplus(slope), y).max() <= 2
@@ -86,19 +87,19 @@ def test_inverse_leaves_a_rounding_error(slope: float, dtype: torch.dtype) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
-def test_inverse_leaves_a_rounding_error_on_a_gpu(slope: float, dtype: torch.dtype) -> None:
+def test_inverse_is_exact_to_rounding_on_a_gpu(slope: float, dtype: torch.dtype) -> None:
     assert residuals(LeakySoftplus(slope), arguments(dtype).cuda()).max() <= 4
 
 
 @pytest.mark.parametrize("slope", SLOPES)
-def test_inverse_returns_the_arguments(slope: float) -> None:
+def test_inverse_undoes_forward(slope: float) -> None:
     x = arguments(torch.float64)
     torch.testing.assert_close(LeakySoftplus(slope).inverse(LeakySoftplus(slope)(x)[0]), x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
-def test_one_step_less_would_not_do(slope: float, dtype: torch.dtype) -> None:
+def test_one_step_fewer_is_not_enough(slope: float, dtype: torch.dtype) -> None:
     activation = LeakySoftplus(slope)
     activation.steps[dtype] -= 1
     assert residuals(activation, arguments(dtype)).max() > 2
@@ -126,12 +127,12 @@ def test_gradient_of_the_inverse_is_one_over_the_slope() -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.0009, 1.0, -0.1, 2.0, math.nan])
-def test_a_slope_out_of_range_is_refused(slope: float) -> None:
+def test_slope_out_of_range_raises(slope: float) -> None:
     with pytest.raises(ValueError, match=f"slope is {slope}.*between 0.001 and 1"):
         LeakySoftplus(slope)
 
 
-def test_config_makes_it_again() -> None:
+def test_config_round_trip() -> None:
     assert LeakySoftplus(**LeakySoftplus(0.3).config()).slope == 0.3
     assert "slope=0.3" in repr(LeakySoftplus(0.3))
 
@@ -141,3 +142,9 @@ def test_second_derivatives_of_value_slope_and_inverse() -> None:
     x = (4 * torch.randn(20, generator=seeded(), dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradgradcheck(activation, x)
     assert torch.autograd.gradgradcheck(activation.inverse, x)
+
+
+@pytest.mark.parametrize("description", [{"kind": "Tanh"}, {"slope": 0.1}])
+def test_unknown_kind_raises_and_lists_the_kinds(description: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"activation kind is .*LeakySoftplus, LearnedMonotone"):
+        activation_from(description)

@@ -1,4 +1,4 @@
-"""A training step leaves the host alone, so that CUDA graphs can hold it, and compiles into one graph."""
+"""A training step can be captured in a CUDA graph, as it does not synchronise with the host, and compiles into one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lunet import Flow, ImageFlow, LUNet, RealNVP
 
-# Wide enough that an LU layer takes its blocks one by one.
+# Wide enough that an LU layer is multiplied block by block.
 SHAPE = (1, 20, 20)
 FLOWS: dict[str, Flow] = {
     "lunet": random_lu_net(400, layers=2),
     "lunet-learned": random_learned(400, layers=2),
     "realnvp": randomise_(RealNVP(SHAPE, (1, 1, 1), planes=2, blocks=1)),
 }
-# Reading a value of a device, and bringing one there from the host.
+# Operations that read a value from the device, or copy one to it.
 FORBIDDEN = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.lift_fresh.default"}
 
 
 class Operations(TorchDispatchMode):
-    """The names of all operations."""
+    """Records the names of all operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,7 +42,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_no_step_reads_or_brings_a_value(name: str) -> None:
+def test_step_reads_and_copies_no_value(name: str) -> None:
     model = ImageFlow(copy.deepcopy(FLOWS[name]), SHAPE).train()
     with Operations() as operations:
         model.bits_per_dim(images()).mean().backward()
@@ -50,14 +50,14 @@ def test_no_step_reads_or_brings_a_value(name: str) -> None:
     assert operations.names & FORBIDDEN == set()
 
 
-def test_what_is_forbidden_would_be_seen() -> None:
+def test_forbidden_operations_are_detected() -> None:
     with Operations() as operations:
         torch.ones(2).new_tensor(1.0)
         bool(torch.ones(2).nonzero().any())
     assert operations.names >= FORBIDDEN
 
 
-def test_no_result_is_looked_at_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_not_checked_during_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = cast("Tensor", SimpleNamespace(is_meta=False, is_cuda=True))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with Operations() as operations:
@@ -67,7 +67,7 @@ def test_no_result_is_looked_at_while_a_graph_is_captured(monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated")
 @pytest.mark.parametrize("name", FLOWS)
-def test_a_whole_step_compiles_into_one_graph(name: str) -> None:
+def test_step_compiles_into_one_graph(name: str) -> None:
     model, batch = ImageFlow(copy.deepcopy(FLOWS[name]), SHAPE).train(), images()
     parameters = list(model.parameters())
 
@@ -75,9 +75,9 @@ def test_a_whole_step_compiles_into_one_graph(name: str) -> None:
         return model.bits_per_dim(batch).mean()
 
     torch.compiler.reset()
-    found = []
+    results = []
     for step in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(1)
         value = step(batch)
-        found.append((value.detach(), torch.autograd.grad(value, parameters)))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        results.append((value.detach(), torch.autograd.grad(value, parameters)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ NAMES = ("left", "right", "dark")
 
 
 def images(name: str, n: int, seed: int = 0) -> Tensor:
-    """4x4 images, bright on one side or nowhere, with shape (n, 4, 4)."""
+    """4x4 images that are bright on one side or dark, with shape (n, 4, 4)."""
     shade = torch.full((4, 4), 40)
     if name != "dark":
         shade[:, : 2 if name == "left" else None] = 200
@@ -30,7 +30,7 @@ def model() -> ClassFlows:
     return ClassFlows(flows)
 
 
-def test_images_get_their_own_class(model: ClassFlows) -> None:
+def test_images_are_assigned_to_their_class(model: ClassFlows) -> None:
     for index, name in enumerate(NAMES):
         assert (model.classify(images(name, 50, seed=1), generator=seeded()) == index).double().mean() > 0.95
 
@@ -41,35 +41,35 @@ def test_classification_is_bayes_rule(model: ClassFlows) -> None:
     assert bits.shape == (15, 3)
     prior = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
     posterior = (prior.log() - bits.double() * 16 * torch.log(torch.tensor(2.0))).softmax(1)
-    chosen = model.classify(batch, generator=seeded(), prior=prior.tolist())
-    assert torch.equal(chosen, posterior.argmax(1))
+    predicted = model.classify(batch, generator=seeded(), prior=prior.tolist())
+    assert torch.equal(predicted, posterior.argmax(1))
 
 
-def test_a_prior_decides_where_the_flows_do_not(model: ClassFlows) -> None:
-    twins = ClassFlows({"a": model["left"], "b": model["left"]})
+def test_prior_decides_between_equal_flows(model: ClassFlows) -> None:
+    equal_flows = ClassFlows({"a": model["left"], "b": model["left"]})
     batch = images("left", 20)
-    assert (twins.classify(batch, draws=200, generator=seeded(), prior=[0.0, 1.0]) == 1).all()
-    assert (twins.classify(batch, draws=200, generator=seeded(), prior=[1.0, 0.0]) == 0).all()
+    assert (equal_flows.classify(batch, draws=200, generator=seeded(), prior=[0.0, 1.0]) == 1).all()
+    assert (equal_flows.classify(batch, draws=200, generator=seeded(), prior=[1.0, 0.0]) == 0).all()
 
 
-def test_samples_are_of_the_class_that_was_asked_for(model: ClassFlows) -> None:
+def test_samples_are_of_the_requested_class(model: ClassFlows) -> None:
     samples = model.sample("right", 30, seeded())
     assert samples.shape == (30, 1, 4, 4)
     assert (model.classify(samples, generator=seeded()) == 1).double().mean() > 0.9
 
 
 @pytest.mark.parametrize("prior", [[1.0], [0.5, 0.6, -0.1], [0.5, 0.5, 0.5]])
-def test_a_bad_prior_is_refused(model: ClassFlows, prior: list[float]) -> None:
+def test_bad_prior_raises(model: ClassFlows, prior: list[float]) -> None:
     with pytest.raises(ValueError, match="a probability for each of the 3 classes"):
         model.classify(images("left", 2), prior=prior)
 
 
-def test_an_unknown_class_is_answered_with_those_there_are(model: ClassFlows) -> None:
+def test_unknown_class_raises_and_lists_the_classes(model: ClassFlows) -> None:
     with pytest.raises(KeyError, match="left, right, dark"):
         model.sample("up", 1)
 
 
-def test_a_set_needs_flows_of_one_shape() -> None:
+def test_no_flows_and_several_shapes_raise() -> None:
     with pytest.raises(ValueError, match="flows is empty"):
         ClassFlows({})
     flows = {"a": ImageFlow(Histogram(16), (1, 4, 4), None), "b": ImageFlow(Histogram(4), (1, 2, 2), None)}

@@ -12,7 +12,7 @@ from lunet import Gaussian, Histogram, standard_normal_log_prob
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_gaussian_is_the_multivariate_normal_of_its_sample(ridge: float) -> None:
+def test_gaussian_agrees_with_the_multivariate_normal(ridge: float) -> None:
     x = correlated(900, 12)
     covariance = x.T.cov(correction=0) + ridge * torch.eye(12, dtype=torch.float64)
     reference = torch.distributions.MultivariateNormal(x.mean(0), covariance)
@@ -21,7 +21,7 @@ def test_gaussian_is_the_multivariate_normal_of_its_sample(ridge: float) -> None
     torch.testing.assert_close(flow.log_prob(held_out), reference.log_prob(held_out), rtol=1e-10, atol=1e-10)
 
 
-def test_gaussian_is_fitted_over_several_chunks_of_rows() -> None:
+def test_gaussian_is_fitted_in_several_chunks() -> None:
     x = correlated(10_000, 5)
     flow = Gaussian(5).double().fit_(x)
     covariance = torch.linalg.inv(flow.whitening.T @ flow.whitening)
@@ -46,11 +46,11 @@ def test_gaussian_maximises_the_likelihood() -> None:
         assert flow.log_prob(x).mean() < best
 
 
-def test_gaussian_counts_mean_and_covariance() -> None:
+def test_gaussian_free_parameters() -> None:
     assert Gaussian(784).free_parameters() == 784 + 784 * 785 // 2
 
 
-def test_gaussian_of_a_singular_sample_is_refused_and_a_ridge_helps() -> None:
+def test_gaussian_of_a_singular_sample_raises_without_a_ridge() -> None:
     x = correlated(200, 5)
     x[:, 3] = x[:, 0]
     with pytest.raises(ValueError, match="covariance of 200 rows is singular in feature 3; add a ridge"):
@@ -58,14 +58,14 @@ def test_gaussian_of_a_singular_sample_is_refused_and_a_ridge_helps() -> None:
     assert Gaussian(5, ridge=1e-3).double().fit_(x).log_prob(x).isfinite().all()
 
 
-def test_gaussian_of_missing_values_is_refused() -> None:
+def test_gaussian_of_missing_values_raises() -> None:
     x = correlated(50, 3)
     x[4, 2] = math.nan
     with pytest.raises(ValueError, match="x has values that are not finite"):
         Gaussian(3).double().fit_(x)
 
 
-def test_gaussian_that_is_not_invertible_is_refused() -> None:
+def test_gaussian_that_is_not_invertible_raises() -> None:
     flow = Gaussian(3).eval()
     flow.whitening[1, 1] = 0
     with pytest.raises(ValueError, match="whitening is singular: entry 1"):
@@ -85,7 +85,7 @@ def test_histogram_counts_its_bins_and_adds_the_pseudocount() -> None:
     torch.testing.assert_close(flow.log_prob(x).exp(), torch.tensor([2.5, 2.5, 1.5, 1.5, 2.5, 2.5]) / 2)
 
 
-def test_histogram_counts_over_several_chunks_of_rows() -> None:
+def test_histogram_is_fitted_in_several_chunks() -> None:
     values = torch.rand(10_000, 2, generator=seeded(), dtype=torch.float64)
     flow = Histogram(2, levels=8).double().fit_(values)
     counts = torch.stack([column.histc(8, 0, 1) for column in values.T])
@@ -95,8 +95,8 @@ def test_histogram_counts_over_several_chunks_of_rows() -> None:
 def test_histogram_bins_8_bit_pixels_by_their_level() -> None:
     levels = torch.arange(256)[:, None]
     flow = Histogram(1)
-    for inside in (2**-16, 0.5, 1 - 2**-16):
-        assert torch.equal(flow._bins((levels + inside) / 256), levels)
+    for noise in (2**-16, 0.5, 1 - 2**-16):
+        assert torch.equal(flow._bins((levels + noise) / 256), levels)
 
 
 @pytest.mark.parametrize("levels", [2, 10, 256])
@@ -119,7 +119,7 @@ def test_histogram_samples_follow_its_bins() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_histogram_density_is_that_of_its_flow(dtype: torch.dtype) -> None:
+def test_histogram_density_agrees_with_its_latents(dtype: torch.dtype) -> None:
     flow = random_histogram(3).to(dtype)
     x = torch.rand(500, 3, generator=seeded(1), dtype=dtype)
     z, log_det = flow(x)
@@ -132,8 +132,8 @@ def test_histogram_keeps_the_digits_of_both_tails() -> None:
     weights[0, 127:129] = 0.5
     flow = Histogram(1).double().eval()
     flow.probability.copy_(weights / weights.sum())
-    near = torch.tensor([[2**-20], [2**-9], [0.125], [0.4375], [0.498]], dtype=torch.float64)
-    x = torch.cat([near, 1 - near.flip(0)])
+    lower = torch.tensor([[2**-20], [2**-9], [0.125], [0.4375], [0.498]], dtype=torch.float64)
+    x = torch.cat([lower, 1 - lower.flip(0)])
     z, _ = flow(x)
     assert z[0] < -8
     torch.testing.assert_close(z, -z.flip(0), rtol=1e-11, atol=0)
@@ -148,12 +148,12 @@ def test_histogram_latents_are_standard_normal() -> None:
     assert abs(z.std() - 1) < 0.01
 
 
-def test_histogram_counts_its_free_parameters() -> None:
+def test_histogram_free_parameters() -> None:
     assert Histogram(784).free_parameters() == 784 * 255
 
 
 @pytest.mark.parametrize("value", [-0.001, 1.001, math.nan, math.inf])
-def test_histogram_refuses_values_outside(value: float) -> None:
+def test_histogram_of_values_outside_raises(value: float) -> None:
     x = torch.tensor([[0.5, value]])
     for call in (Histogram(2).fit_, Histogram(2).log_prob, Histogram(2).eval()):
         with pytest.raises(ValueError, match=r"outside 0 to 1|not finite"):
@@ -161,6 +161,6 @@ def test_histogram_refuses_values_outside(value: float) -> None:
 
 
 @pytest.mark.parametrize("pseudocount", [0.0, -1.0])
-def test_histogram_refuses_impossible_values(pseudocount: float) -> None:
+def test_histogram_without_pseudocount_raises(pseudocount: float) -> None:
     with pytest.raises(ValueError, match=f"pseudocount is {pseudocount}"):
         Histogram(2, pseudocount=pseudocount)

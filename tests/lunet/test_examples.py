@@ -26,5 +26,5 @@ def test_example(example: doctest.DocTest) -> None:
     assert not failed, "".join(report)
 
 
-def test_the_first_thing_a_user_sees_has_an_example() -> None:
+def test_lu_net_has_an_example() -> None:
     assert "lunet.lu_net.LUNet" in {example.name for example in EXAMPLES}

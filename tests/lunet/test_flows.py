@@ -1,4 +1,4 @@
-"""What every flow promises, asked of every flow: a new model is one more row in `random_flows.every_flow`."""
+"""The contract of a flow, tested on every flow; a new model is one more row in `random_flows.every_flow`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, every_flow, scale_, seeded
+from random_flows import CPU_DTYPES, DEVICES, every_flow, scale_, seeded
 from torch import Tensor
 
 from lunet import Flow, Histogram, ReleasedRealNVP, standard_normal_log_prob
 
 FLOWS = every_flow()
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-    ),
-]
 MethodCall = Callable[[Flow, Tensor], object]
 METHODS: dict[str, MethodCall] = {
     "forward": lambda flow, x: flow(x),
@@ -35,7 +29,7 @@ def make(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
 
 
 def data(flow: Flow, n: int = 6) -> Tensor:
-    """Rows where the flow has density, twice as wide as the standard normal where it lives on the whole line."""
+    """Rows at which the flow has density, on the real line with a standard deviation of 2."""
     like = flow._like()
     if isinstance(flow, Histogram):
         rows = torch.rand(n, flow.features, generator=seeded(1), dtype=torch.float64)
@@ -47,7 +41,7 @@ def data(flow: Flow, n: int = 6) -> Tensor:
 def round_trip_tolerance(dtype: torch.dtype, device: str) -> float:
     if dtype == torch.float64:
         return 1e-9
-    return 5e-3 if device == "cpu" else 5e-2  # a GPU's convolutions round to TF32
+    return 5e-3 if device == "cpu" else 5e-2  # convolutions on a GPU round to TF32
 
 
 # Invertibility
@@ -85,7 +79,7 @@ def test_log_det_is_that_of_the_jacobian(name: str) -> None:
         torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian).logabsdet, rtol=1e-8, atol=1e-8)
 
 
-def test_log_prob_is_that_of_the_latents(name: str) -> None:
+def test_log_prob_is_that_of_the_latents_and_the_log_det(name: str) -> None:
     flow = make(name, torch.float64)
     x = data(flow)
     z, log_det = flow(x)
@@ -93,7 +87,7 @@ def test_log_prob_is_that_of_the_latents(name: str) -> None:
 
 
 @torch.no_grad()
-def test_single_precision_scores_as_double(name: str) -> None:
+def test_float32_agrees_with_float64(name: str) -> None:
     single, double = make(name), make(name, torch.float64)
     x = data(single, 50)
     torch.testing.assert_close(single.log_prob(x).double(), double.log_prob(x.double()), rtol=1e-4, atol=1e-3)
@@ -115,7 +109,7 @@ def test_shapes_and_dtypes(name: str, n: int, dtype: torch.dtype) -> None:
     assert {output.dtype for output in outputs} == {dtype}
 
 
-def test_forward_names_its_parts(name: str) -> None:
+def test_forward_returns_named_parts(name: str) -> None:
     flow = make(name)
     x = data(flow)
     transformed = flow(x)
@@ -124,19 +118,19 @@ def test_forward_names_its_parts(name: str) -> None:
 
 
 @torch.no_grad()
-def test_rows_do_not_see_each_other(name: str) -> None:
+def test_rows_are_independent(name: str) -> None:
     flow = make(name, torch.float64)
     x = data(flow)
-    alone = torch.cat([flow.log_prob(row[None]) for row in x])
-    torch.testing.assert_close(flow.log_prob(x), alone, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(flow.log_prob(x.flip(0)), alone.flip(0), rtol=1e-10, atol=1e-10)
+    separately = torch.cat([flow.log_prob(row[None]) for row in x])
+    torch.testing.assert_close(flow.log_prob(x), separately, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flow.log_prob(x.flip(0)), separately.flip(0), rtol=1e-10, atol=1e-10)
 
 
 # Samples
 
 
 @torch.no_grad()
-def test_samples_follow_their_generator(name: str) -> None:
+def test_samples_depend_only_on_their_generator(name: str) -> None:
     flow = make(name)
     assert torch.equal(flow.sample(4, seeded(3)), flow.sample(4, seeded(3)))
     assert not torch.equal(flow.sample(4, seeded(3)), flow.sample(4, seeded(4)))
@@ -167,10 +161,10 @@ def test_samples_come_from_standard_normal_latents(name: str) -> None:
 
 
 @torch.no_grad()
-def test_training_mode_scores_as_eval_mode(name: str) -> None:
+def test_train_and_eval_mode_agree(name: str) -> None:
     flow = make(name)
     if isinstance(flow, ReleasedRealNVP):
-        pytest.skip("its running averages follow each batch")
+        pytest.skip("its running averages follow the batches")
     x = data(flow)
     scores = flow.eval().log_prob(x)
     flow.train()
@@ -180,40 +174,40 @@ def test_training_mode_scores_as_eval_mode(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_deep_copy_is_apart(name: str) -> None:
+def test_deep_copy_is_independent(name: str) -> None:
     flow = make(name)
     x = data(flow)
     scores = flow.log_prob(x)
-    twin = copy.deepcopy(flow)
-    assert torch.equal(twin.log_prob(x), scores)
-    scale_(twin, 1.5)
+    duplicate = copy.deepcopy(flow)
+    assert torch.equal(duplicate.log_prob(x), scores)
+    scale_(duplicate, 1.5)
     assert torch.equal(flow.log_prob(x), scores)
-    assert not torch.equal(twin.log_prob(x), scores)
+    assert not torch.equal(duplicate.log_prob(x), scores)
 
 
 @torch.no_grad()
 def test_load_state_dict_replaces_everything(name: str) -> None:
-    flow, blank = make(name), make(name)
-    scale_(blank, 1.5)
+    flow, other = make(name), make(name)
+    scale_(other, 1.5)
     x = data(flow)
-    assert not torch.equal(blank.log_prob(x), flow.log_prob(x))
-    blank.load_state_dict(flow.state_dict())
-    assert torch.equal(blank.log_prob(x), flow.log_prob(x))
-    assert torch.equal(blank.sample(3, seeded()), flow.sample(3, seeded()))
+    assert not torch.equal(other.log_prob(x), flow.log_prob(x))
+    other.load_state_dict(flow.state_dict())
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))
+    assert torch.equal(other.sample(3, seeded()), flow.sample(3, seeded()))
 
 
 @torch.no_grad()
-def test_config_and_state_make_the_flow_again(name: str) -> None:
+def test_config_and_state_reconstruct_the_flow(name: str) -> None:
     flow = make(name)
-    again = type(flow)(**flow.config()).eval()
-    assert again.config() == flow.config()
-    assert again.free_parameters() == flow.free_parameters()
-    again.load_state_dict(flow.state_dict())
-    assert torch.equal(again.log_prob(data(flow)), flow.log_prob(data(flow)))
+    reconstructed = type(flow)(**flow.config()).eval()
+    assert reconstructed.config() == flow.config()
+    assert reconstructed.free_parameters() == flow.free_parameters()
+    reconstructed.load_state_dict(flow.state_dict())
+    assert torch.equal(reconstructed.log_prob(data(flow)), flow.log_prob(data(flow)))
 
 
 @torch.no_grad()
-def test_the_global_default_dtype_does_not_matter(name: str) -> None:
+def test_default_dtype_does_not_matter(name: str) -> None:
     flow = make(name)
     x = data(flow)
     scores, draws = flow.log_prob(x), flow.sample(3, seeded())
@@ -229,7 +223,7 @@ def test_the_global_default_dtype_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_another_shape_is_refused(name: str, method: str) -> None:
+def test_another_shape_raises(name: str, method: str) -> None:
     flow = make(name)
     for shape in [(2, flow.features + 1), (flow.features,), (2, 1, flow.features)]:
         with pytest.raises(ValueError, match=rf"has shape \({shape[0]},.*this flow takes \(N, {flow.features}\)"):
@@ -238,7 +232,7 @@ def test_another_shape_is_refused(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
-def test_another_dtype_is_refused(name: str, method: str, dtype: torch.dtype) -> None:
+def test_another_dtype_raises(name: str, method: str, dtype: torch.dtype) -> None:
     flow = make(name)
     with pytest.raises(TypeError, match=rf"is {dtype}; this flow works in torch\.float32"):
         METHODS[method](flow, torch.zeros(2, flow.features, dtype=dtype))
@@ -247,7 +241,7 @@ def test_another_dtype_is_refused(name: str, method: str, dtype: torch.dtype) ->
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("method", METHODS)
-def test_another_device_is_refused(name: str, method: str) -> None:
+def test_another_device_raises(name: str, method: str) -> None:
     flow = make(name)
     with pytest.raises(TypeError, match="is on cuda:0; this flow is on cpu"):
         METHODS[method](flow, data(flow).cuda())
@@ -255,18 +249,18 @@ def test_another_device_is_refused(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_refused(name: str, method: str, value: float) -> None:
+def test_values_that_are_not_finite_raise(name: str, method: str, value: float) -> None:
     flow = make(name).eval()
     x = data(flow)
     x[4, -1] = value
     if isinstance(flow, Histogram) and method == "inverse" and math.isinf(value):
-        assert flow.inverse(x)[4, -1] == (value > 0)  # the limits, and so the right values
+        assert flow.inverse(x)[4, -1] == (value > 0)  # the limits, which are correct
         return
     with pytest.raises(ValueError, match=r"not finite, first in row 4|outside 0 to 1"):
         METHODS[method](flow, x)
 
 
-def test_a_state_that_is_not_finite_is_refused(name: str) -> None:
+def test_state_that_is_not_finite_raises(name: str) -> None:
     flow = make(name)
     tensor_name, tensor = next(iter(flow.state_dict().items()))
     tensor.flatten()[0] = math.nan
@@ -274,6 +268,6 @@ def test_a_state_that_is_not_finite_is_refused(name: str) -> None:
         flow.check_invertible()
 
 
-def test_a_negative_number_of_draws_is_refused(name: str) -> None:
+def test_negative_number_of_draws_raises(name: str) -> None:
     with pytest.raises(ValueError, match="n is -1"):
         make(name).sample(-1)

@@ -27,69 +27,69 @@ def batch(features: int, rows: int = ROWS, dtype: torch.dtype = torch.float64) -
 
 
 def unfolded(layer: LULayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and arguments as the triangles give them, whatever the layer has folded."""
+    """Values and arguments by the triangles, without folding."""
     return triangular.multiply(layer.lu, x) + layer.bias, triangular.solve(layer.lu, x - layer.bias)
 
 
 @pytest.fixture
-def makings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the matrices that were made, in order."""
-    made: list[str] = []
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the matrices that have been computed, in order."""
+    names: list[str] = []
     for name in ("product", "inverse"):
-        make: Callable[[Tensor], Tensor | None] = getattr(folding, name)
+        compute: Callable[[Tensor], Tensor | None] = getattr(folding, name)
 
-        def recorded(lu: Tensor, name: str = name, make: Callable[[Tensor], Tensor | None] = make) -> Tensor | None:
-            made.append(name)
-            return make(lu)
+        def record(lu: Tensor, name: str = name, compute: Callable[[Tensor], Tensor | None] = compute) -> Tensor | None:
+            names.append(name)
+            return compute(lu)
 
-        monkeypatch.setattr(folding, name, recorded)
-    return made
+        monkeypatch.setattr(folding, name, record)
+    return names
 
 
-# The same map
+# Values
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("features", [1, 2, 7, 64, 784])
 @torch.no_grad()
-def test_folded_layers_give_the_same(features: int, dtype: torch.dtype, makings: list[str]) -> None:
+def test_folded_layer_agrees_with_the_triangles(features: int, dtype: torch.dtype, computed: list[str]) -> None:
     layer, x = random_layer(features, dtype), batch(features, dtype=dtype)
     values, arguments = unfolded(layer, x)
     tolerance = 200 * torch.finfo(dtype).eps
     for _ in range(4 * features // ROWS + 1):
-        found, log_det = layer(x)
-        found_arguments = layer.inverse(x)
-    torch.testing.assert_close(found, values, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(found_arguments, arguments, rtol=tolerance, atol=tolerance)
+        folded_values, log_det = layer(x)
+        folded_arguments = layer.inverse(x)
+    torch.testing.assert_close(folded_values, values, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(folded_arguments, arguments, rtol=tolerance, atol=tolerance)
     assert torch.equal(log_det, triangular.log_abs_det(layer.lu).expand(ROWS))
-    assert sorted(makings) == ["inverse", "product"]
+    assert sorted(computed) == ["inverse", "product"]
 
 
 @torch.no_grad()
-def test_matrices_are_made_when_it_is_worth_it(makings: list[str]) -> None:
+def test_matrices_are_computed_at_the_break_even(computed: list[str]) -> None:
     layer, x = random_layer(200), batch(200)
     for _ in range(3):
         layer(x)
-    assert makings == []
+    assert computed == []
     layer(x)
-    assert makings == ["product"]
+    assert computed == ["product"]
     for _ in range(12):
         layer.inverse(x)
-    assert makings == ["product"]
+    assert computed == ["product"]
     layer.inverse(x)
-    assert makings == ["product", "inverse"]
+    assert computed == ["product", "inverse"]
 
 
 @torch.no_grad()
-def test_matrices_are_made_once(makings: list[str]) -> None:
+def test_matrices_are_computed_once(computed: list[str]) -> None:
     layer, x = random_layer(20), batch(20)
     for _ in range(5):
         layer(x)
         layer.inverse(x)
-    assert makings == ["product", "inverse"]
+    assert computed == ["product", "inverse"]
 
 
-# What makes them anew
+# Changed weights
 
 
 def change_in_place(layer: LULayer) -> None:
@@ -100,7 +100,7 @@ def change_behind_autograd(layer: LULayer) -> None:
     layer.lu.data[3, 2] += 1e-12
 
 
-def exchange_two_values(layer: LULayer) -> None:
+def swap_two_values(layer: LULayer) -> None:
     layer.lu[[0, 1], [2, 2]] = layer.lu[[1, 0], [2, 2]]
 
 
@@ -113,23 +113,23 @@ def take_a_step(layer: LULayer) -> None:
     torch.optim.SGD([layer.lu], lr=1e-3).step()
 
 
-def put_another_parameter(layer: LULayer) -> None:
+def replace_the_parameter(layer: LULayer) -> None:
     layer.lu = torch.nn.Parameter(layer.lu * 2)
 
 
-def put_other_data(layer: LULayer) -> None:
+def replace_the_data(layer: LULayer) -> None:
     layer.lu.data = layer.lu * 2
 
 
 CHANGES = [
-    change_in_place, change_behind_autograd, exchange_two_values, load_another_state, take_a_step,
-    put_another_parameter, put_other_data,
+    change_in_place, change_behind_autograd, swap_two_values, load_another_state, take_a_step,
+    replace_the_parameter, replace_the_data,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_a_changed_weight_is_seen(change: Callable[[LULayer], None]) -> None:
+def test_changed_weight_is_detected(change: Callable[[LULayer], None]) -> None:
     layer, x = random_layer(20), batch(20)
     for _ in range(2):
         before = layer(x)[0], layer.inverse(x)
@@ -141,17 +141,17 @@ def test_a_changed_weight_is_seen(change: Callable[[LULayer], None]) -> None:
 
 
 @torch.no_grad()
-def test_train_mode_forgets(makings: list[str]) -> None:
+def test_train_mode_discards_the_matrices(computed: list[str]) -> None:
     layer, x = random_layer(20), batch(20)
     layer(x)
     layer.train()(x)
-    assert makings == ["product"]
+    assert computed == ["product"]
     layer.eval()(x)
-    assert makings == ["product", "product"]
+    assert computed == ["product", "product"]
 
 
 @torch.no_grad()
-def test_another_dtype_and_a_copy_have_their_own() -> None:
+def test_another_dtype_and_a_copy_have_separate_matrices() -> None:
     layer, x = random_layer(20), batch(20)
     layer(x)
     other = copy.deepcopy(layer)
@@ -161,7 +161,7 @@ def test_another_dtype_and_a_copy_have_their_own() -> None:
     assert layer.float()(x.float())[0].dtype == torch.float32
 
 
-# Where nothing is folded
+# No folding
 
 
 @pytest.mark.parametrize(
@@ -176,24 +176,24 @@ def test_another_dtype_and_a_copy_have_their_own() -> None:
     ],
 )
 @torch.no_grad()
-def test_small_batches_and_training_use_the_triangles(call: Callable[[LULayer], object], makings: list[str]) -> None:
+def test_small_batches_and_training_use_the_triangles(call: Callable[[LULayer], object], computed: list[str]) -> None:
     call(random_layer(20))
-    assert makings == []
+    assert computed == []
 
 
-def test_gradients_are_those_of_the_triangles(makings: list[str]) -> None:
+def test_gradients_are_those_of_the_triangles(computed: list[str]) -> None:
     layer, x = random_layer(20), batch(20)
     with torch.no_grad():
         layer(x)
     layer(x)[0].sum().backward()
     assert layer.lu.grad is not None
     assert layer.lu.grad.abs().amin() > 0
-    assert makings == ["product"]
+    assert computed == ["product"]
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @torch.no_grad()
-def test_the_scales_of_the_inputs_do_not_matter(dtype: torch.dtype) -> None:
+def test_scales_of_the_inputs_do_not_matter(dtype: torch.dtype) -> None:
     layer, x = random_layer(20), batch(20)
     lower, upper = triangular.unpack(layer.lu)
     scales = torch.logspace(-6, 3, 20, dtype=torch.float64)
@@ -203,19 +203,19 @@ def test_the_scales_of_the_inputs_do_not_matter(dtype: torch.dtype) -> None:
     assert triangular.condition(layer.lu) > 1e6
     matrix = folding.inverse(layer.lu)
     assert matrix is not None
-    found = (x.to(dtype) - layer.bias) @ matrix.mT
+    folded = (x.to(dtype) - layer.bias) @ matrix.mT
     tolerance = 200 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found.double() * scales, expected * scales, rtol=tolerance, atol=tolerance)
-    back = triangular.multiply(layer.lu, found) + layer.bias
-    torch.testing.assert_close(back, x.to(dtype), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(folded.double() * scales, expected * scales, rtol=tolerance, atol=tolerance)
+    reconstructed = triangular.multiply(layer.lu, folded) + layer.bias
+    torch.testing.assert_close(reconstructed, x.to(dtype), rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()
-def test_a_layer_whose_inverse_would_lose_digits_is_solved(makings: list[str]) -> None:
+def test_inverse_that_would_lose_digits_is_not_folded(computed: list[str]) -> None:
     layer, x = random_layer(20), batch(20)
     layer.lu[4, 4] = 1e-9
     for _ in range(3):
         layer.inverse(x)
     assert torch.equal(layer.inverse(x), unfolded(layer, x)[1])
-    assert makings == ["inverse"]
+    assert computed == ["inverse"]
     assert folding.inverse(layer.lu) is None

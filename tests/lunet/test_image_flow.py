@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, correlated, random_lu_net, random_realnvp, seeded
+from random_flows import CPU_DTYPES, copy_with_rows, correlated, random_lu_net, random_realnvp, seeded, small_flows
 from torch import Tensor
 
 from lunet import Gaussian, Histogram, ImageFlow, LUNet
 
 SHAPE = (1, 4, 4)
+FLOWS = small_flows()
 
 
 def random_images(n: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Tensor:
@@ -26,7 +27,7 @@ def flow() -> ImageFlow:
 
 @pytest.mark.parametrize("bound", ["mean", "log_mean_exp"])
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
-def test_a_uniform_model_has_exactly_8_bits_on_any_image(dtype: torch.dtype, bound: str) -> None:
+def test_uniform_model_has_exactly_8_bits_on_any_image(dtype: torch.dtype, bound: str) -> None:
     uniform = ImageFlow(Histogram(784).to(dtype), (1, 28, 28), margin=None)
     extremes = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 28, 28)
     images = torch.cat([random_images(5, (1, 28, 28)), extremes])
@@ -34,7 +35,7 @@ def test_a_uniform_model_has_exactly_8_bits_on_any_image(dtype: torch.dtype, bou
     assert torch.equal(bits, torch.full((7,), 8, dtype=dtype))
 
 
-def test_a_histogram_of_two_levels_has_one_bit() -> None:
+def test_histogram_of_two_levels_has_one_bit() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *SHAPE)
     flow = ImageFlow(Histogram(16, pseudocount=1e-9).double(), SHAPE, margin=None)
     flow.flow.fit_(flow.preprocess(images, seeded())[0])  # type: ignore[operator]
@@ -52,7 +53,7 @@ def test_probabilities_of_all_images_sum_to_one(margin: float | tuple[float, flo
     gaussian.whitening.fill_(1 / std)
     every_image = torch.arange(256, dtype=torch.uint8).repeat(2000)[:, None, None, None]
     bits = ImageFlow(gaussian, (1, 1, 1), margin).bits_per_dim(every_image, 3, seeded(), bound="log_mean_exp")
-    # 255 for 256 would give 1.004, a margin left out of the slope 0.95, a factor of 2 pi far more.
+    # With 255 for 256 it would be 1.004, without the margin in the slope 0.95, with a factor of 2 pi far more.
     assert (-bits).exp2().sum().item() / 2000 == pytest.approx(1, abs=5e-4)
 
 
@@ -65,7 +66,7 @@ def test_colour_images_are_scored_by_value() -> None:
     torch.testing.assert_close(flow.bits_per_dim(images, generator=seeded(1)), expected)
 
 
-def test_preprocessing_counts_its_jacobian(flow: ImageFlow) -> None:
+def test_preprocess_returns_its_log_det(flow: ImageFlow) -> None:
     images = random_images(3)
     flow = flow.double()
     logits, log_det = flow.preprocess(images, seeded())
@@ -77,18 +78,18 @@ def test_preprocessing_counts_its_jacobian(flow: ImageFlow) -> None:
 
 
 @torch.no_grad()
-def test_draws_are_the_mean_of_single_draws(flow: ImageFlow) -> None:
-    images, stream = random_images(5), seeded(1)
-    singles = torch.stack([flow.bits_per_dim(images, generator=stream) for _ in range(7)])
+def test_several_draws_give_the_mean_of_single_draws(flow: ImageFlow) -> None:
+    images, generator = random_images(5), seeded(1)
+    singles = torch.stack([flow.bits_per_dim(images, generator=generator) for _ in range(7)])
     torch.testing.assert_close(flow.bits_per_dim(images, draws=7, generator=seeded(1)), singles.mean(0))
     assert (singles.std(0) > 0).all()
 
 
 @torch.no_grad()
-def test_log_mean_exp_is_tighter_and_the_formula(flow: ImageFlow) -> None:
-    images, stream = random_images(50), seeded(1)
+def test_log_mean_exp_is_the_formula_and_tighter(flow: ImageFlow) -> None:
+    images, generator = random_images(50), seeded(1)
     flow = flow.double()
-    singles = torch.stack([flow.bits_per_dim(images, generator=stream) for _ in range(5)])
+    singles = torch.stack([flow.bits_per_dim(images, generator=generator) for _ in range(5)])
     tight = flow.bits_per_dim(images, draws=5, generator=seeded(1), bound="log_mean_exp")
     nats = -singles * 16 * math.log(2)
     torch.testing.assert_close(tight, -(nats.logsumexp(0) - math.log(5)) / (16 * math.log(2)))
@@ -138,7 +139,7 @@ def test_samples_of_a_histogram_have_its_pixels() -> None:
 # Arguments
 
 
-def test_images_of_one_channel_may_leave_it_out(flow: ImageFlow) -> None:
+def test_channel_dimension_is_optional(flow: ImageFlow) -> None:
     images = random_images(3)
     assert torch.equal(
         flow.bits_per_dim(images[:, 0], generator=seeded()), flow.bits_per_dim(images, generator=seeded())
@@ -146,46 +147,46 @@ def test_images_of_one_channel_may_leave_it_out(flow: ImageFlow) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 16), (3, 1, 4, 5), (3, 1, 8, 2)], ids=str)
-def test_images_of_another_shape_are_refused(flow: ImageFlow, shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape_raise(flow: ImageFlow, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images have shape .*this flow takes"):
         flow.bits_per_dim(torch.zeros(shape, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool], ids=str)
-def test_images_of_another_dtype_are_refused(flow: ImageFlow, dtype: torch.dtype) -> None:
+def test_images_of_another_dtype_raise(flow: ImageFlow, dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=r"8-bit images have dtype torch\.uint8"):
         flow.bits_per_dim(torch.zeros(3, *SHAPE).to(dtype))
 
 
-def test_a_flow_of_another_width_is_refused() -> None:
+def test_flow_of_another_width_raises() -> None:
     with pytest.raises(ValueError, match=r"an image of shape \(1, 4, 5\) has 20 values, not 16"):
         ImageFlow(LUNet(16), (1, 4, 5))
 
 
 @pytest.mark.parametrize("margin", [-0.1, 0.5, (0.1, -1e-9), math.nan], ids=str)
-def test_a_margin_that_leaves_no_room_is_refused(margin: float | tuple[float, float]) -> None:
+def test_margin_out_of_range_raises(margin: float | tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="margin is"):
         ImageFlow(LUNet(16), SHAPE, margin)
 
 
-def test_draws_and_bound_are_checked(flow: ImageFlow) -> None:
+def test_bad_draws_and_bound_raise(flow: ImageFlow) -> None:
     with pytest.raises(ValueError, match="draws is 0"):
         flow.bits_per_dim(random_images(1), draws=0)
     with pytest.raises(ValueError, match="bound is 'max'"):
         flow.bits_per_dim(random_images(1), bound="max")  # type: ignore[arg-type]
 
 
-def test_a_half_precision_flow_is_refused() -> None:
+def test_half_precision_flow_raises() -> None:
     with pytest.raises(TypeError, match=r"dtype is torch\.bfloat16"):
         ImageFlow(LUNet(16).bfloat16(), SHAPE).bits_per_dim(random_images(1))
 
 
-# A whole fit
+# Fit
 
 
 @torch.no_grad()
-def test_the_gaussian_in_bits_matches_its_closed_form() -> None:
-    """A model of values that are Gaussian in logit space scores its own differential entropy and the Jacobian."""
+def test_gaussian_in_bits_agrees_with_its_entropy() -> None:
+    """A Gaussian in logit space has a likelihood of its differential entropy and the Jacobian."""
     latents = 0.4 * correlated(20_000, 4)
     latents = (latents - latents.mean(0)) / 2
     images = ((latents.sigmoid()) * 256).floor().to(torch.uint8).reshape(-1, 1, 2, 2)
@@ -195,3 +196,16 @@ def test_the_gaussian_in_bits_matches_its_closed_form() -> None:
     entropy = 0.5 * (4 * math.log(2 * math.pi * math.e) + logits.T.cov(correction=0).logdet())
     expected = 8 + (entropy - log_det.mean()) / (4 * math.log(2))
     torch.testing.assert_close(flow.bits_per_dim(images, generator=seeded()).mean(), expected, rtol=1e-10, atol=0)
+
+
+# Diagnostics
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_diagnostics_count_the_pixels(name: str) -> None:
+    flow, _ = copy_with_rows(FLOWS[name])
+    image_flow = ImageFlow(flow, (1, 1, flow.features), None if isinstance(flow, Histogram) else 0.05).eval()
+    images = torch.randint(256, (40, 1, 1, flow.features), generator=seeded(), dtype=torch.uint8)
+    diagnostics = image_flow.diagnostics(images)
+    assert diagnostics.pixels_exact == diagnostics.pixels_within_one == 1
+    assert diagnostics.layers == flow.diagnostics(image_flow.preprocess(images, seeded())[0]).layers

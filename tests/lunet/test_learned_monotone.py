@@ -5,21 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, correlated, random_learned, seeded
+from random_flows import CPU_DTYPES, random_spline, seeded
 from torch import Tensor
 
-from lunet import Gaussian, LearnedMonotone, LUNet, activation_from
-
-
-def bent(features: int = 3, bins: int = 12) -> LearnedMonotone:
-    """A spline far from the identity, its knots and its anchor at other places for each feature, in float64."""
-    leading = random_learned(features, layers=1, bins=bins // 2).leading
-    assert isinstance(leading, LearnedMonotone)
-    return leading.double()
+from lunet import LearnedMonotone, activation_from
 
 
 def arguments(features: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Dense over the knots, and tails of both signs up to 1e4."""
+    """Dense between the knots, and tails of both signs up to 1e4."""
     tail = torch.logspace(-6, 4, 501, dtype=torch.float64)
     return (
         torch.cat([torch.linspace(-9, 9, 2001, dtype=torch.float64), tail, -tail])[:, None]
@@ -31,7 +24,7 @@ def arguments(features: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
 # Value and slope
 
 
-def test_starts_at_the_identity_exactly() -> None:
+def test_is_initialised_to_the_identity() -> None:
     x = torch.randn(50, 5, generator=seeded()) * 4
     y, log_slope = LearnedMonotone(5)(x)
     torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-6)
@@ -40,14 +33,14 @@ def test_starts_at_the_identity_exactly() -> None:
 
 def test_log_slope_is_the_derivative() -> None:
     x = arguments().requires_grad_()
-    value, log_slope = bent()(x)
+    value, log_slope = random_spline(3).double()(x)
     (derivative,) = torch.autograd.grad(value.sum(), x)
     torch.testing.assert_close(log_slope.exp(), derivative, rtol=1e-12, atol=0)
 
 
 @torch.no_grad()
 def test_value_is_the_integral_of_the_slope() -> None:
-    spline = bent()
+    spline = random_spline(3).double()
     left, right = spline.left.mT, (spline.left + spline.width * spline.bins).mT
     share = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:, None]
     value, log_slope = spline(left + (right - left) * share)
@@ -60,8 +53,8 @@ def test_value_is_the_integral_of_the_slope() -> None:
 
 
 @torch.no_grad()
-def test_slope_is_linear_between_knots_and_their_mean_outside() -> None:
-    spline = bent(1, bins=4)
+def test_slope_is_linear_between_knots_and_its_mean_outside() -> None:
+    spline = random_spline(1, bins=4).double()
     left, width = spline.left.item(), spline.width.item()
     knots = [left + width * k for k in range(5)]
     slopes = spline.SLOPE_MIN + (1 - spline.SLOPE_MIN) * spline.log_slopes[0].exp()
@@ -78,22 +71,22 @@ def test_slope_is_linear_between_knots_and_their_mean_outside() -> None:
 
 
 @torch.no_grad()
-def test_a_sharp_edge_does_not_throw_far_what_lies_beyond_it() -> None:
+def test_values_beyond_a_sharp_edge_stay_close() -> None:
     spline = LearnedMonotone(1, bins=16).fit_(-torch.rand(10_000, 1, generator=seeded()).pow(20) * 8)
     edge, far = spline(torch.tensor([[0.0], [8.0]]))[0]
-    assert spline.log_slopes[0, -1] > 2  # 60 beyond the edge, at this slope
+    assert spline.log_slopes[0, -1] > 2  # at this slope the distance would be 60
     assert far - edge < 10
 
 
 @torch.no_grad()
-def test_the_anchor_stays_where_it_is() -> None:
-    spline = bent()
+def test_anchor_is_a_fixed_point() -> None:
+    spline = random_spline(3).double()
     knots = spline.left + spline.width * spline.anchor
     torch.testing.assert_close(spline(knots.mT)[0], knots.mT, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_slopes_keep_clear_of_zero() -> None:
+def test_slopes_are_bounded_away_from_zero() -> None:
     spline = LearnedMonotone(2)
     spline.log_slopes.fill_(-1e4)
     assert spline(torch.randn(9, 2, generator=seeded()))[1].exp().min() >= 0.99 * LearnedMonotone.SLOPE_MIN
@@ -104,8 +97,8 @@ def test_slopes_keep_clear_of_zero() -> None:
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @torch.no_grad()
-def test_inverse_leaves_a_rounding_error(dtype: torch.dtype) -> None:
-    spline, y = bent().to(dtype), arguments(dtype=dtype)
+def test_inverse_is_exact_to_rounding(dtype: torch.dtype) -> None:
+    spline, y = random_spline(3).double().to(dtype), arguments(dtype=dtype)
     x = spline.inverse(y)
     value, log_slope = spline.double()(x.double())
     knots = spline.left.abs().max() + spline.bins * spline.width.max()
@@ -117,29 +110,29 @@ def test_inverse_leaves_a_rounding_error(dtype: torch.dtype) -> None:
 
 
 def test_gradients_of_value_and_log_slope() -> None:
-    spline = bent(2, bins=4)
+    spline = random_spline(2, bins=4).double()
     x = (4 * torch.randn(12, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, _: spline(x), (x, spline.log_slopes))
 
 
 def test_gradients_of_the_inverse() -> None:
-    spline = bent(2, bins=4)
+    spline = random_spline(2, bins=4).double()
     y = (4 * torch.randn(12, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda y, _: spline.inverse(y), (y, spline.log_slopes))
 
 
 def test_second_derivatives() -> None:
-    spline = bent(2, bins=4)
+    spline = random_spline(2, bins=4).double()
     x = (4 * torch.randn(12, 2, generator=seeded(), dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x, _: spline(x), (x, spline.log_slopes))
     assert torch.autograd.gradgradcheck(lambda y, _: spline.inverse(y), (x, spline.log_slopes))
 
 
-# Start
+# Fit
 
 
 @torch.no_grad()
-def test_fit_makes_each_feature_nearly_standard_normal() -> None:
+def test_fit_makes_each_feature_approximately_standard_normal() -> None:
     x = 0.4 * torch.randn(20_000, 3, generator=seeded())
     x = (x + torch.where(torch.rand(x.shape, generator=seeded(1)) < 0.7, 1, -1)) * torch.tensor([1.0, 30.0, -0.1])
     y, _ = LearnedMonotone(3, bins=64).fit_(x)(x)
@@ -148,18 +141,8 @@ def test_fit_makes_each_feature_nearly_standard_normal() -> None:
         torch.testing.assert_close(quantiles, torch.tensor([-1.28, -0.67, 0.67, 1.28]), rtol=0, atol=0.1)
 
 
-@torch.no_grad()
-def test_whitening_behind_a_fitted_spline_beats_the_gaussian_before_any_step() -> None:
-    x = correlated(4000, 8).exp()
-    flow = LUNet(8, 3, activation=LearnedMonotone(8), leading=LearnedMonotone(8, 32)).double().whiten_(x)
-    gaussian = Gaussian(8).double().fit_(x)
-    assert flow.log_prob(x).mean() > gaussian.log_prob(x).mean() + 8
-    z, _ = flow(x)
-    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(8).double(), rtol=0, atol=1e-3)
-
-
 @pytest.mark.parametrize("value", [2.0, math.nan, math.inf])
-def test_a_sample_without_spread_is_refused(value: float) -> None:
+def test_fit_on_a_constant_feature_raises(value: float) -> None:
     x = torch.randn(20, 3)
     x[:, 1] = value
     with pytest.raises(ValueError, match="two different values or more, all of them finite"):
@@ -174,28 +157,13 @@ def test_a_sample_without_spread_is_refused(value: float) -> None:
     [({"features": 0}, "features is 0"), ({"bins": 1}, "bins is 1"), ({"bound": 0.0}, "bound is 0"),
      ({"bound": math.inf}, "bound is inf")],
 )  # fmt: skip
-def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
+def test_bad_arguments_raise_and_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearnedMonotone(**{"features": 3, **change})
 
 
-def test_description_makes_it_again() -> None:
-    again = activation_from(LearnedMonotone(3, bins=5, bound=2.0).describe())
-    assert isinstance(again, LearnedMonotone)
-    assert again.config() == {"features": 3, "bins": 5, "bound": 2.0}
-    assert "bins=5" in repr(again)
-
-
-@pytest.mark.parametrize("description", [{"kind": "Tanh"}, {"slope": 0.1}])
-def test_an_unknown_kind_is_answered_with_those_there_are(description: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"activation kind is .*LeakySoftplus, LearnedMonotone"):
-        activation_from(description)
-
-
-def test_each_layer_has_an_activation_of_its_own() -> None:
-    template = LearnedMonotone(4)
-    flow = LUNet(4, 3, activation=template, leading=template)
-    parts = [flow.leading, *(layer.activation for layer in flow.layers[:-1]), template]
-    assert len({id(part) for part in parts}) == len(parts)
-    assert flow.layers[-1].activation is None
-    assert flow.free_parameters() == 3 * (16 + 4) + 3 * 4 * 17
+def test_describe_round_trip() -> None:
+    copy = activation_from(LearnedMonotone(3, bins=5, bound=2.0).describe())
+    assert isinstance(copy, LearnedMonotone)
+    assert copy.config() == {"features": 3, "bins": 5, "bound": 2.0}
+    assert "bins=5" in repr(copy)

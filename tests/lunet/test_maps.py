@@ -1,4 +1,4 @@
-"""Every map and every corner of it, under two properties: it can be undone, and its log-determinant is autodiff's."""
+"""Two properties of every map and edge case: the inverse undoes it, and the log-determinant is that of autograd."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from random_flows import (
     random_lu_net,
     random_realnvp,
     random_released,
+    random_spline,
     seeded,
 )
 from torch import Tensor, nn
@@ -29,23 +30,23 @@ from lunet.pixels import inverse_logit, logit
 WIDTHS = [1, 2, 7, 64, 784]
 
 
-class Reversible(Protocol):
-    """What has both directions."""
+class Invertible(Protocol):
+    """A module with both directions."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def inverse(self, y: Tensor) -> Tensor: ...
 
-    def to(self, dtype: torch.dtype) -> Reversible: ...
+    def to(self, dtype: torch.dtype) -> Invertible: ...
 
 
 class Map(NamedTuple):
-    """A module with both directions, where its arguments lie, and by how much its inverse may magnify a rounding error.
+    """A module, arguments, and the factor by which its inverse may amplify rounding errors.
 
-    Where that depends on the argument it is infinite, and only the way from latents and back to them is judged.
+    The factor is infinite if it depends on the argument; then only the round trip of latents is tested.
     """
 
-    module: Reversible
+    module: Invertible
     arguments: Tensor
     condition: float = 100.0
 
@@ -60,7 +61,7 @@ class Logit(nn.Module):
 
 
 class Elementwise(nn.Module):
-    """An activation as a map of its own."""
+    """An activation as a map with log-determinants."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -74,8 +75,8 @@ class Elementwise(nn.Module):
         return self.activation.inverse(y)
 
 
-def line(features: int, n: int = 12) -> Tensor:
-    """Rows of standard normal values, of ten times as wide ones, and of tails up to 1e4 of either sign."""
+def real_rows(features: int, n: int = 12) -> Tensor:
+    """Standard normal rows, rows with ten times the standard deviation, and tails up to 1e4 of both signs."""
     x = torch.randn(n, features, generator=seeded(5), dtype=torch.float64)
     x[n // 3 : 2 * n // 3] *= 10
     x[-2] = 1e4 * torch.linspace(-1, 1, features, dtype=torch.float64) if features > 1 else -1e4
@@ -83,39 +84,33 @@ def line(features: int, n: int = 12) -> Tensor:
     return x
 
 
-def middle(features: int, n: int = 12) -> Tensor:
+def unit_rows(features: int, n: int = 12) -> Tensor:
     """Rows strictly between 0 and 1."""
     return 0.001 + 0.998 * torch.rand(n, features, generator=seeded(5), dtype=torch.float64)
-
-
-def bent(features: int) -> LearnedMonotone:
-    leading = random_learned(features, layers=1).leading
-    assert isinstance(leading, LearnedMonotone)
-    return leading
 
 
 def layer(features: int, activation: Activation | None, *, tiny: bool = False) -> LULayer:
     lu = random_lu(features)
     if tiny:
         lu.diagonal()[[0, features // 2]] *= -1e-4
-    made = LULayer(features, activation)
+    module = LULayer(features, activation)
     with torch.no_grad():
-        made.lu.copy_(lu)
-        if not tiny:  # what is added is lost where the inverse magnifies it
-            made.bias.normal_(generator=seeded(6))
-    return made
+        module.lu.copy_(lu)
+        if not tiny:  # the inverse would amplify its rounding error
+            module.bias.normal_(generator=seeded(6))
+    return module
 
 
 def steep(features: int) -> Map:
-    made = layer(features, None, tiny=True)
-    lower, upper = triangular.unpack(made.lu.detach().double())
-    return Map(made, line(features), float(10 * torch.linalg.cond(lower) * torch.linalg.cond(upper)))
+    module = layer(features, None, tiny=True)
+    lower, upper = triangular.unpack(module.lu.detach().double())
+    return Map(module, real_rows(features), float(10 * torch.linalg.cond(lower) * torch.linalg.cond(upper)))
 
 
 @cache
 @torch.enable_grad()
-def descended(features: int) -> tuple[LUNet, Tensor]:
-    """A whole LU-Net after some steps on skewed data, both kinds of activation in it; and some of the data."""
+def train(features: int) -> tuple[LUNet, Tensor]:
+    """An LU-Net with both kinds of activation, trained for some steps on skewed data, and some of the data."""
     generator = seeded(7)
     x = torch.randn(400, features, generator=generator).exp() @ random_lu(features).float()
     flow = LUNet(features, 3, activation=LeakySoftplus(0.2), leading=LearnedMonotone(features, 8)).standardise_(x)
@@ -128,27 +123,27 @@ def descended(features: int) -> tuple[LUNet, Tensor]:
 
 
 def trained(features: int) -> Map:
-    flow, x = descended(features)
+    flow, x = train(features)
     return Map(copy.deepcopy(flow), x, math.inf)
 
 
 MAPS: dict[str, Callable[[int], Map]] = {
-    "logit": lambda D: Map(Logit(), middle(D), 2000.0),
-    "leaky softplus": lambda D: Map(Elementwise(LeakySoftplus(0.1)), line(D)),
-    "leaky softplus, steep": lambda D: Map(Elementwise(LeakySoftplus(0.001)), line(D), 2000.0),
-    "spline": lambda D: Map(Elementwise(bent(D)), line(D)),
-    "LU": lambda D: Map(layer(D, None), line(D)),
+    "logit": lambda D: Map(Logit(), unit_rows(D), 2000.0),
+    "leaky softplus": lambda D: Map(Elementwise(LeakySoftplus(0.1)), real_rows(D)),
+    "leaky softplus, steep": lambda D: Map(Elementwise(LeakySoftplus(0.001)), real_rows(D), 2000.0),
+    "spline": lambda D: Map(Elementwise(random_spline(D)), real_rows(D)),
+    "LU": lambda D: Map(layer(D, None), real_rows(D)),
     "LU, tiny and negative diagonal": steep,
-    "LU layer": lambda D: Map(layer(D, LeakySoftplus(0.1)), line(D)),
-    "LU-Net": lambda D: Map(random_lu_net(D), line(D), 5000.0),
-    "LU-Net, learned": lambda D: Map(random_learned(D), line(D), 1000.0),
+    "LU layer": lambda D: Map(layer(D, LeakySoftplus(0.1)), real_rows(D)),
+    "LU-Net": lambda D: Map(random_lu_net(D), real_rows(D), 5000.0),
+    "LU-Net, learned": lambda D: Map(random_learned(D), real_rows(D), 1000.0),
     "LU-Net, trained": trained,
-    "Gaussian": lambda D: Map(random_gaussian(D), line(D), 1000.0),
-    "histogram": lambda D: Map(random_histogram(D, levels=16), middle(D), 2000.0),
-    "RealNVP": lambda D: Map(random_realnvp((1, 28, 28) if D == 784 else (1, 8, 8)), line(D) / 1000, 1000.0),
-    # The instance norms of its networks magnify what is nearly constant.
+    "Gaussian": lambda D: Map(random_gaussian(D), real_rows(D), 1000.0),
+    "histogram": lambda D: Map(random_histogram(D, levels=16), unit_rows(D), 2000.0),
+    "RealNVP": lambda D: Map(random_realnvp((1, 28, 28) if D == 784 else (1, 8, 8)), real_rows(D) / 1000, 1000.0),
+    # The instance normalisation in its networks amplifies nearly constant inputs.
     "RealNVP, released": lambda D: Map(
-        random_released((1, 28, 28) if D == 784 else (1, 8, 8)), line(D) / 1000, math.inf
+        random_released((1, 28, 28) if D == 784 else (1, 8, 8)), real_rows(D) / 1000, math.inf
     ),
 }
 CASES = [
@@ -163,32 +158,32 @@ CASES = [
 @pytest.mark.parametrize(("make", "features"), CASES)
 @torch.no_grad()
 def test_inverse_undoes_forward(make: Callable[[int], Map], features: int, dtype: torch.dtype) -> None:
-    found = make(features)
-    module, x = found.module.to(dtype), found.arguments.to(dtype)
+    case = make(features)
+    module, x = case.module.to(dtype), case.arguments.to(dtype)
     y, _ = module(x)
     assert not torch.equal(y, x)
-    back = module.inverse(y)
+    reconstructed = module.inverse(y)
     unit = torch.finfo(dtype).eps * features**0.5
-    # Of each row, relative to its largest value: a linear map spreads the error of one feature over all.
-    assert ((back - x).abs().amax(1) / (1 + x.abs().amax(1))).max() <= found.condition * unit
-    again, _ = module(back)
-    # Whatever the condition, what was found solves the equation up to rounding.
-    assert ((again - y).abs().amax(1) / (1 + y.abs().amax(1) + back.abs().amax(1))).max() <= 100 * unit
+    # Relative to the largest value of each row, as a linear map spreads the error of one feature over all.
+    assert ((reconstructed - x).abs().amax(1) / (1 + x.abs().amax(1))).max() <= case.condition * unit
+    latents, _ = module(reconstructed)
+    # Whatever the condition, the inverse solves the equation up to rounding.
+    assert ((latents - y).abs().amax(1) / (1 + y.abs().amax(1) + reconstructed.abs().amax(1))).max() <= 100 * unit
 
 
-def jacobian_at(module: Reversible, row: Tensor) -> Tensor:
-    """The derivatives at one row, from passes of as many copies of it as there are features."""
-    found: list[Tensor] = []
-    for chosen in torch.eye(len(row), dtype=row.dtype).split(112):
-        x = row.repeat(len(chosen), 1).requires_grad_()
-        found += torch.autograd.grad((chosen * module(x)[0]).sum(), x)
-    return torch.cat(found)
+def jacobian_at(module: Invertible, row: Tensor) -> Tensor:
+    """The Jacobian at one row, from forward passes of copies of the row."""
+    gradients: list[Tensor] = []
+    for cotangents in torch.eye(len(row), dtype=row.dtype).split(112):
+        x = row.repeat(len(cotangents), 1).requires_grad_()
+        gradients += torch.autograd.grad((cotangents * module(x)[0]).sum(), x)
+    return torch.cat(gradients)
 
 
 @pytest.mark.parametrize(("make", "features"), CASES)
 def test_log_det_is_that_of_the_jacobian(make: Callable[[int], Map], features: int) -> None:
-    found = make(features)
-    module, x = found.module.to(torch.float64), found.arguments
+    case = make(features)
+    module, x = case.module.to(torch.float64), case.arguments
     rows = x[:: len(x) if features > 64 else 3]
     if isinstance(module, Flow):
         module.eval()

@@ -16,7 +16,7 @@ FLOWS = {
 
 
 def gradients(flow: LUNet, x: Tensor) -> dict[str, Tensor]:
-    """Of the loss to every parameter and to the data."""
+    """The gradients of a loss with respect to the data and every parameter."""
     x = x.clone().requires_grad_()
     flow.zero_grad()
     z, log_det = flow(x)
@@ -27,48 +27,48 @@ def gradients(flow: LUNet, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def saved(flow: LUNet, x: Tensor) -> int:
-    """How many values of activations a forward pass keeps for the way back."""
-    kept: dict[int, int] = {}
-    own = {parameter.data_ptr() for parameter in flow.parameters()}
+def saved_values(flow: LUNet, x: Tensor) -> int:
+    """The number of activation values that a forward pass saves for the backward pass."""
+    sizes: dict[int, int] = {}
+    parameters = {parameter.data_ptr() for parameter in flow.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.numel()
+        if tensor.data_ptr() not in parameters:
+            sizes[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         flow.train()(x)
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("name", FLOWS)
-def test_gradients_are_those_of_the_plain_way(name: str, dtype: torch.dtype) -> None:
+def test_gradients_agree_with_the_plain_backward_pass(name: str, dtype: torch.dtype) -> None:
     flow = FLOWS[name]().to(dtype).train()
     x = torch.randn(9, flow.features, generator=seeded(), dtype=dtype)
     plain, z = gradients(flow, x), flow(x)[0].detach()
     flow.reversible = True
-    found = gradients(flow, x)
+    recomputed = gradients(flow, x)
     assert torch.equal(flow(x)[0], z)
-    assert list(found) == list(plain)
-    # Twelve layers lose a few digits on the way back.
+    assert list(recomputed) == list(plain)
+    # Twelve layers lose a few digits in the backward pass.
     tolerance = 1e5 * torch.finfo(dtype).eps
     for key, expected in plain.items():
-        torch.testing.assert_close(found[key], expected, rtol=0, atol=tolerance * float(expected.abs().amax()))
+        torch.testing.assert_close(recomputed[key], expected, rtol=0, atol=tolerance * float(expected.abs().amax()))
 
 
 def test_memory_does_not_grow_with_the_number_of_layers() -> None:
     x = torch.randn(50, 30, generator=seeded())
-    plain = {layers: saved(random_lu_net(30, layers), x) for layers in (4, 16)}
+    plain = {layers: saved_values(random_lu_net(30, layers), x) for layers in (4, 16)}
     assert plain[16] > 3 * plain[4]
     for layers in plain:
         flow = random_lu_net(30, layers)
         flow.reversible = True
-        assert saved(flow, x) == x.numel()
+        assert saved_values(flow, x) == x.numel()
 
 
-def test_weights_that_changed_in_between_are_refused() -> None:
+def test_weights_modified_before_the_backward_pass_raise() -> None:
     flow = random_lu_net(5).train()
     flow.reversible = True
     loss = flow(torch.randn(3, 5, generator=seeded()))[0].sum()
@@ -78,7 +78,7 @@ def test_weights_that_changed_in_between_are_refused() -> None:
         loss.backward()
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     flow = random_lu_net(5).train()
     flow.reversible = True
     x = torch.randn(3, 5, generator=seeded()).requires_grad_()
@@ -87,7 +87,7 @@ def test_second_derivatives_are_refused() -> None:
         gradient.sum().backward()
 
 
-def test_without_gradients_nothing_changes() -> None:
+def test_values_are_the_same_without_gradients() -> None:
     flow = random_lu_net(5)
     x = torch.randn(3, 5, generator=seeded())
     with torch.no_grad():

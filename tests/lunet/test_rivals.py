@@ -1,4 +1,4 @@
-"""Agreement with other libraries where they overlap; each test skips where its library is not installed."""
+"""Agreement with other libraries; a test is skipped if its library is not installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_lu_layer_agrees_with_nflows(features: int) -> None:
     linear = pytest.importorskip("nflows.transforms", reason="needs nflows").LULinear(features).double()
     layer = LULayer(features).double()
     lu = random_lu(features)
-    lu.diagonal().abs_()  # nflows keeps it above zero
+    lu.diagonal().abs_()  # nflows requires it to be positive
     with torch.no_grad():
         layer.lu.copy_(lu)
         layer.bias.normal_(generator=seeded(1))
@@ -42,7 +42,7 @@ def test_lu_layer_agrees_with_zuko(features: int) -> None:
         layer.lu.copy_(lu)
     L, U = triangular.unpack(lu)
     d = lu.diagonal()
-    linear = zuko.LULinearTransform((L * d).tril() + (U / d[:, None]).triu(1))  # zuko's diagonal belongs to L
+    linear = zuko.LULinearTransform((L * d).tril() + (U / d[:, None]).triu(1))  # in zuko the diagonal is part of L
     x = torch.randn(9, features, generator=seeded(2), dtype=torch.float64)
     y, log_det = layer(x)
     torch.testing.assert_close(y, linear(x), rtol=1e-10, atol=1e-10)
@@ -58,7 +58,7 @@ def test_logit_agrees_with_torch() -> None:
     torch.testing.assert_close(log_slope, logit.log_abs_det_jacobian(values, y))
 
 
-def test_a_unit_lower_triangle_agrees_with_torch() -> None:
+def test_unit_lower_triangle_agrees_with_torch() -> None:
     layer = LULayer(6).double()
     lower = torch.randn(6, 6, generator=seeded(), dtype=torch.float64).tril(-1)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_unit_lower_triangle_agrees_with_torch() -> None:
     torch.testing.assert_close(layer(x)[0], affine)
 
 
-def test_a_spline_of_one_slope_agrees_with_the_affine_transform() -> None:
+def test_spline_of_one_slope_agrees_with_the_affine_transform() -> None:
     spline = LearnedMonotone(3).double()
     with torch.no_grad():
         spline.log_slopes.fill_(0.7)

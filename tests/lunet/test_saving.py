@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, every_flow, random_lu_net, scale_, seeded
+from random_flows import CPU_DTYPES, DEVICES, every_flow, random_lu_net, scale_, seeded
 from torch import Tensor
 
 from lunet import Flow, ImageFlow, LUNet, SavedFlowError, load_flow, save_flow
 from lunet.saving import checksum
 
 FLOWS = every_flow()
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-    ),
-]
 
 
 def saved(path: Path) -> Path:
@@ -39,9 +33,9 @@ def data(flow: Flow) -> Tensor:
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("name", FLOWS)
 @torch.no_grad()
-def test_every_flow_comes_back_bit_for_bit(name: str, dtype: torch.dtype, device: str, tmp_path: Path) -> None:
+def test_round_trip_is_exact(name: str, dtype: torch.dtype, device: str, tmp_path: Path) -> None:
     flow = copy.deepcopy(FLOWS[name]).to(dtype)
-    scale_(flow, 1 + 1e-10)  # digits that float32 does not have
+    scale_(flow, 1 + 1e-10)  # digits beyond float32
     shape = flow.config().get("shape", [1, 1, flow.features])
     image_flow = ImageFlow(flow, (shape[0], shape[1], shape[2]), None if "histogram" in name else (0.05, 1e-6))
     save_flow(image_flow, tmp_path / "models" / name)
@@ -61,7 +55,7 @@ def test_every_flow_comes_back_bit_for_bit(name: str, dtype: torch.dtype, device
         assert torch.equal(loaded.sample(3, seeded()), image_flow.sample(3, seeded()))
 
 
-def test_the_folder_holds_two_readable_files(tmp_path: Path) -> None:
+def test_folder_contains_config_and_weights(tmp_path: Path) -> None:
     folder = saved(tmp_path / "flow")
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "weights.safetensors"]
     config = json.loads((folder / "config.json").read_text())
@@ -72,70 +66,70 @@ def test_the_folder_holds_two_readable_files(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_saving_again_replaces_the_flow(tmp_path: Path) -> None:
+def test_save_replaces_a_saved_flow(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     other = ImageFlow(random_lu_net(6, layers=2, seed=5), (1, 2, 3))
     save_flow(other, folder)
     assert torch.equal(load_flow(folder).flow.log_prob(data(other.flow)), other.flow.log_prob(data(other.flow)))
 
 
-def test_a_loaded_flow_can_be_trained(tmp_path: Path) -> None:
+def test_loaded_flow_can_be_trained(tmp_path: Path) -> None:
     flow = load_flow(saved(tmp_path)).flow.train()
     flow.log_prob(data(flow)).sum().backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
 
 
-def test_a_flow_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    class Mine(LUNet):
+def test_flow_of_an_unknown_class_raises(tmp_path: Path) -> None:
+    class Custom(LUNet):
         pass
 
-    with pytest.raises(TypeError, match=r"a Mine cannot be saved"):
-        save_flow(ImageFlow(Mine(4), (1, 2, 2)), tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
+    with pytest.raises(TypeError, match=r"a Custom cannot be saved"):
+        save_flow(ImageFlow(Custom(4), (1, 2, 2)), tmp_path / "custom")
+    assert not (tmp_path / "custom").exists()
 
 
-# Folders that are not flows
+# Folders that are not saved flows
 
 
-def assert_refused(folder: Path, *, because: str = "") -> None:
+def assert_load_raises(folder: Path, *, reason: str = "") -> None:
     with pytest.raises(SavedFlowError) as caught:
         load_flow(folder)
     assert str(folder) in str(caught.value)
-    assert because in str(caught.value)
+    assert reason in str(caught.value)
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "nowhere", because="config.json and weights.safetensors missing")
+def test_missing_folder(tmp_path: Path) -> None:
+    assert_load_raises(tmp_path / "nowhere", reason="config.json and weights.safetensors missing")
 
 
 @pytest.mark.parametrize("file", ["config.json", "weights.safetensors"])
-def test_a_missing_file_is_named(file: str, tmp_path: Path) -> None:
+def test_missing_file_is_named(file: str, tmp_path: Path) -> None:
     (saved(tmp_path) / file).unlink()
-    assert_refused(tmp_path, because=f"{file} missing")
+    assert_load_raises(tmp_path, reason=f"{file} missing")
 
 
-def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "flow").write_text("not a folder")
-    assert_refused(tmp_path / "flow")
+    assert_load_raises(tmp_path / "flow")
 
 
 @pytest.mark.parametrize("file", ["config.json", "weights.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"\x00" * 200])
-def test_a_damaged_file(file: str, content: bytes, tmp_path: Path) -> None:
+def test_damaged_file(file: str, content: bytes, tmp_path: Path) -> None:
     (saved(tmp_path) / file).write_bytes(content)
-    assert_refused(tmp_path)
+    assert_load_raises(tmp_path)
 
 
-def test_weights_that_were_cut_short(tmp_path: Path) -> None:
+def test_truncated_weights(tmp_path: Path) -> None:
     weights = saved(tmp_path) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    assert_refused(tmp_path)
+    assert_load_raises(tmp_path)
 
 
 @pytest.mark.parametrize("version", [2, 99, "1"])
-def test_another_format(version: object, tmp_path: Path) -> None:
+def test_other_format(version: object, tmp_path: Path) -> None:
     change(saved(tmp_path), "format", version)
-    assert_refused(tmp_path, because=f"has format {version!r}; this version of lunet reads 1")
+    assert_load_raises(tmp_path, reason=f"has format {version!r}; this version of lunet reads 1")
 
 
 @pytest.mark.parametrize(
@@ -148,9 +142,9 @@ def test_another_format(version: object, tmp_path: Path) -> None:
      ("image.shape", [2, 2]), ("image.shape", [1, 2, 3]), ("image.shape", None),
      ("image.margin", [0.1]), ("image.margin", "x"), ("image.margin", 3), ("image.margin", [0.6, 0.6])],
 )  # fmt: skip
-def test_a_config_that_makes_no_flow(key: str, value: object, tmp_path: Path) -> None:
+def test_invalid_config(key: str, value: object, tmp_path: Path) -> None:
     change(saved(tmp_path), key, value)
-    assert_refused(tmp_path)
+    assert_load_raises(tmp_path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -161,34 +155,34 @@ def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
             next(iter(flow.state_dict().values())).flatten()[0] = value
         shape = (1, 4, 4) if name == "realnvp" else (1, 1, flow.features)
         save_flow(ImageFlow(flow, shape), tmp_path / name)
-        assert_refused(tmp_path / name, because="not finite")
+        assert_load_raises(tmp_path / name, reason="not finite")
 
 
-def test_weights_that_are_singular(tmp_path: Path) -> None:
+def test_singular_weights(tmp_path: Path) -> None:
     flow = random_lu_net(4)
     with torch.no_grad():
         flow.layers[1].lu[2, 2] = 0
     save_flow(ImageFlow(flow, (1, 2, 2)), tmp_path)
-    assert_refused(tmp_path, because="layers.1 is singular")
+    assert_load_raises(tmp_path, reason="layers.1 is singular")
 
 
 @pytest.mark.parametrize("file", ["config.json", "weights.safetensors"])
-def test_files_of_two_flows_are_not_taken_together(file: str, tmp_path: Path) -> None:
+def test_files_of_two_flows_are_not_combined(file: str, tmp_path: Path) -> None:
     folder, other = saved(tmp_path / "flow"), tmp_path / "other"
     save_flow(ImageFlow(LUNet(4, slope=0.2), (1, 2, 2)), other)
     (folder / file).write_bytes((other / file).read_bytes())
-    assert_refused(folder, because="was changed after it was written")
+    assert_load_raises(folder, reason="was changed after it was written")
 
 
-def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+def test_changed_weight_is_detected(tmp_path: Path) -> None:
     weights = saved(tmp_path) / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(content)
-    assert_refused(tmp_path, because="was changed after it was written")
+    assert_load_raises(tmp_path, reason="was changed after it was written")
 
 
-def test_a_flow_without_a_checksum_is_read(tmp_path: Path) -> None:
+def test_flow_without_a_checksum_can_be_loaded(tmp_path: Path) -> None:
     config = json.loads((saved(tmp_path) / "config.json").read_text())
     del config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -196,12 +190,12 @@ def test_a_flow_without_a_checksum_is_read(tmp_path: Path) -> None:
 
 
 def change(folder: Path, key: str, value: object) -> None:
-    """Write another value into config.json, with a checksum that fits."""
+    """Change a value in config.json, and the checksum accordingly."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     *parents, last = key.split(".")
-    place = config
+    section = config
     for parent in parents:
-        place = place[parent]
-    place[last] = value
+        section = section[parent]
+    section[last] = value
     config["sha256"] = checksum(config, (folder / "weights.safetensors").read_bytes())
     (folder / "config.json").write_text(json.dumps(config))

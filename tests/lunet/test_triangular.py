@@ -17,7 +17,7 @@ def triangles(lu: Tensor) -> tuple[Tensor, Tensor]:
     return lu.tril(-1) + torch.eye(len(lu), dtype=lu.dtype), lu.triu()
 
 
-# The two triangles
+# Product
 
 
 @pytest.mark.parametrize("features", SIZES)
@@ -28,7 +28,7 @@ def test_multiply_is_the_dense_product(features: int) -> None:
     torch.testing.assert_close(triangular.multiply(lu, x), x @ (L @ U).T, rtol=1e-12, atol=1e-12)
 
 
-def test_the_compact_form_is_that_of_lapack() -> None:
+def test_compact_form_is_that_of_lapack() -> None:
     matrix = torch.randn(6, 6, generator=seeded(), dtype=torch.float64) + 8 * torch.eye(6)
     lu, pivots = torch.linalg.lu_factor(matrix)
     assert pivots.tolist() == [1, 2, 3, 4, 5, 6]
@@ -38,7 +38,7 @@ def test_the_compact_form_is_that_of_lapack() -> None:
     torch.testing.assert_close(triangular.pack(L, U), lu)
 
 
-def test_pack_reads_each_matrix_in_its_own_triangle() -> None:
+def test_pack_reads_only_the_triangle_of_each_matrix() -> None:
     lu = random_lu(5)
     noise = torch.full((5, 5), 9.0, dtype=torch.float64)
     L, U = triangles(lu)
@@ -59,7 +59,7 @@ def test_solve_undoes_multiply(features: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-30, 1e-200, 1e200])
-def test_tiny_and_huge_diagonals_keep_their_digits(size: float) -> None:
+def test_solve_is_accurate_for_tiny_and_huge_diagonals(size: float) -> None:
     lu = torch.tensor([[-size, 0.0, 0.0], [0.5, 2.0, 0.3], [-0.2, 0.7, size]], dtype=torch.float64)
     x = torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
     L, U = triangles(lu)
@@ -69,7 +69,7 @@ def test_tiny_and_huge_diagonals_keep_their_digits(size: float) -> None:
 
 
 @pytest.mark.parametrize("call", [triangular.multiply, triangular.solve])
-def test_an_empty_batch_stays_empty(call: Callable[..., Tensor]) -> None:
+def test_empty_batch(call: Callable[..., Tensor]) -> None:
     assert call(random_lu(4), torch.empty(0, 4, dtype=torch.float64)).shape == (0, 4)
 
 
@@ -100,9 +100,6 @@ def test_gradient_of_the_log_det_is_one_over_the_diagonal() -> None:
     torch.testing.assert_close(gradient, (1 / lu.detach().diagonal()).diag())
 
 
-# The gradient
-
-
 @pytest.mark.parametrize("features", [1, 2, 7, 300])
 def test_gradient_of_the_transform_is_that_of_the_dense_product(features: int) -> None:
     lu, x = random_lu(features).requires_grad_(), torch.randn(5, features, generator=seeded(), dtype=torch.float64)
@@ -114,8 +111,8 @@ def test_gradient_of_the_transform_is_that_of_the_dense_product(features: int) -
         return (y.sin() * weights).sum() + 3 * log_det
 
     expected = torch.autograd.grad(loss(x @ (L @ U).T, lu.diagonal().abs().log().sum()), (lu, x))
-    found = torch.autograd.grad(loss(*triangular.transform(lu, x)), (lu, x))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad(loss(*triangular.transform(lu, x)), (lu, x))
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_second_derivatives_of_the_transform() -> None:
@@ -124,11 +121,11 @@ def test_second_derivatives_of_the_transform() -> None:
     assert torch.autograd.gradgradcheck(triangular.transform, (lu, x))
 
 
-# The condition number
+# Condition number
 
 
 @pytest.mark.parametrize("features", SIZES)
-def test_condition_is_nearly_that_of_the_singular_values_and_never_above(features: int) -> None:
+def test_condition_is_close_to_the_exact_one_and_not_above(features: int) -> None:
     lu = random_lu(features)
     L, U = triangles(lu)
     exact = torch.linalg.cond(L @ U).item()
@@ -136,7 +133,7 @@ def test_condition_is_nearly_that_of_the_singular_values_and_never_above(feature
     assert triangular.condition(lu.float()) == pytest.approx(triangular.condition(lu), rel=1e-3)
 
 
-def test_condition_sees_a_nearly_singular_diagonal() -> None:
+def test_condition_detects_a_nearly_singular_diagonal() -> None:
     lu = random_lu(50)
     lu[20, 20] = 1e-9
     L, U = triangles(lu)
