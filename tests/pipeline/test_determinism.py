@@ -15,6 +15,7 @@ from pipeline import evaluate, report, train
 from pipeline.core.console import UserError
 from pipeline.core.environment import determinism
 from pipeline.core.params import Params, validate
+from pipeline.page import view
 
 RECIPES = ["lunet", "realnvp"]
 
@@ -55,7 +56,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_report_says_that_the_mode_is_off(tmp_path: Path) -> None:
     project = Project(tmp_path, parameters(grid__recipes=RECIPES))
     project.collect()
-    assert "Not in deterministic mode" in report.render(project.reports, "title")
+    assert "Not in deterministic mode" in view.render(project.reports, "title")
 
 
 def params(*, deterministic: bool) -> Params:

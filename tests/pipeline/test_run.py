@@ -67,7 +67,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))
-def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: str) -> None:
+def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: Preset) -> None:
     params = load_preset(preset)
     grid = params.grid
     steps = read_steps(preset_values(preset), ROOT / "dvc.yaml")

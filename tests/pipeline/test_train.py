@@ -24,7 +24,7 @@ from pipeline.data import describe, write_dataset
 from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.scores import evaluate
 from pipeline.measure import measure
-from pipeline.measuring import memory, quantities
+from pipeline.measuring import memory
 from pipeline.measuring.quantities import QUANTITIES
 from pipeline.measuring.released import sample_as_released
 from pipeline.measuring.work import Work

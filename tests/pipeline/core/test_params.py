@@ -26,7 +26,7 @@ def put(values: Any, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))
-def test_presets_are_valid_and_say_their_name(preset: str) -> None:
+def test_presets_are_valid_and_say_their_name(preset: Preset) -> None:
     assert load_preset(preset).preset == preset
 
 

@@ -17,7 +17,7 @@ def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))
-def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: str) -> None:
+def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: Preset) -> None:
     finished = write(preset, tmp_path / "params.yaml")
     assert finished.returncode == 0
     assert (tmp_path / "params.yaml").read_bytes() == preset_text(preset).encode()
