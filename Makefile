@@ -35,7 +35,8 @@ paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=54
 	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
 test: setup ## Run the tests but those of page and faults, one whole run of the pipeline on a small subset included
-	OMP_NUM_THREADS=1 pytest -m "not faults and not page" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -m "not faults and not page" --numprocesses logical --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
 
 page: setup ## Try the report in a browser, where there is a Chromium
 	pytest -m page tests

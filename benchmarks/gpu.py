@@ -27,20 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.contestants import FLOOR
-from benchmarks.gpu_works import (
-    FIGURES,
-    QUICK,
-    Key,
-    Row,
-    Setting,
-    failure,
-    in_turn,
-    likelihoods,
-    make_evaluation,
-    make_step,
-    train_all,
-    weigh,
-)
+from benchmarks.gpu_training import likelihoods, train_all, weigh
+from benchmarks.gpu_works import FIGURES, QUICK, Key, Row, Setting, failure, in_turn, make_evaluation, make_step
 from pipeline.results.statistics import MEDIAN_INTERVAL, median_interval
 
 CLOSING_SECONDS = 5  # of the time limit, for the summary

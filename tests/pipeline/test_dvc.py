@@ -1,4 +1,4 @@
-"""The pipeline as DVC sees it: what each stage depends on, and one whole run on the small subset."""
+"""The pipeline as DVC sees it: its plots, and one whole run on the small subset."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from pipeline.core.dataset import load_dataset
 from pipeline.core.params import read_yaml
 
 ROOT = Path(__file__).parents[2]
+# The whole run takes longer than all other tests beside it.
+pytestmark = pytest.mark.order("first")
 
 
 # Plots

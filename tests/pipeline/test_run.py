@@ -10,20 +10,20 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from import_graph import reachable
+from runner_calls import without_report, work
 from workshop import ROOT, Workshop, write_yaml
 
 from pipeline import run
-from pipeline.core.console import StopRequest, UserError
-from pipeline.core.params import Preset, read_yaml
+from pipeline.core.console import UserError
+from pipeline.core.params import read_yaml
 from pipeline.presets.merged import load_preset, preset_text, preset_values
-from pipeline.run import CELLS, Runner, in_order
+from pipeline.run import CELLS, in_order
 from pipeline.runner.archive import unpack
 from pipeline.runner.dvc_file import read_steps
-from pipeline.runner.ledger import Ledger
 
 ALL = [
     "measure mnist-lunet",
@@ -33,20 +33,6 @@ ALL = [
     "train mnist-realnvp-0",
     "evaluate mnist-realnvp-0",
 ]
-
-
-@pytest.fixture
-def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    shop = Workshop(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return shop
-
-
-def work(deadline: float = float("inf"), archive: str | None = None) -> int:
-    """One call of the runner in this process."""
-    Path("runs").mkdir(exist_ok=True)
-    return Runner(Path("params.yaml"), deadline, StopRequest()).run(Path(archive) if archive else None)
 
 
 def content(path: str) -> Any:
@@ -61,31 +47,6 @@ class Clock:
     @staticmethod
     def monotonic() -> float:
         return 1000.0 if Path("hanging").exists() else 0.0
-
-
-# Steps
-
-
-@pytest.mark.parametrize("preset", get_args(Preset))
-def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: Preset) -> None:
-    params = load_preset(preset)
-    grid = params.grid
-    steps = read_steps(preset_values(preset), ROOT / "dvc.yaml")
-    pairs = len(grid.datasets) * len(grid.recipes)
-    assert len(steps) == len(grid.datasets) + 2 * pairs * len(grid.seeds) + pairs + 3
-    for step in steps:
-        if step.stage in CELLS:
-            assert " ".join(step.command).startswith(step.key.command(step.stage))
-            assert any(step.cell in out for out in step.outs)
-        assert not any("$" in text for text in (*step.command, *step.deps, *step.params, *step.outs))
-    (collect,) = [step for step in steps if step.stage == "collect"]
-    assert {"reports/metrics.json", "reports/curves.csv", "reports/figures"} <= set(collect.outs)
-
-
-def test_what_only_dvc_understands_is_refused(tmp_path: Path) -> None:
-    write_yaml(tmp_path / "dvc.yaml", {"stages": {"data": {"cmd": "a", "foreach": [1], "deps": ["${item}"]}}})
-    with pytest.raises(UserError, match="only DVC understands"):
-        read_steps({}, tmp_path / "dvc.yaml")
 
 
 def test_what_is_worth_most_comes_first() -> None:
@@ -127,9 +88,6 @@ def test_the_runner_does_without_dvc_and_needs_nothing_beside_what_the_readme_ca
                 names.add(node.module.partition(".")[0])
     assert {"torch", "pydantic", "jinja2"} <= names
     assert names - set(sys.stdlib_module_names) - {"lunet", "pipeline"} - there - carried == set()
-
-
-# What is done
 
 
 def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
@@ -189,29 +147,6 @@ def test_exactly_what_is_concerned_is_done_again(workshop: Workshop, change: Any
     assert workshop.done() == []
 
 
-def without_report(workshop: Workshop) -> None:
-    """Leave collect and report out, which take seconds and are not what is looked at."""
-    graph = read_yaml(workshop.folder / "dvc.yaml")
-    graph["stages"]["collect"]["cmd"] = graph["stages"]["report"]["cmd"] = "python -c pass"
-    write_yaml(workshop.folder / "dvc.yaml", graph)
-
-
-def test_code_that_changes_during_a_step_is_not_taken_for_what_it_ran(workshop: Workshop) -> None:
-    without_report(workshop)
-    work()
-    values = read_yaml(workshop.folder / "params.yaml")
-    steps = read_steps(values)
-    ledger = Ledger(steps, values)
-    (step,) = [step for step in steps if str(step) == "train mnist lunet 0"]
-    assert ledger.is_done(step)
-    ledger.begin(step)
-    assert not ledger.is_done(step)
-    assert ledger.is_begun(step)
-    Path("code.py").write_text("second")
-    ledger.finish(step)
-    assert not ledger.is_done(step)
-
-
 def test_weights_may_be_gone_once_they_were_evaluated_and_not_before(workshop: Workshop) -> None:
     without_report(workshop)
     assert work() == 0
@@ -226,9 +161,6 @@ def test_weights_may_be_gone_once_they_were_evaluated_and_not_before(workshop: W
     weights.write_bytes(b"others")
     assert work() == 0
     assert workshop.done() == ["train mnist-lunet-0"]
-
-
-# Partial results
 
 
 def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
@@ -336,9 +268,6 @@ def test_no_cell_is_begun_when_time_is_nearly_up(workshop: Workshop, monkeypatch
     monkeypatch.setattr(run, "time", Clock)
     assert work(deadline=run.WORTHWHILE - 1) == run.TIME_IS_UP
     assert workshop.done() == []
-
-
-# Processes
 
 
 def wait_for(path: Path) -> None:

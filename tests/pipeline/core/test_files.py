@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json, refuse_foreign, replacing, write_json
+from pipeline.core.files import read_json, refuse_foreign, replacing, without_paths, write_json
 
 
 def write_half(path: Path) -> None:
@@ -101,3 +101,15 @@ def test_the_old_file_stays_when_the_new_one_was_never_written(tmp_path: Path) -
         pass
     assert read_json(path) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("message", "clean"),
+    [
+        ("3.2 bits/dim after 5/6 epochs", "3.2 bits/dim after 5/6 epochs"),
+        ("cannot read '/home/me/data/x.npy'", "cannot read '<path>'"),
+        (r"C:\Users\me\x failed", "<path> failed"),
+    ],
+)
+def test_paths_are_left_out_of_messages(message: str, clean: str) -> None:
+    assert without_paths(message) == clean

@@ -1,44 +1,89 @@
+"""The presets: what they change, and that DVC changes one line of them at a time."""
+
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator, Mapping
+from difflib import unified_diff
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
-from pipeline.core.params import Preset
-from pipeline.presets.merged import preset_text
+from pipeline.core.params import Preset, read_yaml
+from pipeline.presets.merged import BASE, PRESETS, preset_text, preset_values
 
-
-def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.preset", preset, "--params", str(params)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("preset", get_args(Preset))
-def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: Preset) -> None:
-    finished = write(preset, tmp_path / "params.yaml")
-    assert finished.returncode == 0
-    assert (tmp_path / "params.yaml").read_bytes() == preset_text(preset).encode()
+CHANGED: list[Preset] = [name for name in get_args(Preset) if name != BASE]
+every_preset = pytest.mark.parametrize("preset", get_args(Preset))
 
 
-def test_the_difference_is_printed(tmp_path: Path) -> None:
-    write("laptop", tmp_path / "params.yaml")
-    output = write("smoke", tmp_path / "params.yaml").stdout
-    assert "-preset: laptop" in output
-    assert "+preset: smoke" in output
-    assert "already is the preset smoke" in write("smoke", tmp_path / "params.yaml").stdout
+def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of values that are no sections."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
-def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
-    finished = write("desktop", tmp_path / "params.yaml")
-    assert finished.returncode == 2
-    assert "smoke, laptop, overnight, paper" in finished.stderr.replace("'", "")
-    assert not (tmp_path / "params.yaml").exists()
+def changes(preset: Preset, folder: Path, override: str) -> list[str]:
+    """The lines that DVC removes and adds when it sets one parameter."""
+    path = folder / "params.yaml"
+    path.write_text(preset_text(preset), encoding="utf-8")
+    apply_overrides(str(path), [override])
+    lines = unified_diff(
+        preset_text(preset).splitlines(), path.read_text(encoding="utf-8").splitlines(), n=0, lineterm=""
+    )
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
 
-def test_a_damaged_file_is_replaced_all_the_same(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_bytes(b"\xff\0")
-    assert write("smoke", tmp_path / "params.yaml").returncode == 0
-    assert (tmp_path / "params.yaml").read_bytes() == preset_text("smoke").encode()
+@every_preset
+def test_dvc_writes_a_preset_as_it_is(preset: Preset, tmp_path: Path) -> None:
+    assert changes(preset, tmp_path, "measure.warmup=" + str(preset_values(preset)["measure"]["warmup"])) == []
+
+
+@every_preset
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("recipes.lunet.training.epochs=7", "+      epochs: 7"),
+        ("recipes.lunet.training.elementwise_rate=0.5", "+      elementwise_rate: 0.5"),
+        ("recipes.gaussian.model.ridge=0.7", "+      ridge: 0.7"),
+        ("recipes.lunet_learned.model.start=identity", "+      start: identity"),
+        ("recipes.lunet.training.clip_norm=null", "+      clip_norm:"),
+        ("data.mnist.folder=own", "+    folder: own"),
+        ("device=null", "+device:"),
+        ("evaluate.draws=99", "+  draws: 99"),
+        ("mixture.random_seed=99", "+  random_seed: 99"),
+        ("report.title=Ours", "+  title: Ours"),
+    ],
+)
+def test_dvc_changes_one_line_and_no_comment(preset: Preset, key: str, line: str, tmp_path: Path) -> None:
+    removed, added = changes(preset, tmp_path, key)
+    assert removed.startswith("-")
+    assert removed.lstrip("- ").partition(":")[0] == added.lstrip("+ ").partition(":")[0]
+    assert added == line
+
+
+@every_preset
+def test_dvc_adds_one_line_for_one_more_seed(preset: Preset, tmp_path: Path) -> None:
+    assert changes(preset, tmp_path, "grid.seeds=[0,1]") == ["+  - 1"]
+
+
+@pytest.mark.parametrize("preset", CHANGED)
+def test_a_preset_keeps_only_what_it_changes(preset: Preset) -> None:
+    base = dict(leaves(preset_values(BASE)))
+    changed = dict(leaves(read_yaml(PRESETS / f"{preset}.yaml")))
+    assert set(changed) <= set(base)
+    assert [key for key, value in changed.items() if base[key] == value] == []
+    assert dict(leaves(preset_values(preset))) == base | changed
+
+
+@pytest.mark.parametrize("preset", CHANGED)
+def test_the_comments_are_those_of_the_whole_preset(preset: Preset) -> None:
+    def comments(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.lstrip().startswith("#")]
+
+    first, *rest = comments(preset_text(preset))
+    assert rest == comments(preset_text(BASE))[1:]
+    assert first == (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()[0]

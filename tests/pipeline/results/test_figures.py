@@ -1,5 +1,7 @@
 """Figures as files: their bytes, their ink, and what they show."""
 
+from __future__ import annotations
+
 import math
 import re
 from pathlib import Path
@@ -38,33 +40,6 @@ def timing(recipe: str, quantity: str, *values: float) -> pd.DataFrame:
     return pd.DataFrame({"recipe": recipe, "quantity": quantity, "value": values})
 
 
-def luminance(colour: str) -> float:
-    """The relative luminance of WCAG."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-# Looks
-
-
-@pytest.mark.parametrize("recipe", KNOWN)
-def test_colours_stand_out_on_light_and_dark(recipe: str) -> None:
-    own = luminance(KNOWN[recipe].colour)
-    assert (luminance("#fcfbf8") + 0.05) / (own + 0.05) >= 3
-    assert (own + 0.05) / (luminance("#15171a") + 0.05) >= 3
-
-
-def test_looks_do_not_depend_on_the_other_recipes() -> None:
-    assert looks(["realnvp", "mine"])["realnvp"] == looks(["lunet", "realnvp"])["realnvp"]
-    found = looks(["lunet", "mine", "yours"])
-    assert found["mine"].label == "mine"
-    assert len({look.colour for look in found.values()}) == 3
-
-
-# Bytes
-
-
 def test_the_same_values_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
     rows = pd.concat([timing("lunet", "step", 1.0, 1.1), timing("realnvp", "step", 9.0, 9.9)])
     for folder in ("one", "two"):
@@ -89,9 +64,6 @@ def test_all_that_is_no_recipe_s_is_drawn_in_ink(tmp_path: Path) -> None:
     times(tmp_path / "times.svg", timing("lunet", "step", 1.0, 2.0), LOOKS, {"step": {"lunet": 1.2}})
     colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "times.svg").read_text(encoding="utf-8")))
     assert colours == {INK, LOOKS["lunet"].colour}
-
-
-# Content
 
 
 def test_times_name_the_quantities_and_mark_the_poster(tmp_path: Path) -> None:
@@ -195,9 +167,6 @@ def test_memory_labels_both_phases_and_marks_what_they_cannot_be_below(tmp_path:
     assert len(marks) == 2
     assert marks[0] == (marks[0][0], top, marks[0][0], bottom)
     assert float(marks[0][0]) == pytest.approx((float(left) + float(right)) / 2, abs=0.01)
-
-
-# Images
 
 
 def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:

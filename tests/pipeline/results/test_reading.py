@@ -1,5 +1,7 @@
 """The ways in which the stages' files can be wrong, and what is said then."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 from typing import Any
@@ -8,18 +10,13 @@ import numpy as np
 import pytest
 from fake_results import SMALL, Project, parameters
 
-from pipeline.core.cell import Key
 from pipeline.core.console import UserError
-from pipeline.core.files import without_paths
 from pipeline.results.reading import read_samples
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Project:
     return Project(tmp_path, parameters(**SMALL))
-
-
-# Wrong files
 
 
 @pytest.mark.parametrize(
@@ -79,22 +76,3 @@ def test_samples_that_are_no_grid_are_refused(small: Project) -> None:
     np.save(cell.samples, np.zeros((3, 28, 28), dtype=np.uint8))
     with pytest.raises(UserError, match=r"samples\.npy should be a grid.*pipeline\.evaluate"):
         read_samples(cell)
-
-
-# Parts
-
-
-def test_a_key_is_a_file_s_name() -> None:
-    assert (str(Key("mnist", "lunet", 0)), str(Key("mnist", "lunet"))) == ("mnist-lunet-0", "mnist-lunet")
-
-
-@pytest.mark.parametrize(
-    ("message", "clean"),
-    [
-        ("3.2 bits/dim after 5/6 epochs", "3.2 bits/dim after 5/6 epochs"),
-        ("cannot read '/home/me/data/x.npy'", "cannot read '<path>'"),
-        (r"C:\Users\me\x failed", "<path> failed"),
-    ],
-)
-def test_paths_are_left_out_of_messages(message: str, clean: str) -> None:
-    assert without_paths(message) == clean

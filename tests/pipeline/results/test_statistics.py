@@ -1,5 +1,7 @@
 """Intervals against values known otherwise, and the samples that tempt one to cut corners."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -13,6 +15,7 @@ from pipeline.results.statistics import (
     probability_below,
     ratio_of_medians,
     rounded,
+    shown,
 )
 
 # Means
@@ -124,3 +127,18 @@ def test_nothing_and_nan_are_refused(samples: list[float]) -> None:
 def test_rounding_keeps_significant_digits() -> None:
     assert rounded(123456.789) == 123457
     assert rounded(0.000123456789) == 0.000123457
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.8523, "1.852"),
+        (-0.05, "−0.05000"),
+        (3725.4, "3,725"),
+        (3.0, "3"),
+        (1e6 * (1 - 0.99999), "10"),
+        (999.96, "1000"),
+    ],
+)
+def test_numbers_for_readers(value: float, text: str) -> None:
+    assert shown(value) == text

@@ -1,3 +1,5 @@
+"""The comparison with other libraries."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,9 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
-
-EVERYONE = {**VECTORS, **IMAGES}
+from benchmarks.contestants import FEATURES, Contestant
 
 
 def settings(**changes: object) -> argparse.Namespace:
@@ -37,51 +37,6 @@ def samples(times: dict[str, list[float]], threads: int = 2) -> pd.DataFrame:
         for time in own
     ]
     return pd.DataFrame(rows)
-
-
-# The contestants
-
-
-@pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
-@pytest.mark.parametrize("name", EVERYONE)
-def test_log_densities_and_samples_are_those_of_a_batch(name: str) -> None:
-    library, make = EVERYONE[name]
-    if library is not None:
-        pytest.importorskip(library, reason=f"needs {library}")
-    contestant = make()
-    x = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(0))
-    log_prob = contestant.log_prob(x)
-    assert log_prob.shape == (3,)
-    assert log_prob.isfinite().all()
-    log_prob.sum().backward()
-    learned = [parameter for parameter in contestant.model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None for parameter in learned)
-    assert contestant.parameters() == sum(parameter.numel() for parameter in learned)
-
-
-@pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
-def test_rivals_have_as_many_parameters() -> None:
-    pytest.importorskip("normflows", reason="needs normflows")
-    ours, glow = (IMAGES[name][1]().parameters() for name in ("realnvp", "normflows Glow"))
-    assert glow == pytest.approx(ours, rel=0.05)
-    lunet, floor = (VECTORS[name][1]().parameters() for name in ("lunet", "8 linear layers"))
-    assert floor == pytest.approx(2 * lunet, rel=0.001)
-
-
-def test_a_missing_library_is_told() -> None:
-    def fail() -> Contestant:
-        raise AssertionError
-
-    assert available({"own": (None, fail), "theirs": ("no_such_library", fail)}) == (["own"], ["theirs"])
-
-
-# The measurement
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "VECTORS", {name: VECTORS[name] for name in ("8 linear layers", "lunet")})
-    monkeypatch.setattr(benchmarks, "IMAGES", {})
 
 
 @pytest.mark.usefixtures("small")
@@ -124,9 +79,6 @@ def test_a_work_does_what_it_says(work: str) -> None:
     assert torch.equal(before, model.weight) == (work != "step")
 
 
-# The table
-
-
 def test_ratios_are_to_the_first() -> None:
     table = benchmarks.summarise(samples({"floor": [2.0] * 6, "fast": [1.0, 1.0, 1.0, 1.5, 1.0, 1.0]}))
     assert list(table["ratio"]) == [1.0, 0.5]
@@ -139,9 +91,6 @@ def test_one_thread_is_judged_by_cpu_time() -> None:
     table = benchmarks.summarise(samples({"floor": [2.0] * 6}, threads=1))
     assert list(table["ms"]) == [20.0]
     assert set(table["clock"]) == {"cpu"}
-
-
-# The picture
 
 
 def test_the_picture_has_every_model_and_is_always_the_same(tmp_path: Path) -> None:

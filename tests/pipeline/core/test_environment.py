@@ -1,0 +1,45 @@
+"""Devices, memory errors, and the record of where a result comes from."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from pipeline.core.console import UserError
+from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.core.params import Params
+from pipeline.results.records import Environment
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(params: Params) -> None:
+    assert choose_device(params.model_copy(update={"device": "auto"})) == torch.device("cpu")
+    for changes in ({"device": "cuda"}, {"preset": "paper"}):
+        with pytest.raises(UserError, match="CUDA GPU"):
+            choose_device(params.model_copy(update=changes))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("can it?"), False),
+    ],
+)
+def test_errors_of_memory_are_told_from_others(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def test_the_record_is_what_collect_reads_and_hides_the_machine_s_name() -> None:
+    described = describe_environment(torch.device("cpu"))
+    record = Environment.model_validate(described)
+    assert set(described) == set(Environment.model_fields)
+    assert (record.device, record.gpu, record.torch) == ("cpu", None, torch.__version__)
+    name = subprocess.run(["uname", "-n"], capture_output=True, text=True, check=True).stdout.strip()
+    assert record.host != name
+    assert len(record.host) == 8

@@ -1,0 +1,128 @@
+"""The scores of trained models on the test set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from round_trips import assert_images_come_back
+from small_flows import SETTINGS, flow
+from small_trainings import CPU, recipe_of
+
+from lunet import load_flow
+from pipeline.core.dataset import ARRAYS, Dataset, load_dataset
+from pipeline.core.params import Evaluate, Params, Recipe, validate
+from pipeline.data import describe, write_dataset
+from pipeline.evaluation.scores import evaluate
+from pipeline.presets.merged import load_preset
+from pipeline.sources.published import FILES, fetch
+from pipeline.train import train
+from pipeline.training.models import groups
+
+
+def test_evaluation_scores_each_image_by_the_model_of_its_class(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_of(values, "gaussian", classes="each")
+    settings = validate(values, "params.yaml").evaluate
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
+    right, _ = evaluate(models, dataset, recipe, settings, 0)
+    swapped, _ = evaluate({"0": models["1"], "1": models["0"]}, dataset, recipe, settings, 0)
+    assert right["test"]["bits_per_dim"]["mean"] < swapped["test"]["bits_per_dim"]["mean"] - 1
+    assert right["sample_class_accuracy"] == 1
+    assert swapped["sample_class_accuracy"] == 0
+    assert (right["classification_accuracy"], swapped["classification_accuracy"]) == (1, 0)
+    assert right["per_class"]["0"]["images"] == 50
+    assert right["round_trip"]["pixels_exact"] == 1
+    assert right["latents"]["images"] == 100
+
+
+def test_one_draw_is_an_unbiased_estimate_of_several(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = validate(values, "params.yaml").recipe("gaussian")
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    models = {"all": load_flow(tmp_path / "all")}
+    means = []
+    for draws in (1, 20):
+        values["evaluate"]["draws"] = draws
+        result, _ = evaluate(models, dataset, recipe, validate(values, "params.yaml").evaluate, 0)
+        means.append(result["test"]["bits_per_dim"]["mean"])
+    assert means[0] == pytest.approx(means[1], abs=0.003)
+    assert means[0] != means[1]
+
+
+def test_the_released_figure_follows_from_the_honest_one(params: Params, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = params.recipe("gaussian")
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    model = load_flow(tmp_path / "all")
+    result, _ = evaluate({"all": model}, dataset, recipe, params.evaluate, 0)
+    images = torch.from_numpy(dataset.test_images)
+    _, log_slope = model.preprocess(images, torch.Generator().manual_seed(0))
+    slope_bits = float(log_slope.mean()) / (64 * np.log(2))
+    honest, released = result["test"]["bits_per_dim"]["mean"], result["test"]["poster_bits_per_pixel"]
+    assert honest - released == pytest.approx(8.5 - slope_bits, abs=1e-4)
+
+
+def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
+    """The one without learned activations is looked at where the whole pipeline has trained it, in `test_dvc`."""
+    params = load_preset("smoke")
+    files, _ = fetch("mnist", params.data.mnist)
+    arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
+    write_dataset(tmp_path / "mnist", arrays, describe("mnist", arrays, subset=True))
+    dataset = load_dataset(tmp_path / "mnist")
+    fits, _ = train(dataset, params.recipe("lunet_learned"), 0, CPU, tmp_path / "flows", "lunet_learned")
+    assert fits["all"].best_epoch
+    assert_images_come_back(tmp_path / "flows/all", dataset.test_images)
+
+
+@pytest.mark.parametrize(("train_images", "has_base"), [(400, True), (100, False)])
+def test_an_lu_net_is_also_seen_with_the_base_of_its_training_latents(
+    values: Any, dataset: Dataset, tmp_path: Path, train_images: int, has_base: bool
+) -> None:
+    dataset = replace(
+        dataset,
+        train_images=dataset.train_images[:train_images],
+        train_labels=dataset.train_labels[:train_images],
+    )
+    recipe = recipe_of(values, "lunet", classes="each")
+    train(dataset, recipe, 0, CPU, tmp_path, "lunet")
+    models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
+    found, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(values["evaluate"]), 0)
+    assert (found["fitted_base_bits_per_dim"] is not None) == has_base
+    assert ("fitted_base" in grids) == has_base
+    if has_base:
+        assert grids["fitted_base"].shape == grids["samples"].shape == (2, 4, 8, 8)
+        assert not np.array_equal(grids["fitted_base"], grids["samples"])
+        assert found["fitted_base_bits_per_dim"] < found["test"]["bits_per_dim"]["mean"] + 0.5
+
+
+def recipe(classes: Any = "all") -> Recipe:
+    own = load_preset("smoke").recipe("lunet")
+    return own.model_copy(update={"classes": classes})
+
+
+def test_each_draw_has_its_mean_and_their_mean_is_the_whole(shades: Dataset) -> None:
+    found, _ = evaluate({"all": flow()}, shades, recipe(), SETTINGS, 0)
+    by_draw = found["test"]["bits_per_dim_by_draw"]
+    assert len(by_draw) == len(set(by_draw)) == 3
+    assert np.mean(by_draw) == pytest.approx(found["test"]["bits_per_dim"]["mean"], abs=1e-5)
+    # Each is what a single draw would have given of 20 images.
+    assert max(by_draw) - min(by_draw) < 0.5
+    classes = replace(shades, class_names=("dark", "bright"))
+    each, _ = evaluate({"0": flow(), "1": flow()}, classes, recipe("each"), SETTINGS, 0)
+    assert np.mean(each["test"]["bits_per_dim_by_draw"]) == pytest.approx(
+        each["test"]["bits_per_dim"]["mean"], abs=1e-5
+    )
+
+
+def test_the_grids_stand_beside_the_samples(shades: Dataset) -> None:
+    found, grids = evaluate({"all": flow()}, shades, recipe(), SETTINGS, 0)
+    assert set(grids) == {"samples", "nearest", "interpolations", "fitted_base"}
+    assert grids["samples"].shape == grids["nearest"].shape == (2, 5, 4, 4)
+    assert found["interpolations"] == len(grids["interpolations"]) == 5
+    assert all(grid.dtype == np.uint8 for grid in grids.values())
+    train = {image.tobytes() for image in shades.train_images}
+    assert {image.tobytes() for row in grids["nearest"] for image in row} <= train
+    assert set(found["fitted_latents"]) == {"projection_distance", "projection_distance_max", "radius_distance"}

@@ -1,0 +1,87 @@
+"""What the stopwatch of the released code would report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_trainings import CPU
+
+from lunet import ImageFlow, LUNet
+from pipeline.core.params import validate
+from pipeline.measuring.quantities import QUANTITIES
+from pipeline.measuring.released import sample_as_released
+from pipeline.measuring.work import Work
+
+
+def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
+    """What a measuring process is given, and a clock that moves on by one second whenever it is read."""
+    readings = iter(range(1000))
+    monkeypatch.setattr("pipeline.measuring.work.time.perf_counter", lambda: next(readings))
+    params = validate(values, "params.yaml")
+    pixels = torch.arange(images * 64).remainder(251).to(torch.uint8).reshape(images, 8, 8)
+    return Work(params.recipe(name), pixels, CPU, params.measure)
+
+
+@pytest.mark.parametrize(("name", "size"), [("lunet", 256), ("realnvp", 128)])
+def test_the_released_density_is_a_pass_over_the_batch_size(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    seen: list[int] = []
+    bits_per_dim = ImageFlow.bits_per_dim
+
+    def counted(self: ImageFlow, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(len(images))
+        return bits_per_dim(self, images, **options)
+
+    monkeypatch.setattr(ImageFlow, "bits_per_dim", counted)
+    monkeypatch.setattr("pipeline.measuring.released.CPU_IMAGES", 300)
+    found = QUANTITIES["time_released_density"](released_work(values, name, monkeypatch, 1500))
+    assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
+    # The clock has said one second for the first batch and one for the others of 300 images, and there are 1,500.
+    assert found["samples"] == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
+    assert (found["batch"], found["images"], found["of"]) == (size, 300, 1500)
+
+
+@pytest.mark.parametrize(("name", "count"), [("lunet", 100), ("realnvp", 64)])
+def test_the_released_sampling_is_one_call_over_its_images(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    monkeypatch.setattr("pipeline.measuring.released.RELEASED_POINTS", (-1000, 1000.5, 0.5))
+    found = QUANTITIES["time_released_sampling"](released_work(values, name, monkeypatch, 8))
+    assert found["samples"] == [1000 / count]
+    assert found["batch"] == count
+
+
+def test_the_released_step_is_the_first_update_alone(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr("torch.optim.Adam.step", lambda self: steps.append("step"))
+    monkeypatch.setattr("torch.optim.SGD.step", lambda self: steps.append("step"))
+    found = QUANTITIES["time_released_optimizer_step"](released_work(values, "lunet", monkeypatch, 32))
+    assert steps == ["step"]
+    assert (found["samples"], found["batch"]) == ([1000.0], 32)
+
+
+@pytest.mark.parametrize("quantity", ["optimizer_step", "density", "sampling"])
+@pytest.mark.parametrize("name", ["lunet_learned", "gaussian", "histogram"])
+def test_the_released_stopwatch_knows_the_paper_s_models_alone(
+    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, quantity: str
+) -> None:
+    assert QUANTITIES[f"time_released_{quantity}"](released_work(values, name, monkeypatch, 8)) is None
+
+
+def test_the_released_way_of_sampling_inverts_the_flow() -> None:
+    torch.manual_seed(0)
+    flow = LUNet(6, 4).double()
+    with torch.no_grad():
+        for layer in flow.layers:
+            layer.lu.add_(0.1 * torch.randn(6, 6))
+            # Far below, the inverse leaves the points to which the splines are fitted.
+            layer.bias.sub_(2)
+        torch.manual_seed(1)
+        samples = sample_as_released(flow, 50)
+        torch.manual_seed(1)
+        latents = torch.randn(50, 6, dtype=torch.float64)
+        # Cubic splines at a step of 0.001.
+        torch.testing.assert_close(samples, flow.inverse(latents), rtol=1e-7, atol=1e-7)

@@ -1,0 +1,309 @@
+"""The page: what it says, that it needs nothing from outside, and that no input can break out of its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from collected import own_script
+from fake_results import Project, parameters
+from parsed_page import HOSTILE, Page
+
+from pipeline.core.console import UserError
+from pipeline.core.files import sha256
+from pipeline.page.view import TEMPLATES, mixtures, poster_row, render
+
+
+def collected(root: Path, **changes: Any) -> Project:
+    project = Project(root, parameters(**changes))
+    project.collect()
+    return project
+
+
+def test_nothing_is_loaded_and_nothing_runs_but_the_page_s_own_script(html: str, page: Page) -> None:
+    assert own_script(html) == (TEMPLATES / "script.js").read_text(encoding="utf-8")
+    assert not page.all("link")
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,")), value
+    assert not re.search(r"@import|url\((?!#)", html.replace(own_script(html), ""))
+
+
+def test_size_and_bytes(project: Project, html: str) -> None:
+    assert len(html.encode()) < 3_000_000
+    assert render(project.reports, "Does it hold?") == html
+
+
+def test_tags_are_balanced_ids_unique_and_links_lead_somewhere(page: Page) -> None:
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    targets = [link["href"] for link in page.all("a")] + [use["href"] for use in page.all("use")]
+    assert len(targets) > 50
+    assert {target[1:] for target in targets if target} <= set(page.ids)
+
+
+def test_landmarks_captions_scopes_and_alternatives(page: Page) -> None:
+    names = [name for name, _ in page.elements]
+    assert all(names.count(landmark) == 1 for landmark in ("main", "nav", "h1"))
+    assert names.count("caption") == names.count("table")
+    assert all(heading.get("scope") for heading in page.all("th"))
+    assert all(len(image["alt"] or "") > 30 for image in page.all("img"))
+    drawings = page.all("svg")
+    assert len(drawings) == 15
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 60 for drawing in drawings)
+    assert any("LU-Net 1.860" in (drawing["aria-label"] or "") for drawing in drawings)
+
+
+def test_figures_take_the_page_s_ink(html: str) -> None:
+    assert "#010203" not in html
+    assert html.count("currentColor") > 100
+
+
+def test_the_answer_is_counted_from_the_verdicts(project: Project, page: Page) -> None:
+    claims = json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]
+    replicated = sum(claim["verdict"] == "replicated" for claim in claims)
+    assert (
+        f"With the laptop preset (short trainings) on a CPU, of the paper’s 10 claims {replicated} are replicated"
+        in page.words
+    )
+    assert "is not replicated. MNIST. Counted alike, LU-Net needs 1.86" in page.words
+    assert "rests on 3 seeds and 12 test images of MNIST and 12 test images of Fashion-MNIST:" in page.words
+    # The standard deviation of made-up results over images is 0.3.
+    assert f"± {0.3 / 12**0.5:.3f}" in page.words
+    assert "intervals over seeds stand beside" in page.words
+
+
+def test_every_claim_has_a_card_with_its_rule_and_the_paper_s_words(project: Project, page: Page) -> None:
+    for claim in json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]:
+        assert f"claim-{claim['id']}" in page.ids
+        for part in ("title", "words", "rule", "why"):
+            assert " ".join(claim[part].split()) in page.words
+
+
+def test_the_poster_s_table_stands_beside_ours_in_both_currencies(page: Page) -> None:
+    start = page.words.index("Test negative log-likelihood bits per pixel")
+    row = page.words[start : start + 200]
+    numbers = re.findall(r"\d\.\d+", row)
+    assert numbers[:2] == ["3.2424", "5.6819"]
+    assert numbers[2] == "1.860"
+    assert "7.46" in row
+
+
+def test_scale_failures_and_mixed_machines_are_said(page: Page) -> None:
+    assert "This is not the paper’s scale." in page.words
+    assert "1 cell of the grid did not finish" in page.words
+    assert "seed 1: diverged" in page.words
+    assert "2 of 3" in page.words
+    assert "This table mixes 2 machines: 0123abcd, other000." in page.words
+
+
+def test_the_plane_has_its_entropy_and_the_impossible_figure(page: Page) -> None:
+    assert (
+        "entropy of 1.005 nats, here found by numeric integration. The released program prints 0.900. That"
+        in page.words
+    )
+    assert "below the entropy, thus impossible" in page.words
+    assert "so the figure means 1.593." in page.words
+    assert "LU-Net, 12 + 1 layers 1.300[1.000, 1.200]" in page.words
+    assert any("One full-covariance Gaussian (5.000 nats)" in (svg["aria-label"] or "") for svg in page.all("svg"))
+
+
+def test_a_diverged_fit_in_the_plane_is_said(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
+    figures = json.loads((project.runs / "mixture.json").read_text(encoding="utf-8"))["models"]
+    left = {name: figures[name] for name in ("truth", "gaussian")}
+    densities = np.load(project.runs / "mixture.npy")[[0, 2]]
+    np.save(project.runs / "mixture.npy", densities)
+    project.change(
+        "mixture.json",
+        status="diverged",
+        message="the training loss is nan after step 20",
+        models=left,
+        densities=[*left],
+        densities_sha256=sha256(project.runs / "mixture.npy"),
+    )
+    project.collect()
+    page = Page(render(project.reports, "One"))
+    assert "LU-Net diverged: the training loss is nan after step 20." in page.words
+    assert "LU-Net, 12 + 1 layers" not in page.words
+
+
+def test_draws_have_their_interval_or_say_that_there_is_one(page: Page, tmp_path: Path) -> None:
+    assert "[Student’s t interval, 95 %, over seeds]" in page.words
+    assert "1.860[1.835, 1.885] 3 of 3 n = 1 1.810" in page.words
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
+    project.change("evaluate/mnist-lunet-0.json", draws=3, test__bits_per_dim_by_draw=[1.84, 1.85, 1.86])
+    project.collect()
+    # t(0.975, 2) = 4.302653 times 0.01 / sqrt(3)
+    assert "1.850 1 of 1 ± 0.025 n = 3 1.800" in Page(render(project.reports, "One")).words
+
+
+def test_latents_stand_against_the_fitted_gaussian_too(page: Page) -> None:
+    start = page.words.index("the same latents, standardised by the Gaussian fitted to training latents")
+    table = page.words[start : start + 600]
+    assert "LU-Net 0 0.040 0.090 (0.600) 0.610 (0.375) " in table
+    assert "RealNVP" not in table[: table.index("LU-Net 2 0.040")]
+
+
+def test_nearest_images_and_interpolations_are_folded_away(page: Page) -> None:
+    alts = [image["alt"] or "" for image in page.all("img")]
+    for dataset in ("MNIST", "Fashion-MNIST"):
+        assert (
+            f"Grid of the {dataset} training images that are nearest to the samples of RealNVP, in the same places."
+            in alts
+        )
+        assert (
+            f"Rows of images on the way from one {dataset} test image to another through the latents of Gaussian."
+            in alts
+        )
+    assert page.words.count("From one test image of") == 2
+
+
+def test_what_one_seed_cannot_give_is_said_in_the_claims(tmp_path: Path, page: Page) -> None:
+    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) 0 n = 2" in page.words
+    small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
+    words = Page(render(small.reports, "One")).words
+    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) no figure from one seed n = 1" in words
+
+
+def test_time_is_compared_on_one_machine_or_said_not_to_be(page: Page, tmp_path: Path) -> None:
+    assert "the looks themselves left out; all on one machine." in page.words
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"]))
+    project.change("evaluate/mnist-lunet-0.json", environment__host="other000")
+    project.collect()
+    assert "all on one machine" in Page(render(project.reports, "One")).words
+    project.change("train/mnist-lunet-0/run.json", environment__host="other000")
+    project.collect()
+    assert "on 2 machines, so that times cannot be compared." in Page(render(project.reports, "Two")).words
+
+
+def test_provenance_is_there(project: Project, page: Page) -> None:
+    checksums = json.loads((project.data / "mnist" / "dataset.json").read_text(encoding="utf-8"))["sha256"]
+    assert all(checksum in page.words for checksum in checksums.values())
+    assert "grid.seeds 0, 1, 2 0" in page.words
+    assert "PyTorch 2.15.0" in page.words
+    assert "python -m pipeline.measure --dataset mnist --recipe lunet --out runs/measure/mnist-lunet.json" in page.words
+    assert "2026-01-02 03:04 UTC" in page.words
+
+
+def test_the_way_to_the_page_has_cells_and_durations(project: Project, page: Page) -> None:
+    assert "data 2 cells train 30 cells, 3 min 45 s → , then evaluate 30 cells, 30 s measure 10 cells" in page.words
+    assert "mixture 1 cell, 9 s collect 1 cell report 1 cell The stages that DVC runs" in page.words
+
+
+def test_a_run_of_before_has_no_such_way(project: Project, tmp_path: Path) -> None:
+    for path in project.reports.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    content = json.loads((project.reports / "provenance.json").read_text(encoding="utf-8"))
+    (tmp_path / "provenance.json").unlink()
+    (tmp_path / "provenance.json").write_text(json.dumps({**content, "stages": []}), encoding="utf-8")
+    assert "The stages that DVC runs" not in Page(render(tmp_path, "Old")).words
+
+
+def test_one_seed_and_no_failures(tmp_path: Path) -> None:
+    project = collected(tmp_path, grid__datasets=["mnist"], grid__recipes=["lunet"])
+    page = Page(render(project.reports, "One"))
+    assert "None: all 2 cells of the grid finished." in page.words
+    assert "rests on 1 seed and 12 test images of MNIST:" in page.words
+    assert "what another seed would change is not known" in page.words
+    assert "did not finish" not in page.words
+    assert "The grid has no realnvp." in page.words
+
+
+def test_all_cells_failed(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"]))
+    for recipe in ("lunet", "realnvp"):
+        project.fail(f"mnist-{recipe}-0")
+        history = project.runs / "train" / f"mnist-{recipe}-0" / "history.csv"
+        history.write_text(history.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+        project.change(f"measure/mnist-{recipe}.json", status="diverged", times=None, memory=None, determinant=None)
+    project.collect()
+    page = Page(render(project.reports, "Nothing"))
+    assert "4 cells of the grid did not finish" in page.words
+    assert "10 are not tested" in page.words
+
+
+def test_raw_values_stand_behind_means_and_medians(project: Project, page: Page) -> None:
+    buttons = page.all("button")
+    assert [button["popovertarget"] for button in buttons] == [*page.behind]
+    assert {button["type"] for button in buttons} == {"button"}
+    behind = [" ".join(words.split()) for words in page.behind.values()]
+    assert behind.count("Mean of 3 seeds seed 0: 1.850, seed 1: 1.860, seed 2: 1.870") >= 2
+    assert "Mean of 2 seeds seed 0: 1.450, seed 2: 1.470" in behind
+    timings = pd.read_csv(project.reports / "timings.csv")
+    own = timings[(timings["dataset"] == "mnist") & (timings["recipe"] == "lunet") & (timings["quantity"] == "step")]
+    values = ", ".join(f"{value:#.4g}" for value in own["value"])
+    assert len(own) == 8
+    assert f"Median of 8 repetitions, ms {values}" in behind
+
+
+def test_a_single_value_has_nothing_behind_it(tmp_path: Path) -> None:
+    small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
+    behind = Page(render(small.reports, "One")).behind.values()
+    assert behind
+    assert not [words for words in behind if "seed" in words]
+
+
+def test_markup_in_a_message_and_in_the_title_stays_text(project: Project, html: str, page: Page) -> None:
+    assert HOSTILE.split("{{")[0].strip() in page.words
+    assert own_script(html)
+    assert "{{ 7 * 7 }}" in page.words
+    titled = render(project.reports, HOSTILE)
+    assert own_script(titled) == own_script(html)
+    assert Page(titled).open == []
+
+
+def test_markup_in_the_data_s_title_and_classes_stays_text(project: Project, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    (reports / "figures").symlink_to(project.reports / "figures")
+    for path in project.reports.glob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            inner = json.dumps('"><b onmouseover=x>')[1:-1]
+            text = text.replace('"MNIST"', f'"{inner}"').replace("A processor", inner)
+        (reports / path.name).write_text(text, encoding="utf-8")
+    page = Page(render(reports, "t"))
+    assert '"><b onmouseover=x>' in page.text
+    assert not page.all("b")
+    assert any('"><b onmouseover=x>' in (image["alt"] or "") for image in page.all("img"))
+
+
+def test_the_poster_s_density_is_what_its_stopwatch_has_said() -> None:
+    row = {"ours": "density_large_ms", "stopwatch": "released_density_ms", "factors": {"lunet": 234.375}}
+    honest = {"median": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}
+    printed = {"median": 41.5, "ci_low": None, "ci_high": None, "n": 1, "images": 1024, "of": 60_000}
+    timings = {"density_large_ms": honest, "released_density_ms": printed}
+    found = poster_row(row, {}, {"lunet": timings})
+    assert found["honest"] == [{"mean": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}, None]
+    assert found["printed"] == [{"mean": 41.5, "ci_low": None, "ci_high": None, "n": 1}, None]
+    assert found["scaled"] == (1024, 60_000)
+    whole = {**timings, "released_density_ms": {**printed, "images": 60_000}}
+    assert poster_row(row, {}, {"lunet": whole})["scaled"] is None
+
+
+def test_a_scaled_time_is_said_to_be_one(page: Page) -> None:
+    assert "Density evaluation, the poster’s way: timed on 1,024 images and scaled to all 60,000." in page.words
+
+
+def test_mixtures_are_named_and_alike_rows_are_not() -> None:
+    row = {"host": "a", "device": "cpu", "commit": "1"}
+    assert mixtures(pd.DataFrame([row, row])) == []
+    assert mixtures(pd.DataFrame([row, row | {"device": "cuda"}])) == ["This table mixes 2 devices: cpu, cuda."]
+    assert any("not committed" in warning for warning in mixtures(pd.DataFrame([row | {"commit": "1+"}])))
+
+
+def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"provenance\.json is missing"):
+        render(tmp_path, "t")
+    for path in project.reports.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"figures.*is missing"):
+        render(tmp_path, "t")

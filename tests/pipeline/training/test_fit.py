@@ -1,0 +1,97 @@
+"""The training of one model: validation, the best weights, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_trainings import CPU, recipe_of
+
+from lunet import ImageFlow, load_flow
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Params
+from pipeline.results.tables import CURVES
+from pipeline.train import train
+from pipeline.training.fit import HISTORY, split, write_history
+
+
+def test_the_history_is_what_the_tables_read() -> None:
+    assert list(CURVES)[3:] == HISTORY
+
+
+def test_a_run_that_diverges_is_a_status_and_saves_no_flow(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    training = values["recipes"]["lunet"]["training"] | {"learning_rate": 1e6, "clip_norm": None, "epochs": 5}
+    fits, _ = train(dataset, recipe_of(values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
+    assert fits["all"].status == "diverged"
+    message = fits["all"].message or ""
+    assert re.match(r"the loss is (nan|inf): the .*layer layers\.\d", message)
+    assert re.search(
+        r"; step \d+, learning rate .*, last finite loss .* bits/dim, largest gradient before it ", message
+    )
+    assert not (tmp_path / "all").exists()
+
+
+def test_weights_without_a_held_out_likelihood_are_a_divergence(
+    params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruin(model: ImageFlow, optimizer: torch.optim.Optimizer, *_: object) -> torch.Tensor:
+        optimizer.step()
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("nan"))
+        return torch.zeros(())
+
+    monkeypatch.setattr("pipeline.training.fit.optimise", ruin)
+    fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
+    assert fits["all"].status == "diverged"
+    assert "held-out images fail after step 6" in (fits["all"].message or "")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError("full")])
+def test_running_out_of_memory_is_a_status(
+    params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.training.fit.optimise", fail)
+    fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
+    assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error))
+
+
+@pytest.mark.parametrize("name", ["lunet_released", "realnvp_released"])
+def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    values["recipes"][name]["training"] |= {"epochs": 4, "validations": 2}
+    fits, _ = train(dataset, recipe_of(values, name), 0, CPU, tmp_path, name)
+    fit = fits["all"]
+    assert (fit.status, fit.train_images, fit.holdout_images) == ("complete", 400, 100)
+    first, *_, last = (row["holdout_bits_per_dim"] for row in fit.history)
+    assert first is not None
+    assert last is not None
+    assert last < first
+    dtype = torch.float64 if name == "lunet_released" else torch.float32
+    assert next(load_flow(tmp_path / "all").parameters()).dtype == dtype
+    assert (fit.infinite_pixels is None) == (name == "lunet_released")
+
+
+def test_the_test_set_is_looked_at_where_the_recipe_says_so_alone(values: Any) -> None:
+    images, test = torch.arange(100), torch.arange(100, 120)
+    own, chosen_on = split(images, test, recipe_of(values, "lunet").training, seed=1)
+    assert torch.equal(torch.cat([own, chosen_on]).sort().values, images)
+    assert len(chosen_on) == 10
+    own, chosen_on = split(images, test, recipe_of(values, "lunet_released").training, seed=1)
+    assert torch.equal(own.sort().values, images)
+    assert torch.equal(chosen_on, test)
+
+
+def test_history_is_a_table_with_a_row_for_each_look(params: Params, dataset: Dataset, tmp_path: Path) -> None:
+    fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path / "flows", "lunet")
+    write_history(tmp_path / "history.csv", fits)
+    with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == HISTORY
+    assert [row["step"] for row in rows] == ["0", "6", "12"]
+    assert [float(row["epoch"]) for row in rows] == [0, 0.5, 1]
