@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_sources import contents, posix, put
+from idx_sources import contents, put
 from ruamel.yaml import YAML
 
 from pipeline import data
 from pipeline.core.console import UserError
 from pipeline.core.dataset import ARRAYS, load_dataset
-from pipeline.core.params import DataSource
 from pipeline.presets.merged import preset_values
-from pipeline.sources.published import FILES, ORIGINS, fetch, idx_bytes
+from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,26 +46,6 @@ def test_same_bytes_from_every_layout(tmp_path: Path, files: dict[str, bytes], s
     put(tmp_path / "c" / "MNIST" / "raw", files)
     stage(tmp_path / "torchvision", "folder", tmp_path / "c")
     assert contents(tmp_path / "plain") == contents(tmp_path / "packed") == contents(tmp_path / "torchvision")
-
-
-@posix
-@pytest.mark.usefixtures("files", "stub")
-def test_every_reason_is_listed(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        fetch("fashion_mnist", DataSource(source="auto", folder=str(tmp_path / "absent")))
-    message = str(caught.value)
-    assert "mirror file:///nowhere/: " in message
-    assert f"folder {tmp_path / 'absent'}: is not a folder" in message
-    assert "apt-get download dataset-fashion-mnist: apt-get is not on this machine" in message
-    assert "data.fashion_mnist.folder" in message
-
-
-@pytest.mark.usefixtures("files")
-def test_a_named_source_is_the_only_one() -> None:
-    with pytest.raises(UserError) as caught:
-        fetch("mnist", DataSource(source="folder", folder=None))
-    assert "folder: data.mnist.folder is null" in str(caught.value)
-    assert "mirror" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", list(ORIGINS))

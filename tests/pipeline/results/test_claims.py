@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.console import UserError
-from pipeline.results.claims import load_claims
+from pipeline.results.claims import CLAIMS, load_claims
 
 
 def test_the_poster_s_table_is_as_printed() -> None:
@@ -27,7 +27,7 @@ def test_the_poster_s_table_is_as_printed() -> None:
 
 
 def test_a_rule_about_unknown_evidence_is_refused(tmp_path: Path) -> None:
-    text = Path("pipeline/claims.yaml").read_text(encoding="utf-8")
+    text = CLAIMS.read_text(encoding="utf-8")
     broken = tmp_path / "claims.yaml"
     broken.write_text(text.replace("replicated: {accuracy:", "replicated: {acuracy:", 1), encoding="utf-8")
     with pytest.raises(UserError, match="'acuracy', which its evidence lacks"):

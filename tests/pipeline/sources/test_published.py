@@ -216,3 +216,23 @@ def test_incomplete_description_is_refused(tmp_path: Path, text: str) -> None:
 def test_missing_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.json is missing"):
         load_dataset(tmp_path / "absent")
+
+
+@posix
+@pytest.mark.usefixtures("files", "stub")
+def test_every_reason_is_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch("fashion_mnist", DataSource(source="auto", folder=str(tmp_path / "absent")))
+    message = str(caught.value)
+    assert "mirror file:///nowhere/: " in message
+    assert f"folder {tmp_path / 'absent'}: is not a folder" in message
+    assert "apt-get download dataset-fashion-mnist: apt-get is not on this machine" in message
+    assert "data.fashion_mnist.folder" in message
+
+
+@pytest.mark.usefixtures("files")
+def test_a_named_source_is_the_only_one() -> None:
+    with pytest.raises(UserError) as caught:
+        fetch("mnist", DataSource(source="folder", folder=None))
+    assert "folder: data.mnist.folder is null" in str(caught.value)
+    assert "mirror" not in str(caught.value)
