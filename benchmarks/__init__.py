@@ -1,1 +1,1 @@
-"""Times of this project's flows beside those of other libraries, on the same work in one run."""
+"""Benchmarks of this project's flows against those of other libraries, on the same tasks in one run."""

@@ -1,4 +1,4 @@
-"""Measures this project's flows beside those of other libraries: python -m benchmarks --help."""
+"""Times this project's flows and those of other libraries: python -m benchmarks --help."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Every sample: work, batch, model, round, wall and CPU milliseconds of one call."""
+    """Yield every sample: work, batch, model, round, and the wall and CPU milliseconds of one call."""
     threads = torch.get_num_threads()
     for contestants, batches in ((VECTORS, arguments.batches), (IMAGES, arguments.image_batches)):
         names, missing = available(contestants)
@@ -86,11 +86,13 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                     if name in slow:
                         continue
                     torch.manual_seed(0)
-                    call = work_of(contestants[name][1](), work, batch, device)
+                    call = make_call(contestants[name][1](), work, batch, device)
                     for _ in range(WARMUP):
-                        taken = clock(call, device)[0] / 1000
-                        if taken > arguments.patience:
-                            tqdm.write(f"{name}, {work} at batch {batch}: {taken:.1f} s a call, left out from here on")
+                        seconds = clock(call, device)[0] / 1000
+                        if seconds > arguments.patience:
+                            tqdm.write(
+                                f"{name}, {work} at batch {batch}: {seconds:.1f} s a call, left out from here on"
+                            )
                             slow.add(name)
                             break
                     else:
@@ -105,8 +107,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                         break
 
 
-def work_of(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object]:
-    """One call of a work on a batch."""
+def make_call(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object]:
+    """A function that does a work (step, log_prob or sample) once, on a batch of points."""
     model = contestant.model.to(device)
     x = torch.randn(batch, FEATURES, device=device)
     if work == "step":
@@ -121,7 +123,7 @@ def work_of(contestant: Contestant, work: str, batch: int, device: torch.device)
     model.eval()
     if isinstance(model, LUNet):
         with torch.no_grad():
-            model(model.sample(4 * FEATURES))  # so many rows that its matrices are folded
+            model(model.sample(4 * FEATURES))  # enough rows for its matrices to be folded
 
     @torch.no_grad()
     def evaluate() -> None:
@@ -131,7 +133,7 @@ def work_of(contestant: Contestant, work: str, batch: int, device: torch.device)
 
 
 def clock(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU milliseconds of one call; the device has finished before both readings."""
+    """Wall and CPU milliseconds of one call; the device is synchronised before both readings."""
     _synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
@@ -142,7 +144,7 @@ def clock(call: Callable[[], object], device: torch.device) -> tuple[float, floa
 def summarise(samples: pd.DataFrame) -> pd.DataFrame:
     """Medians, and their ratios to the first model of each work and batch, with 95 % bootstrap intervals.
 
-    With one thread the CPU time is taken, which others' use of the machine hardly touches.
+    With one thread on a CPU, the times are CPU times, which other jobs on the machine hardly affect.
     """
     rows = []
     for (work, batch), group in samples.groupby(["work", "batch"], sort=False):
@@ -160,7 +162,7 @@ def summarise(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw all medians with their intervals and ratios to the first, one panel for each work and batch."""
+    """Draw the medians with their intervals and ratios to the first model, one panel for each work and batch."""
     matplotlib.use("Agg")
     groups = list(table.groupby(["work", "batch"], sort=False))
     columns = min(3, len(groups))
@@ -174,16 +176,16 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for axis in axes.flat[len(groups) :]:
         axis.remove()
     for axis, ((work, batch), group) in zip(axes.flat, groups, strict=False):
-        places = range(len(group))
-        for place, (_, row) in zip(places, group.iterrows(), strict=True):
+        positions = range(len(group))
+        for position, (_, row) in zip(positions, group.iterrows(), strict=True):
             colour = "#3b6fb6" if row["model"].startswith(("lunet", "realnvp")) else "#777777"
-            spread = [[row["ms"] - row["ms_low"]], [row["ms_high"] - row["ms"]]]
-            axis.errorbar(row["ms"], place, xerr=spread, fmt="o", color=colour, capsize=2)
+            errors = [[row["ms"] - row["ms_low"]], [row["ms_high"] - row["ms"]]]
+            axis.errorbar(row["ms"], position, xerr=errors, fmt="o", color=colour, capsize=2)
             axis.annotate(
-                f"{rounded(row['ratio'], 2):,g}", (row["ms"], place), (7, 3), textcoords="offset points", fontsize=7
+                f"{rounded(row['ratio'], 2):,g}", (row["ms"], position), (7, 3), textcoords="offset points", fontsize=7
             )
         axis.set(
-            yticks=places,
+            yticks=positions,
             yticklabels=group["model"],
             title=f"{work}, batch {batch}",
             xlabel="milliseconds",

@@ -1,4 +1,4 @@
-"""What is measured: flows of this project, those of other libraries, and the plain matrices they are held against."""
+"""The models to measure: flows of this project and of other libraries, and the dense layers they are compared with."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ GLOW_WIDTH = 672
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model under measurement: log-densities of points (N, 784), with shape (N,), and a number of samples."""
+    """A model to measure: ``log_prob`` maps points (N, 784) to log-densities (N,), ``sample`` draws n samples."""
 
     model: nn.Module
     log_prob: Callable[[Tensor], Tensor]
     sample: Callable[[int], object]
 
     def parameters(self) -> int:
-        """The number of values that are learned."""
+        """The number of trainable values."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
 
 def floor() -> Contestant:
-    """The matrices of four LU layers as eight dense ones: all of the arithmetic, half of it with zeros."""
+    """The triangular matrices of four LU layers as eight dense ones, zeros included."""
     model = nn.Sequential(*(nn.Linear(FEATURES, FEATURES) for _ in range(2 * LAYERS)))
     return Contestant(
         model, lambda x: model(x).square().sum(1), lambda n: model(torch.randn(n, FEATURES, device=_device(model)))
@@ -41,31 +41,31 @@ def floor() -> Contestant:
 
 
 def lunet() -> Contestant:
-    """The paper's LU-Net: four layers, leaky softplus between them."""
-    return _own(LUNet(FEATURES, LAYERS))
+    """The paper's LU-Net: four layers with leaky softplus between them."""
+    return _from_flow(LUNet(FEATURES, LAYERS))
 
 
 def lunet_reversible() -> Contestant:
-    """The same, trained without stored activations."""
+    """The same LU-Net, trained without stored activations."""
     flow = LUNet(FEATURES, LAYERS)
     flow.reversible = True
-    return _own(flow)
+    return _from_flow(flow)
 
 
 def lunet_learned() -> Contestant:
     """The same layers with learned activations between them, and one before the first."""
-    return _own(
+    return _from_flow(
         LUNet(FEATURES, LAYERS, activation=LearnedMonotone(FEATURES, 16), leading=LearnedMonotone(FEATURES, 64))
     )
 
 
 def realnvp() -> Contestant:
-    """RealNVP as in the paper: 3 + 3 + 2 couplings, 64 planes, networks of their own for scale and shift."""
-    return _own(RealNVP(SHAPE))
+    """The paper's RealNVP: 3 + 3 + 2 couplings, 64 planes, separate networks for scale and shift."""
+    return _from_flow(RealNVP(SHAPE))
 
 
 def realnvp_bfloat16() -> Contestant:
-    """The same, its networks in bfloat16; what they scale and shift stays in float32."""
+    """The same RealNVP with its networks in bfloat16; the variables that they scale and shift stay in float32."""
     flow = RealNVP(SHAPE)
 
     def log_prob(x: Tensor) -> Tensor:
@@ -80,17 +80,17 @@ def realnvp_bfloat16() -> Contestant:
 
 
 def realnvp_shared() -> Contestant:
-    """The same couplings with one network for both."""
-    return _own(RealNVP(SHAPE, shared=True))
+    """The same couplings, each with one network for scale and shift."""
+    return _from_flow(RealNVP(SHAPE, shared=True))
 
 
 def realnvp_released() -> Contestant:
-    """The RealNVP that was released with the paper, written anew in the plain way."""
-    return _own(ReleasedRealNVP(SHAPE))
+    """A plain reimplementation of the RealNVP that was released with the paper."""
+    return _from_flow(ReleasedRealNVP(SHAPE))
 
 
 def nflows_lu(*, cached: bool) -> Contestant:
-    """LULinear of nflows with a leaky rectifier between layers."""
+    """LULinear layers of nflows with leaky ReLU between them."""
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow as NFlow
     from nflows.transforms import CompositeTransform, LeakyReLU, LULinear
@@ -101,7 +101,7 @@ def nflows_lu(*, cached: bool) -> Contestant:
 
 
 def normflows_lu() -> Contestant:
-    """LULinearPermute of normflows; it has no elementwise activation, so there is none between layers."""
+    """LULinearPermute layers of normflows, without activations between them: normflows has no elementwise one."""
     import normflows
 
     layers = [normflows.flows.LULinearPermute(FEATURES) for _ in range(LAYERS)]
@@ -113,14 +113,14 @@ def zuko_couplings() -> Contestant:
     """Four affine couplings of zuko, with networks of 512 units."""
     import zuko
 
-    return _zuko(zuko.flows.NICE(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
+    return _from_zuko(zuko.flows.NICE(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
 
 
 def zuko_maf() -> Contestant:
     """Four masked autoregressive layers of zuko, with networks of 512 units."""
     import zuko
 
-    return _zuko(zuko.flows.MAF(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
+    return _from_zuko(zuko.flows.MAF(FEATURES, transforms=LAYERS, hidden_features=(512, 512)))
 
 
 def normflows_glow() -> Contestant:
@@ -136,7 +136,7 @@ def normflows_glow() -> Contestant:
     return Contestant(flow, lambda x: flow.log_prob(x.unflatten(1, SHAPE), None), flow.sample)
 
 
-# Those of 784 features, and those of images; each with the library it needs.
+# Models of vectors with 784 features, and models of images; each with the library that it needs.
 VECTORS: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
     FLOOR: (None, floor),
     "lunet": (None, lunet),
@@ -158,16 +158,16 @@ IMAGES: dict[str, tuple[str | None, Callable[[], Contestant]]] = {
 
 
 def available(contestants: dict[str, tuple[str | None, Callable[[], Contestant]]]) -> tuple[list[str], list[str]]:
-    """The names of those whose library is installed, and of those whose library is not."""
-    here = [name for name, (library, _) in contestants.items() if not library or importlib.util.find_spec(library)]
-    return here, [name for name in contestants if name not in here]
+    """The names of the models whose library is installed, and of those whose library is missing."""
+    installed = [name for name, (library, _) in contestants.items() if not library or importlib.util.find_spec(library)]
+    return installed, [name for name in contestants if name not in installed]
 
 
-def _own(flow: Flow) -> Contestant:
+def _from_flow(flow: Flow) -> Contestant:
     return Contestant(flow, flow.log_prob, flow.sample)
 
 
-def _zuko(flow: nn.Module) -> Contestant:
+def _from_zuko(flow: nn.Module) -> Contestant:
     return Contestant(flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)))
 
 

@@ -1,4 +1,4 @@
-"""Draws what an LU-Net costs against batch, width and number of layers: python -m benchmarks.cost --help."""
+"""Draws the cost of an LU-Net against width, batch and number of layers: python -m benchmarks.cost --help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AXES = {
     "batch": [1, 4, 16, 64, 256, 1024, 4096],
     "layers": [2, 4, 8, 16, 32],
 }
-LOOKS = {
+STYLES = {
     work: Look(label, colour, marker)
     for (work, label), colour, marker in zip(WORKS.items(), OTHERS[1:4], "os^", strict=True)
 }
@@ -39,7 +39,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Measure and draw."""
+    """Measure and draw what the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cost",
         description="Time steps, log-densities and samples of an LU-Net against batch, width and number of layers, and "
@@ -59,9 +59,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     settings = [(axis, value) for axis, values in AXES.items() for value in values]
-    # First, since a process inherits the peak of the one that starts it.
-    weights = pd.DataFrame(
-        weigh(axis, value, reversible=reversible)
+    # Memory first: a process inherits the peak of the process that starts it.
+    memory = pd.DataFrame(
+        measure_memory(axis, value, reversible=reversible)
         for axis, value in tqdm([pair for pair in settings if pair[0] != "features"], desc="memory")
         for reversible in (False, True)
     )
@@ -70,29 +70,29 @@ def main() -> None:
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     times.to_csv(arguments.out / "cost_times.csv", index=False, float_format="%.5g")
-    weights.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
+    memory.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
     environment = describe_environment(torch.device("cpu")) | {"note": arguments.note}
     pd.Series(environment).to_csv(arguments.out / "cost_environment.csv", header=False)
-    draw(times, weights, arguments.out)
+    draw(times, memory, arguments.out)
     print(f"written to {arguments.out}")
 
 
 def sizes(axis: str, value: int) -> tuple[int, int, int]:
-    """Features, layers and batch, where one of them varies."""
-    plain = {"features": FEATURES, "layers": LAYERS, "batch": BATCH} | {axis: value}
-    return plain["features"], plain["layers"], plain["batch"]
+    """Features, layers and batch: the default values, with ``value`` for the one that ``axis`` names."""
+    values = {"features": FEATURES, "layers": LAYERS, "batch": BATCH} | {axis: value}
+    return values["features"], values["layers"], values["batch"]
 
 
 def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds of each work, and beside them those of dense products and of a determinant by elimination.
+    """Yield the milliseconds of each work, with a lower bound and the time of a determinant by elimination.
 
-    With one thread it is the CPU time, which others' use of the machine hardly touches. ``floor_ms`` is the arithmetic
-    of both triangles, three times for a step, at the speed of a dense product measured in the same round.
+    With one thread, the times are CPU times, which other jobs on the machine hardly affect. ``floor_ms`` is the
+    arithmetic of both triangles, three times for a step, at the speed of a dense product measured in the same round.
     """
     features, layers, batch = sizes(axis, value)
     torch.manual_seed(0)
     x, matrix = torch.randn(batch, features), torch.randn(features, features)
-    calls = works(LUNet(features, layers), LUNet(features, layers).eval(), x)
+    calls = make_calls(LUNet(features, layers), LUNet(features, layers).eval(), x)
     device, one_thread = torch.device("cpu"), torch.get_num_threads() == 1
 
     def milliseconds(call: Callable[[], object]) -> float:
@@ -111,8 +111,8 @@ def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def works(flow: LUNet, trained: LUNet, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """One call of each work on a batch: steps of one flow, densities and samples of another, its matrices folded."""
+def make_calls(flow: LUNet, trained: LUNet, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """A call for each work on a batch: steps of ``flow``, densities and samples of ``trained`` with folded matrices."""
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True)
     with torch.no_grad():
         trained(trained.sample(4 * trained.features))
@@ -133,62 +133,65 @@ def works(flow: LUNet, trained: LUNet, x: torch.Tensor) -> dict[str, Callable[[]
     return {"step": step, "log_prob": log_prob, "sample": sample}
 
 
-def weigh(axis: str, value: int, *, reversible: bool) -> dict[str, Any]:
-    """MiB by which training steps raise a fresh process, and what they need at least.
+def measure_memory(axis: str, value: int, *, reversible: bool) -> dict[str, Any]:
+    """The MiB that training steps add to a new process, and a lower bound.
 
-    That is parameters, gradients and Adam's two averages, and three values of each feature, row and layer, which the
-    gradient needs; with ``reversible`` those of one layer.
+    The bound counts parameters, gradients, Adam's two averages, and the activations that the gradient needs: three
+    values for each feature, row and layer; with ``reversible``, those of one layer only.
     """
     features, layers, batch = sizes(axis, value)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        grown = pool.apply(_grown_mib, (features, layers, batch, reversible))
+        growth = pool.apply(_memory_growth_mib, (features, layers, batch, reversible))
     parameters = layers * (features**2 + features)
-    kept = 3 * batch * features * (1 if reversible else layers)
-    floor = 4 * (4 * parameters + kept) / MIB
-    return {"axis": axis, "value": value, "reversible": reversible, "mib": grown, "floor_mib": floor}
+    activations = 3 * batch * features * (1 if reversible else layers)
+    floor = 4 * (4 * parameters + activations) / MIB
+    return {"axis": axis, "value": value, "reversible": reversible, "mib": growth, "floor_mib": floor}
 
 
-def _grown_mib(features: int, layers: int, batch: int, reversible: bool) -> float:  # noqa: FBT001
+def _memory_growth_mib(features: int, layers: int, batch: int, reversible: bool) -> float:  # noqa: FBT001
     torch.set_num_threads(1)
-    # What torch loads with the first step is no part of it.
-    works(LUNet(16), LUNet(16).eval(), torch.randn(batch, 16))["step"]()
+    # The first step loads parts of torch, which do not count.
+    make_calls(LUNet(16), LUNet(16).eval(), torch.randn(batch, 16))["step"]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     flow = LUNet(features, layers)
     flow.reversible = reversible
-    step = works(flow, LUNet(1).eval(), torch.randn(batch, features))["step"]
+    step = make_calls(flow, LUNet(1).eval(), torch.randn(batch, features))["step"]
     for _ in range(3):
         step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def draw(times: pd.DataFrame, weights: pd.DataFrame, folder: Path) -> None:
-    """Draw times against each axis, and memory against batch and layers, each as `cost-*.svg` in the page's ink."""
-    for axis, own in times.groupby("axis", sort=False):
+def draw(times: pd.DataFrame, memory: pd.DataFrame, folder: Path) -> None:
+    """Draw times against each axis, and memory against batch and layers, as `cost-*.svg` in the page's colours."""
+    for axis, group in times.groupby("axis", sort=False):
         with _figure(folder / f"cost-{axis}.svg", str(axis), "milliseconds") as axes:
-            for work, look in LOOKS.items():
-                median = own[own["work"] == work].groupby("value")[["ms", "floor_ms", "slogdet_ms"]].median()
-                axes.plot(median.index, median["ms"], f"{look.marker}-", color=look.colour, label=look.label)
+            for work, style in STYLES.items():
+                median = group[group["work"] == work].groupby("value")[["ms", "floor_ms", "slogdet_ms"]].median()
+                axes.plot(median.index, median["ms"], f"{style.marker}-", color=style.colour, label=style.label)
                 if work != "sample":
-                    axes.plot(median.index, median["floor_ms"], ":", color=look.colour, label="at least")
+                    axes.plot(median.index, median["floor_ms"], ":", color=style.colour, label="at least")
             if axis == "features":
                 axes.plot(median.index, median["slogdet_ms"], "--", color=INK, label="slogdet of a dense matrix")
                 axes.set_ylim(bottom=median["slogdet_ms"].min() / 3)
-                steps, slogdet = own[own["work"] == "step"].groupby("value")["ms"].median(), median["slogdet_ms"]
-                # Each runs to the right end of what it is the slope of, the first one above it, to be seen.
-                for power, end, style in (("²", 2 * steps.iloc[-1], (0, (1, 4))), ("³", slogdet.iloc[-1], (0, (5, 4)))):
+                steps, slogdet = group[group["work"] == "step"].groupby("value")["ms"].median(), median["slogdet_ms"]
+                # Each line shows the slope of a curve and ends at its right end; the first is raised to be visible.
+                for power, end, dashes in (
+                    ("²", 2 * steps.iloc[-1], (0, (1, 4))),
+                    ("³", slogdet.iloc[-1], (0, (5, 4))),
+                ):
                     line = end * (median.index.to_numpy(dtype=float) / median.index[-1]) ** POWERS[power]
-                    axes.plot(median.index, line, color=INK, alpha=0.4, ls=style, label=f"O(D{power})")
-    for axis, own in weights.groupby("axis", sort=False):
+                    axes.plot(median.index, line, color=INK, alpha=0.4, ls=dashes, label=f"O(D{power})")
+    for axis, group in memory.groupby("axis", sort=False):
         with _figure(folder / f"cost-memory-{axis}.svg", str(axis), "MiB in training") as axes:
             for reversible, label, marker in ((False, "plain", "o"), (True, "reversible", "^")):
-                chosen, colour = own[own["reversible"] == reversible], OTHERS[1 + reversible]
+                chosen, colour = group[group["reversible"] == reversible], OTHERS[1 + reversible]
                 axes.plot(chosen["value"], chosen["mib"], f"{marker}-", color=colour, label=label)
                 axes.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label="at least")
 
 
 @contextmanager
 def _figure(path: Path, axis: str, unit: str) -> Iterator[Axes]:
-    """Axes, both logarithmic, with a legend beside them."""
+    """Logarithmic axes with a legend below them."""
     with figure(path, 3.4) as axes:
         yield axes
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)

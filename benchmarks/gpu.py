@@ -1,6 +1,6 @@
-"""Measures what the flows can do on a GPU, beside targets and the poster: python -m benchmarks.gpu --help.
+"""Measures the flows on a GPU and compares them with targets and the poster: python -m benchmarks.gpu --help.
 
-It needs torch, numpy, scipy and safetensors, and nothing else of the project's libraries: no network, no DVC.
+Needs torch, numpy, scipy and safetensors, but no other library of the project, no network and no DVC.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import numpy as np
 import torch
 
 from benchmarks.contestants import FLOOR
-from benchmarks.gpu_training import likelihoods, train_all, weigh
-from benchmarks.gpu_works import FIGURES, QUICK, Key, Row, Setting, failure, in_turn, make_evaluation, make_step
+from benchmarks.gpu_training import likelihoods, measure_memory, train_all
+from benchmarks.gpu_works import FIGURES, QUICK, Key, Row, Setting, failure, interleave, make_evaluation, make_step
 from pipeline.results.statistics import MEDIAN_INTERVAL, median_interval
 
-CLOSING_SECONDS = 5  # of the time limit, for the summary
-STARTING_SECONDS = 10  # a process that would have less is not started
+CLOSING_SECONDS = 5  # reserved within the time limit, for the summary
+STARTING_SECONDS = 10  # a process with less time than this is not started
 
 
 @dataclass(frozen=True)
 class Part:
-    """Keys, and how their rows are made."""
+    """Keys, and the function that measures them and yields their rows."""
 
     keys: tuple[Key, ...]
     rows: Callable[[Setting, Sequence[Key]], Iterator[Row]]
 
 
 def parts(setting: Setting) -> dict[str, Part]:
-    """The parts of a run, those that are worth most first."""
+    """The parts of a run, the most important first."""
     plain = ("eager", "graph") if setting.cuda else ("eager",)
     fused = ("compiled", "compiled, graph") if setting.cuda else ("compiled",)
     last = ("graph, channels last", "eager, channels last") if setting.cuda else ("eager, channels last",)
@@ -53,31 +53,31 @@ def parts(setting: Setting) -> dict[str, Part]:
     def keys(figures: Sequence[str], variants: Sequence[str], precisions: Sequence[str]) -> tuple[Key, ...]:
         return tuple(Key(f, v, p) for f in figures for v in variants for p in precisions)
 
-    steps, evaluations = partial(in_turn, make=make_step), partial(in_turn, make=make_evaluation)
-    weighed = keys(["lunet training peak"], plain, ["float32"]) + keys(["realnvp training peak"], plain, ["float32"])
-    compared = keys(["lunet likelihood", "lunet_learned likelihood"], ["eager"], two)
-    own, learned, baseline = ["lunet step"], ["lunet_learned step"], ["realnvp step"]
-    made = {
-        "memory": Part(weighed if setting.cuda else (), weigh),
-        "lunet step": Part(keys([*own, *learned, f"{FLOOR} step"], plain, two), steps),
+    steps, evaluations = partial(interleave, make=make_step), partial(interleave, make=make_evaluation)
+    peaks = keys(["lunet training peak"], plain, ["float32"]) + keys(["realnvp training peak"], plain, ["float32"])
+    likelihood_keys = keys(["lunet likelihood", "lunet_learned likelihood"], ["eager"], two)
+    paper, learned, baseline = ["lunet step"], ["lunet_learned step"], ["realnvp step"]
+    all_parts = {
+        "memory": Part(peaks if setting.cuda else (), measure_memory),
+        "lunet step": Part(keys([*paper, *learned, f"{FLOOR} step"], plain, two), steps),
         "training": Part(
             keys(["lunet training"], plain[1:], two) + keys(["lunet training"], ["eager"], ["float32"]), train_all
         ),
         "evaluation": Part(keys(["lunet density", "lunet sampling"], ["eager"], two), evaluations),
         "realnvp step": Part(keys(baseline, (*plain, *last), three), steps),
-        "lunet step, compiled": Part(keys(own, fused, two), steps),
-        "likelihood": Part(compared + keys(["realnvp likelihood"], ["eager"], three), likelihoods),
+        "lunet step, compiled": Part(keys(paper, fused, two), steps),
+        "likelihood": Part(likelihood_keys + keys(["realnvp likelihood"], ["eager"], three), likelihoods),
         "realnvp evaluation": Part(keys(["realnvp density", "realnvp sampling"], ["eager"], three), evaluations),
         "realnvp step, compiled in bfloat16": Part(keys(baseline, fused[-1:], ["bfloat16"]), steps),
         "training, compiled": Part(keys(["lunet training"], fused[-1:], ["tf32"]), train_all),
         "lunet_learned step, compiled": Part(keys(learned, fused, two), steps),
         "realnvp step, compiled in tf32": Part(keys(baseline, fused[-1:], ["tf32"]), steps),
     }
-    return {name: part for name, part in made.items() if part.keys}
+    return {name: part for name, part in all_parts.items() if part.keys}
 
 
-def work(setting: Setting, name: str, path: Path) -> None:
-    """Write the rows of a part to a file, one a line, each as soon as it is there."""
+def write_rows(setting: Setting, name: str, path: Path) -> None:
+    """Write the rows of a part to a file, one JSON object a line, each as soon as it is measured."""
     part = parts(setting)[name]
     with path.open("w", encoding="utf-8") as file:
         for row in part.rows(setting, part.keys):
@@ -86,14 +86,14 @@ def work(setting: Setting, name: str, path: Path) -> None:
 
 
 def run_part(setting: Setting, name: str, seconds: float) -> list[Row]:
-    """The rows of a part that its process has made within so many seconds, and for each key without one, why."""
+    """The rows that a part's process measures within a number of seconds, and the reason for each key without one."""
     part, reason = parts(setting)[name], None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         if seconds < STARTING_SECONDS:
             reason = "not measured: the time limit"
         else:
-            process = multiprocessing.get_context("spawn").Process(target=work, args=(setting, name, path))
+            process = multiprocessing.get_context("spawn").Process(target=write_rows, args=(setting, name, path))
             process.start()
             process.join(seconds)
             if process.is_alive():
@@ -107,13 +107,15 @@ def run_part(setting: Setting, name: str, seconds: float) -> list[Row]:
     for line in lines:
         with suppress(json.JSONDecodeError):  # the last line of a process that was killed
             rows.append(json.loads(line))
-    told = {(row.get("figure"), row.get("variant"), row.get("precision")) for row in rows}
-    told |= {(f"{row['model']} likelihood", "eager", row["trained_in"]) for row in rows if row["kind"] == "likelihood"}
-    return rows + [failure(key, reason or "it gave no sample") for key in part.keys if tuple(key) not in told]
+    reported = {(row.get("figure"), row.get("variant"), row.get("precision")) for row in rows}
+    reported |= {
+        (f"{row['model']} likelihood", "eager", row["trained_in"]) for row in rows if row["kind"] == "likelihood"
+    }
+    return rows + [failure(key, reason or "it gave no sample") for key in part.keys if tuple(key) not in reported]
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Medians with bootstrap intervals of all keys, beside target and poster, in the order of `FIGURES`."""
+    """Medians of all keys with bootstrap intervals, target and poster's figure, in the order of `FIGURES`."""
     samples: dict[Key, list[float]] = {}
     for row in rows:
         if row["kind"] == "sample":
@@ -131,17 +133,17 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def as_text(table: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A table for the console."""
+    """A table as aligned text, for the console."""
 
     def cell(value: object) -> str:
         return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     lines = [list(columns), *([cell(row.get(column)) for column in columns] for row in table)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def write(out: Path, rows: Sequence[Row], setting: Setting, environment: Mapping[str, Any]) -> list[Row]:
+def write_results(out: Path, rows: Sequence[Row], setting: Setting, environment: Mapping[str, Any]) -> list[Row]:
     """Write `samples.csv` and `summary.json`, and return the summary's table."""
     table = summarise(rows)
     with (out / "samples.csv").open("w", encoding="utf-8", newline="") as file:
@@ -170,7 +172,7 @@ def _without_kind(row: Row) -> Row:
 
 def describe(setting: Setting) -> dict[str, Any]:
     """Time, machine and versions."""
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": f"{platform.system()}-{platform.machine()}",
         "cores": os.cpu_count(),
@@ -183,14 +185,14 @@ def describe(setting: Setting) -> dict[str, Any]:
     }
     if setting.cuda:
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count}
-        found["nvidia_smi"] = _printed(
+        description |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count}
+        description["nvidia_smi"] = _output_of(
             "nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv"
         )
-    return found | {"commit": _printed("git", "rev-parse", "HEAD")}
+    return description | {"commit": _output_of("git", "rev-parse", "HEAD")}
 
 
-def _printed(*command: str) -> str | None:
+def _output_of(*command: str) -> str | None:
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None
@@ -229,7 +231,7 @@ def main() -> None:
         started = time.perf_counter()
         rows += run_part(setting, name, arguments.time_limit - CLOSING_SECONDS - (started - begin))
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-        table = write(arguments.out, rows, setting, environment)
+        table = write_results(arguments.out, rows, setting, environment)
     print(as_text(table, [*Key._fields, "median", "low", "high", "unit", "target", "poster", "poster_over_median"]))
     likelihood = [row for row in rows if row["kind"] == "likelihood"]
     if likelihood:

@@ -1,4 +1,4 @@
-"""Whole trainings on a GPU: their time, their memory, and the likelihoods of what they have trained."""
+"""Whole trainings on a GPU: their time, their memory, and the likelihoods of the trained models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.contestants import FEATURES, SHAPE
 from benchmarks.gpu_works import (
     FLOWS,
-    START_IMAGES,
+    INITIALISATION_IMAGES,
     WARMUP,
     Call,
     Key,
@@ -24,44 +24,44 @@ from benchmarks.gpu_works import (
     class_images,
     compiled,
     failure,
-    networks_in,
-    products_in,
+    make_optimiser_step,
+    matmul_precision,
+    network_autocast,
     real_images,
-    stepper,
     synchronize,
 )
 from lunet import ImageFlow, LUNet, RealNVP, pixel_bits
 
 
-def weigh(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
-    """The most that torch has allocated during training steps from 8-bit images, and what of it is workspaces.
+def measure_memory(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
+    """Yield the most memory that torch allocates during training steps from 8-bit images, and the part in workspaces.
 
-    Those of cuBLAS stay when all else has been freed; they depend on the GPU and not on the model.
+    The workspaces of cuBLAS stay allocated after all else is freed; they depend on the GPU and not on the model.
     """
     for key in keys:
         try:
             peak = peak_mib(setting, key)
-        except Exception as error:  # as above
+        except Exception as error:  # of any kind: the other keys do not depend on it
             yield failure(key, error)
         else:
             gc.collect()
-            kept = key._replace(figure=key.figure.replace("training peak", "workspaces"))
-            for of, value in ((key, peak), (kept, torch.cuda.memory_allocated() / 2**20)):
-                yield {"kind": "sample", **of._asdict(), "round": 0, "value": value}
+            workspaces = key._replace(figure=key.figure.replace("training peak", "workspaces"))
+            for measured, value in ((key, peak), (workspaces, torch.cuda.memory_allocated() / 2**20)):
+                yield {"kind": "sample", **measured._asdict(), "round": 0, "value": value}
 
 
 def peak_mib(setting: Setting, key: Key) -> float:
-    """That of one key; everything else has been freed before."""
+    """The peak of one key, in MiB; expects that all earlier tensors have been freed."""
     name = key.figure.split()[0]
     size = setting.realnvp_batch if name == "realnvp" else setting.batch
     torch.cuda.init()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    with products_in(key.precision):
+    with matmul_precision(key.precision):
         model = ImageFlow(FLOWS[name](setting), SHAPE).train()
         images = torch.randint(256, (size, *SHAPE), dtype=torch.uint8, device=setting.device)
         graph = key.variant == "graph"
-        step, _ = stepper(
+        step, _ = make_optimiser_step(
             lambda: model.bits_per_dim(images).mean(), model, setting, key.precision, graph=graph, rate=1e-5
         )
         call = captured(step) if graph else step
@@ -72,10 +72,10 @@ def peak_mib(setting: Setting, key: Key) -> float:
 
 
 class Trainer:
-    """Trains LU-Nets of one architecture one after the other, each from its own images, with one step made for all.
+    """Trains flows of one architecture one after another, each on its own images, with one step function for all.
 
-    The settings are those of the paper's scale: from standardised layers, Adam with a one-cycle schedule, gradients
-    clipped to a norm of 0.1. Images stay on the device as 8-bit numbers; each step gathers its batch, dequantises it
+    The settings are those of the paper's scale: standardised initialisation, Adam with a one-cycle schedule, gradients
+    clipped to a norm of 0.1. Images stay on the device as 8-bit integers; each step gathers its batch, dequantises it
     and takes the logit there.
     """
 
@@ -88,7 +88,7 @@ class Trainer:
         self._rate = torch.zeros((), device=setting.device)
         bits = self.model.bits_per_dim
         loss = compiled(bits, setting) if "compiled" in variant else bits
-        step, self._optimizer = stepper(
+        step, self._optimizer = make_optimiser_step(
             lambda: loss(self._batch).mean(), self.model, setting, precision, graph=self._graph, rate=self._rate
         )
         self._optimizer.register_step_pre_hook(self._clip)
@@ -102,26 +102,26 @@ class Trainer:
     def _clip(self, *_: object) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.CLIP)
 
-    def start(self, images: Tensor) -> None:
-        """Set the model from images, and the optimiser to its beginning."""
-        sample, flow = self.model.preprocess(images[:START_IMAGES])[0], self.model.flow
+    def initialise(self, images: Tensor) -> None:
+        """Initialise the model from images, and reset the optimiser."""
+        sample, flow = self.model.preprocess(images[:INITIALISATION_IMAGES])[0], self.model.flow
         assert isinstance(flow, LUNet | RealNVP)
         flow.standardise_(sample)
         for state in self._optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()
 
-    def run(self, images: Tensor, steps: int) -> None:
-        """Take steps on images with shape (N, 28, 28), in a new order in each epoch, its last batch filled up."""
+    def train(self, images: Tensor, steps: int) -> None:
+        """Take steps on images with shape (N, 28, 28), reshuffled in each epoch; its last batch is filled up."""
         size = len(self._batch)
         order: Iterator[Tensor] = iter(())
         images = images.view(-1, *SHAPE)
         for number in range(steps):
             rows = next(order, None)
             if rows is None:
-                mixed = torch.randperm(len(images), device=images.device)
+                shuffled = torch.randperm(len(images), device=images.device)
                 order = iter(
-                    mixed.repeat(math.ceil(size / len(mixed)) + 1)[: -(-len(mixed) // size) * size].split(size)
+                    shuffled.repeat(math.ceil(size / len(shuffled)) + 1)[: -(-len(shuffled) // size) * size].split(size)
                 )
                 rows = next(order)
             torch.index_select(images, 0, rows, out=self._batch)
@@ -131,7 +131,7 @@ class Trainer:
 
 
 def one_cycle(number: int, steps: int, peak: float, warmup: float = 0.1) -> float:
-    """The learning rate of a step: up from a 25th of its peak, and down to nearly nothing, along half cosines."""
+    """The learning rate of a step: up from 1/25 of its peak, then down to almost zero, along half cosines."""
     rise = max(1.0, warmup * steps)
     if number < rise:
         return peak * (0.52 - 0.48 * math.cos(math.pi * number / rise))
@@ -139,9 +139,9 @@ def one_cycle(number: int, steps: int, peak: float, warmup: float = 0.1) -> floa
 
 
 def train_all(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
-    """Seconds of the training of one LU-Net a class; what it takes to make the step is told apart.
+    """Yield the seconds that training one LU-Net per class takes, and separately those of making the step.
 
-    Also the bits per pixel of test images under the models, with the same noise in float32 and in TF32.
+    Also yields the bits per pixel of test images under the models, with the same noise in float32 and in TF32.
     """
     data = class_images(setting)
     for key in keys:
@@ -149,74 +149,74 @@ def train_all(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
         try:
             torch.manual_seed(0)
             begin = time.perf_counter()
-            with products_in(key.precision):
+            with matmul_precision(key.precision):
                 trainer = Trainer(setting, key.variant, key.precision)
                 ready = time.perf_counter()
-                spent, bits = 0.0, []
+                training_seconds, bits = 0.0, []
                 scorings = ("float32", "tf32")
                 for images, test in data:
                     begun = time.perf_counter()
-                    trainer.start(images)
-                    trainer.run(images, setting.epochs * -(-len(images) // setting.batch))
-                    spent += time.perf_counter() - begun
+                    trainer.initialise(images)
+                    trainer.train(images, setting.epochs * -(-len(images) // setting.batch))
+                    training_seconds += time.perf_counter() - begun
                     bits.append(torch.stack([bits_in(precision, trainer.model, test) for precision in scorings]))
-        except Exception as error:  # as above
+        except Exception as error:  # of any kind: the other keys do not depend on it
             yield failure(key, error)
             continue
         yield {"kind": "sample", **set_up._asdict(), "round": 0, "value": ready - begin}
-        yield {"kind": "sample", **key._asdict(), "round": 0, "value": spent}
-        found = torch.cat(bits, dim=1).double()
-        for precision, own in zip(scorings, found, strict=True):
+        yield {"kind": "sample", **key._asdict(), "round": 0, "value": training_seconds}
+        scores = torch.cat(bits, dim=1).double()
+        for precision, values in zip(scorings, scores, strict=True):
             yield {
                 "kind": "likelihood", "model": f"lunet, one a class, {key.variant}", "trained_in": key.precision,
-                "scored_in": precision, "images": len(own), "bits_per_dim": float(own.mean()),
-                "largest_difference": float((own - found[0]).abs().amax()), "pixels_exact": None,
+                "scored_in": precision, "images": len(values), "bits_per_dim": float(values.mean()),
+                "largest_difference": float((values - scores[0]).abs().amax()), "pixels_exact": None,
             }  # fmt: skip
         del trainer
 
 
 @torch.no_grad()
 def bits_in(precision: str, model: ImageFlow, images: Tensor) -> Tensor:
-    """Bits per pixel of images with products in an arithmetic, with the same noise in each call."""
-    with products_in(precision):
+    """Bits per pixel of images, with matrix products in a precision and the same noise in each call."""
+    with matmul_precision(precision):
         return model.bits_per_dim(images, generator=torch.Generator(images.device).manual_seed(0))
 
 
 def likelihoods(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
-    """Bits per pixel of the same models on the same images with the same noise, scored in each arithmetic.
+    """Yield the bits per pixel of models on the same images with the same noise, scored in each precision.
 
-    The models have been trained for some steps in each arithmetic too, from the same start. ``largest_difference`` is
-    that of an image's bits per pixel to those in float64 (in `train_all`, in float32); ``pixels_exact`` the share of
-    pixels that comes back.
+    Each model is first trained for some steps in the precision of its key, from the same initialisation.
+    ``largest_difference`` is the largest difference of an image's bits per pixel from those in float64 (in `train_all`,
+    from those in float32); ``pixels_exact`` is the share of pixels that the inverse restores exactly.
     """
     images, test = real_images(setting)
     for key in keys:
         name = key.figure.removesuffix(" likelihood")
         try:
             torch.manual_seed(0)
-            with products_in(key.precision):
+            with matmul_precision(key.precision):
                 size = setting.realnvp_batch if name == "realnvp" else setting.batch
                 trainer = Trainer(setting, "eager", key.precision, name, size)
-                trainer.start(images)
-                trainer.run(images, setting.likelihood_steps)
+                trainer.initialise(images)
+                trainer.train(images, setting.likelihood_steps)
             yield from score(trainer.model.eval(), test, setting, name, key.precision)
-        except Exception as error:  # as above
+        except Exception as error:  # of any kind: the other keys do not depend on it
             yield failure(key, error)
 
 
 @torch.no_grad()
 def score(model: ImageFlow, test: Tensor, setting: Setting, name: str, trained_in: str) -> Iterator[Row]:
-    """The rows of one model."""
+    """Yield the rows of one model, scored in each precision."""
     y, log_slope = model.preprocess(test, torch.Generator(setting.device).manual_seed(0))
     double = copy.deepcopy(model).double().flow
     exact = pixel_bits(double.log_prob(y.double()) + log_slope, FEATURES)
     for precision in ("float64", "float32", "tf32", *(("bfloat16",) if name == "realnvp" else ())):
         flow, rows = (double, y.double()) if precision == "float64" else (model.flow, y)
-        with products_in(precision), networks_in(precision, setting):
+        with matmul_precision(precision), network_autocast(precision, setting):
             bits = pixel_bits(flow.log_prob(rows) + log_slope, FEATURES)
-            back = model.postprocess(flow.inverse(flow(rows).z))
+            restored = model.postprocess(flow.inverse(flow(rows).z))
         yield {
             "kind": "likelihood", "model": name, "trained_in": trained_in, "scored_in": precision, "images": len(test),
             "bits_per_dim": float(bits.mean()), "largest_difference": float((bits - exact).abs().amax()),
-            "pixels_exact": float((back.flatten(1) == test.flatten(1)).double().mean()),
+            "pixels_exact": float((restored.flatten(1) == test.flatten(1)).double().mean()),
         }  # fmt: skip

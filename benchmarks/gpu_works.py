@@ -1,6 +1,6 @@
-"""What is measured on a GPU: steps in several ways and arithmetics, densities, samples, memory, whole trainings.
+"""The quantities that the GPU benchmark measures, and its training steps, densities and samples in each precision.
 
-It needs torch, numpy and safetensors, and nothing else of the project's libraries.
+Needs torch, numpy and safetensors, but no other library of the project.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.contestants import FEATURES, FLOOR, SHAPE, VECTORS
 from lunet import Flow, ImageFlow, LearnedMonotone, LUNet, RealNVP
 
 CLASSES = 10
-START_IMAGES = 4096
+INITIALISATION_IMAGES = 4096
 MINIMUM_ROUNDS = 5
 WARMUP = 3
 SUBSET = Path(__file__).parents[1] / "pipeline" / "subset" / "mnist"
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """What is measured, how it is run, and in which arithmetic."""
+    """A figure to measure, the variant of the code, and the precision of its arithmetic."""
 
     figure: str
     variant: str
@@ -40,14 +40,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure's unit, what it should be at most, and the poster's, an image where it is of images."""
+    """A figure's unit, the most that it should be, and the poster's value, in the same unit."""
 
     unit: str
     target: float | None = None
     poster: float | None = None
 
 
-# Times of the poster for density are decoded: it divides the time of all 60,000 images by the batch size.
+# The poster divides the time of all 60,000 images by the batch size; its times for density are converted here.
 FIGURES = {
     "lunet step": Figure("ms", 0.12, 1.2),
     "lunet_learned step": Figure("ms"),
@@ -68,9 +68,9 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Device and sizes of a run, and the folder of images, if there is one.
+    """Device and sizes of a run, and the folder of images, if any.
 
-    ``class_images`` is how many random ones a class has without a folder, ``most_images`` how many with it.
+    Without a folder, each class has ``class_images`` random training images; with one, at most ``most_images``.
     """
 
     device: str
@@ -92,7 +92,7 @@ class Setting:
 
     @property
     def cuda(self) -> bool:
-        """Whether it is a GPU."""
+        """Whether the device is a GPU."""
         return self.device == "cuda"
 
 
@@ -103,8 +103,8 @@ QUICK: dict[str, Any] = {
 
 
 @contextmanager
-def products_in(precision: str) -> Iterator[None]:
-    """Matrix products and convolutions in TF32, or in float32 throughout."""
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Compute matrix products and convolutions in TF32 where ``precision`` is tf32, else in full float32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
@@ -113,8 +113,8 @@ def products_in(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def networks_in(precision: str, setting: Setting) -> torch.autocast:
-    """Autocast to bfloat16, which in a RealNVP reaches its networks alone and in an LU-Net nothing."""
+def network_autocast(precision: str, setting: Setting) -> torch.autocast:
+    """Autocast to bfloat16, if asked for; it affects only the networks of a RealNVP, and nothing in an LU-Net."""
     return torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -124,13 +124,13 @@ def lunet(setting: Setting) -> LUNet:
 
 
 def lunet_learned(setting: Setting) -> LUNet:
-    """The same layers with learned activations, and one before the first."""
+    """The same layers with learned activations between them, and one before the first."""
     activation, leading = LearnedMonotone(FEATURES, 16), LearnedMonotone(FEATURES, 64)
     return LUNet(FEATURES, activation=activation, leading=leading).to(setting.device)
 
 
 def realnvp(setting: Setting) -> RealNVP:
-    """The paper's RealNVP: 3, 3 and 2 couplings, 64 planes, two blocks, networks of their own for scale and shift."""
+    """The paper's RealNVP: 3 + 3 + 2 couplings, 64 planes, two blocks, separate networks for scale and shift."""
     return RealNVP(SHAPE, (3, 3, 2), setting.planes, setting.blocks).to(setting.device)
 
 
@@ -138,56 +138,56 @@ FLOWS: dict[str, Callable[[Setting], Flow]] = {"lunet": lunet, "lunet_learned": 
 
 
 @torch.no_grad()
-def stir(model: nn.Module) -> None:
-    """Move every parameter a little, since a GPU multiplies zeros, with which flows start, in less time."""
+def perturb(model: nn.Module) -> None:
+    """Add noise to every parameter: a GPU multiplies zeros, as in a new flow, faster than other numbers."""
     for parameter in model.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
 
 
 def class_images(setting: Setting) -> list[tuple[Tensor, Tensor]]:
-    """Training and test images of each class, uint8 on the device; random ones where there is no data folder."""
+    """Training and test images of each class, uint8 on the device; random images without a data folder."""
     if setting.data is None:
         generator = torch.Generator().manual_seed(0)
         draw = partial(torch.randint, 256, generator=generator, dtype=torch.uint8)
-        made = [(draw((setting.class_images, *SHAPE)), draw((100, *SHAPE))) for _ in range(setting.classes)]
+        pairs = [(draw((setting.class_images, *SHAPE)), draw((100, *SHAPE))) for _ in range(setting.classes)]
     else:
         arrays = {
             name: torch.from_numpy(np.load(setting.data / f"{name}.npy"))
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         }
-        made = [
+        pairs = [
             (
                 arrays["train_images"][arrays["train_labels"] == label][: setting.most_images],
                 arrays["test_images"][arrays["test_labels"] == label][: setting.most_images],
             )
             for label in range(setting.classes)
         ]
-    return [(own.to(setting.device), test.to(setting.device)) for own, test in made]
+    return [(train.to(setting.device), test.to(setting.device)) for train, test in pairs]
 
 
 def real_images(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Training and test images of all classes; without a data folder, of the subset that the project brings along."""
+    """Training and test images of all classes; without a data folder, those of the bundled subset."""
     if setting.data is not None:
-        both = [torch.from_numpy(np.load(setting.data / f"{name}_images.npy")) for name in ("train", "test")]
+        parts = [torch.from_numpy(np.load(setting.data / f"{name}_images.npy")) for name in ("train", "test")]
     else:
-        both = [
+        parts = [
             torch.from_numpy(
                 np.frombuffer(gzip.decompress((SUBSET / name).read_bytes()), np.uint8, offset=16).copy()
             ).view(-1, *SHAPE[1:])
             for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
         ]
-    return both[0].to(setting.device), both[1][: setting.likelihood_images].to(setting.device)
+    return parts[0].to(setting.device), parts[1][: setting.likelihood_images].to(setting.device)
 
 
-def stepper(
+def make_optimiser_step(
     loss: Callable[[], Tensor], model: nn.Module, setting: Setting, precision: str, *, graph: bool, rate: float | Tensor
 ) -> tuple[Callable[[], None], torch.optim.Optimizer]:
-    """Forward, backward and fused Adam, and the optimiser."""
+    """A training step (forward, backward, fused Adam) and its optimiser."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=graph)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with networks_in(precision, setting):
+        with network_autocast(precision, setting):
             value = loss()
         value.backward()
         optimizer.step()
@@ -196,19 +196,19 @@ def stepper(
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A step as one CUDA graph, and the step itself, for the sake of the tensors that the graph reads and writes."""
+class CapturedStep:
+    """A step as one CUDA graph; it refers to the step too, which keeps the graph's tensors alive."""
 
     graph: torch.cuda.CUDAGraph
     step: Call
 
     def __call__(self) -> None:
-        """Take the step."""
+        """Replay the step."""
         self.graph.replay()
 
 
-def captured(step: Call) -> Captured:
-    """A step as one CUDA graph; steps are taken before, to make what the first ones make."""
+def captured(step: Call) -> CapturedStep:
+    """A step as one CUDA graph, after some steps that allocate what only the first ones allocate."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -218,34 +218,34 @@ def captured(step: Call) -> Captured:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return Captured(graph, step)
+    return CapturedStep(graph, step)
 
 
 def compiled(function: Callable[..., Tensor], setting: Setting) -> Callable[..., Tensor]:
-    """A function compiled into one graph; on a CPU, where this is a rehearsal, without making code of it."""
+    """A function compiled into one graph; on a CPU, which only rehearses the run, without generated code."""
     backend = "inductor" if setting.cuda else "aot_eager"
     return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def require_same_gradients(
-    found: Callable[[Tensor], Tensor],
+    actual: Callable[[Tensor], Tensor],
     expected: Callable[[Tensor], Tensor],
     x: Tensor,
     parameters: Sequence[Tensor],
     precision: str,
 ) -> None:
-    """Raise `ArithmeticError` where two losses differ in a gradient by more than its arithmetic's rounding errors."""
-    wanted = torch.autograd.grad(expected(x), parameters)
-    # A gradient that is next to nothing is held against those of all parameters.
-    least = 1e-4 * torch.stack([grad.norm() for grad in wanted]).norm()
-    pairs = zip(torch.autograd.grad(found(x), parameters), wanted, strict=True)
-    worst = max(float((grad - own).norm() / torch.maximum(own.norm(), least)) for grad, own in pairs)
+    """Raise `ArithmeticError` if a gradient of two losses differs by more than rounding errors of the precision."""
+    references = torch.autograd.grad(expected(x), parameters)
+    # The error of a nearly zero gradient is relative to the gradients of all parameters.
+    smallest_norm = 1e-4 * torch.stack([grad.norm() for grad in references]).norm()
+    pairs = zip(torch.autograd.grad(actual(x), parameters), references, strict=True)
+    worst = max(float((grad - ref).norm() / torch.maximum(ref.norm(), smallest_norm)) for grad, ref in pairs)
     if not worst <= (0.1 if precision == "bfloat16" else 0.01):
         raise ArithmeticError(f"compiled gradients are off by {worst:.2g} of their norm")
 
 
 def make_step(setting: Setting, key: Key) -> Call:
-    """One training step of the model of a key on a batch of floats, in its variant and arithmetic."""
+    """One training step of a key's model on a batch of floats, in the key's variant and precision."""
     torch.manual_seed(0)
     name = key.figure.removesuffix(" step")
     batch = setting.realnvp_batch if name == "realnvp" else setting.batch
@@ -263,34 +263,34 @@ def make_step(setting: Setting, key: Key) -> Call:
     def negative(x: Tensor) -> Tensor:
         return -log_prob(x).mean()
 
-    stir(model.train())
+    perturb(model.train())
     loss: Callable[[Tensor], Tensor] = negative
     if "compiled" in key.variant:
         loss = compiled(negative, setting)
-        with networks_in(key.precision, setting):
+        with network_autocast(key.precision, setting):
             require_same_gradients(loss, negative, x, list(model.parameters()), key.precision)
-    step, _ = stepper(lambda: loss(x), model, setting, key.precision, graph=graph, rate=1e-5)
+    step, _ = make_optimiser_step(lambda: loss(x), model, setting, key.precision, graph=graph, rate=1e-5)
     return captured(step) if graph else step
 
 
 def make_evaluation(setting: Setting, key: Key) -> Call:
-    """One call that scores many 8-bit images, or draws as many, dequantisation and logit included."""
+    """A call that scores or draws many 8-bit images, dequantisation and logit included."""
     torch.manual_seed(0)
     name, work = key.figure.split()
     model = ImageFlow(FLOWS[name](setting), SHAPE).eval()
-    stir(model)
+    perturb(model)
     images = torch.randint(256, (setting.many, *SHAPE), dtype=torch.uint8, device=setting.device)
 
     @torch.no_grad()
     def evaluate() -> None:
-        with networks_in(key.precision, setting):
+        with network_autocast(key.precision, setting):
             _ = model.bits_per_dim(images) if work == "density" else model.sample(setting.many)
 
     return evaluate
 
 
 def clock(call: Call, times: int, setting: Setting) -> float:
-    """Seconds of a call, the mean of some in a row; the device has finished before both readings."""
+    """Seconds of a call, the mean of several in a row; the device is synchronised before both readings."""
     synchronize(setting)
     begin = time.perf_counter()
     for _ in range(times):
@@ -300,22 +300,22 @@ def clock(call: Call, times: int, setting: Setting) -> float:
 
 
 def synchronize(setting: Setting) -> None:
-    """Wait for the GPU."""
+    """Wait for the GPU, if the run uses one."""
     if setting.cuda:
         torch.cuda.synchronize()
 
 
-def in_turn(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key], Call]) -> Iterator[Row]:
-    """Samples of all keys, each once in every round; one that fails is told, and the others go on."""
+def interleave(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key], Call]) -> Iterator[Row]:
+    """Yield samples of all keys, each once in every round; a key that fails gives one row, and the others go on."""
     calls = {}
     for key in keys:
         try:
-            with products_in(key.precision):
+            with matmul_precision(key.precision):
                 call = make(setting, key)
                 for _ in range(WARMUP):
                     call()
                 synchronize(setting)
-        except Exception as error:  # whatever it is, the other figures do not depend on it
+        except Exception as error:  # of any kind: the other keys do not depend on it
             yield failure(key, error)
         else:
             calls[key] = call
@@ -323,7 +323,7 @@ def in_turn(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key]
     for number in range(setting.rounds):
         for key, call in calls.items():
             steps = key.figure.endswith("step")
-            with products_in(key.precision):
+            with matmul_precision(key.precision):
                 seconds = clock(call, setting.in_a_row if steps else 1, setting)
             value = 1e3 * seconds if steps else 1e6 * seconds / setting.many
             yield {"kind": "sample", **key._asdict(), "round": number, "value": value}
@@ -332,6 +332,6 @@ def in_turn(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key]
 
 
 def failure(key: Key, error: BaseException | str) -> Row:
-    """That a figure could not be measured, and why."""
+    """A row that says why a figure could not be measured."""
     message = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return {"kind": "failed", **key._asdict(), "message": message[:500]}

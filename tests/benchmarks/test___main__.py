@@ -1,4 +1,4 @@
-"""The comparison with other libraries."""
+"""The comparison with other libraries: its rounds, its limits, its summary and its figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings(**changes: object) -> argparse.Namespace:
 
 
 def samples(times: dict[str, list[float]], threads: int = 2) -> pd.DataFrame:
-    """One work at one batch; the CPU times are ten times the wall times."""
+    """Samples of one work at one batch, with CPU times ten times the wall times."""
     rows = [
         {
             "work": "step",
@@ -33,14 +33,14 @@ def samples(times: dict[str, list[float]], threads: int = 2) -> pd.DataFrame:
             "threads": threads,
             "device": "cpu",
         }
-        for model, own in times.items()
-        for time in own
+        for model, milliseconds in times.items()
+        for time in milliseconds
     ]
     return pd.DataFrame(rows)
 
 
-@pytest.mark.usefixtures("small")
-def test_every_round_measures_everyone_once() -> None:
+@pytest.mark.usefixtures("two_small_contestants")
+def test_every_round_measures_every_model_once() -> None:
     table = pd.DataFrame(benchmarks.measure(settings(), torch.device("cpu")))
     assert (table.groupby(["work", "batch", "model", "round"]).size() == 1).all()
     assert len(table) == 3 * 2 * 2 * 5
@@ -48,8 +48,10 @@ def test_every_round_measures_everyone_once() -> None:
     assert list(table["model"][:4]) == ["8 linear layers", "lunet"] * 2
 
 
-@pytest.mark.usefixtures("small")
-def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("two_small_contestants")
+def test_a_model_that_takes_too_long_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls: list[object] = []
 
     def clock(call: object, device: torch.device) -> tuple[float, float]:
@@ -57,9 +59,9 @@ def test_what_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys
         return 20_000.0, 20_000.0
 
     monkeypatch.setattr(benchmarks, "clock", clock)
-    found = list(benchmarks.measure(settings(patience=10, works=["step"], batches=[2, 1]), torch.device("cpu")))
-    assert found == []
-    assert len(calls) == len(set(calls)) == 2  # once each: not once more, and not at the larger batch
+    rows = list(benchmarks.measure(settings(patience=10, works=["step"], batches=[2, 1]), torch.device("cpu")))
+    assert rows == []
+    assert len(calls) == len(set(calls)) == 2  # once each: not a second time, and not at the larger batch
     assert "lunet, step at batch 1: 20.0 s a call, left out from here on" in "".join(capsys.readouterr())
 
 
@@ -74,12 +76,12 @@ def test_a_work_does_what_it_says(work: str) -> None:
 
     before = model.weight.detach().clone()
     contestant = Contestant(model, log_prob, lambda n: done.append(f"sample {n}"))
-    benchmarks.work_of(contestant, work, 7, torch.device("cpu"))()
+    benchmarks.make_call(contestant, work, 7, torch.device("cpu"))()
     assert done == [{"step": "train 7", "log_prob": "eval 7", "sample": "sample 7"}[work]]
     assert torch.equal(before, model.weight) == (work != "step")
 
 
-def test_ratios_are_to_the_first() -> None:
+def test_ratios_are_to_the_first_model() -> None:
     table = benchmarks.summarise(samples({"floor": [2.0] * 6, "fast": [1.0, 1.0, 1.0, 1.5, 1.0, 1.0]}))
     assert list(table["ratio"]) == [1.0, 0.5]
     assert list(table["ms"]) == [2.0, 1.0]
@@ -93,7 +95,7 @@ def test_one_thread_is_judged_by_cpu_time() -> None:
     assert set(table["clock"]) == {"cpu"}
 
 
-def test_the_picture_has_every_model_and_is_always_the_same(tmp_path: Path) -> None:
+def test_the_figure_contains_every_model_and_is_reproducible(tmp_path: Path) -> None:
     table = benchmarks.summarise(samples({"8 linear layers": [2.0] * 6, "lunet": [1.0] * 6, "zuko MAF": [90.0] * 6}))
     first, second = tmp_path / "first.svg", tmp_path / "second.svg"
     for path in (first, second):

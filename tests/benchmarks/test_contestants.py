@@ -1,4 +1,4 @@
-"""The flows that are compared."""
+"""The compared models: shapes of log-densities, gradients, numbers of parameters, and missing libraries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
 
-EVERYONE = {**VECTORS, **IMAGES}
+CONTESTANTS = {**VECTORS, **IMAGES}
 
 
 @pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
-@pytest.mark.parametrize("name", EVERYONE)
-def test_log_densities_and_samples_are_those_of_a_batch(name: str) -> None:
-    library, make = EVERYONE[name]
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_log_densities_of_a_batch_reach_all_parameters(name: str) -> None:
+    library, make = CONTESTANTS[name]
     if library is not None:
         pytest.importorskip(library, reason=f"needs {library}")
     contestant = make()
@@ -22,13 +22,13 @@ def test_log_densities_and_samples_are_those_of_a_batch(name: str) -> None:
     assert log_prob.shape == (3,)
     assert log_prob.isfinite().all()
     log_prob.sum().backward()
-    learned = [parameter for parameter in contestant.model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None for parameter in learned)
-    assert contestant.parameters() == sum(parameter.numel() for parameter in learned)
+    trainable = [parameter for parameter in contestant.model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trainable)
+    assert contestant.parameters() == sum(parameter.numel() for parameter in trainable)
 
 
 @pytest.mark.filterwarnings(r"ignore:torch\.lu is deprecated")
-def test_rivals_have_as_many_parameters() -> None:
+def test_other_models_have_comparable_numbers_of_parameters() -> None:
     pytest.importorskip("normflows", reason="needs normflows")
     ours, glow = (IMAGES[name][1]().parameters() for name in ("realnvp", "normflows Glow"))
     assert glow == pytest.approx(ours, rel=0.05)
@@ -36,7 +36,7 @@ def test_rivals_have_as_many_parameters() -> None:
     assert floor == pytest.approx(2 * lunet, rel=0.001)
 
 
-def test_a_missing_library_is_told() -> None:
+def test_a_missing_library_is_reported() -> None:
     def fail() -> Contestant:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""The GPU benchmark as a command: parts, time limit, failures, summary."""
+"""The GPU benchmark as a command: its parts, time limit, failures and summary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_without_a_gpu_it_says_so_and_fails(monkeypatch: pytest.MonkeyPatch, tmp
         (["--data", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistaken_arguments_are_refused(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -65,7 +65,7 @@ def test_a_rehearsal_writes_samples_and_summary(monkeypatch: pytest.MonkeyPatch,
     assert summary["failed"] == []
 
 
-def test_what_the_time_limit_leaves_out_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_keys_beyond_the_time_limit_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(monkeypatch, "--device", "cpu", "--quick", "--time-limit", "1", "--out", str(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["figures"] == summary["likelihood"] == []
@@ -79,24 +79,24 @@ def test_a_process_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch
     assert [(row["kind"], row["message"]) for row in rows] == 4 * [("failed", "not measured: the time limit")]
 
 
-def test_a_process_that_breaks_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = gpu.run_part(Setting("cpu", data=tmp_path), "training", 60)
     assert {row["message"] for row in rows} == {"its process ended with status 1"}
 
 
-def test_it_needs_little(tmp_path: Path) -> None:
+def test_it_needs_few_libraries(tmp_path: Path) -> None:
     missing = ("dvc", "pydantic", "ruamel.yaml", "psutil", "pynvml", "matplotlib", "pandas", "tqdm", "torchvision")
     code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import benchmarks.gpu"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_all_targets_have_keys(device: str) -> None:
+def test_every_figure_with_a_target_has_a_key(device: str) -> None:
     keys = [key for part in gpu.parts(Setting(device)).values() for key in part.keys]
     assert len(set(keys)) == len(keys)
     figures = {key.figure for key in keys}
-    wanted = {name for name, figure in FIGURES.items() if figure.target is not None}
-    assert figures >= (wanted if device == "cuda" else wanted - {"lunet training peak"})
+    with_target = {name for name, figure in FIGURES.items() if figure.target is not None}
+    assert figures >= (with_target if device == "cuda" else with_target - {"lunet training peak"})
     steps = {(key.variant, key.precision) for key in keys if key.figure == "lunet step"}
     graphs = ["graph", "compiled, graph"] if device == "cuda" else []
     assert steps >= {(variant, p) for variant in ("eager", "compiled", *graphs) for p in ("float32", "tf32")}
@@ -107,7 +107,7 @@ def sample(key: Key, value: float) -> Row:
 
 
 @pytest.mark.parametrize(("values", "within"), [([0.1, 0.11, 0.12, 0.5, 0.6], True), ([0.13] * 5, False)])
-def test_medians_stand_beside_target_and_poster(values: Sequence[float], within: bool) -> None:
+def test_medians_are_compared_with_target_and_poster(values: Sequence[float], within: bool) -> None:
     key, other = Key("lunet step", "graph", "tf32"), Key("realnvp density", "eager", "float32")
     table = gpu.summarise([sample(other, 5.53), *(sample(key, value) for value in values)])
     assert [row["figure"] for row in table] == ["lunet step", "realnvp density"]

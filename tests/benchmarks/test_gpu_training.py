@@ -1,4 +1,4 @@
-"""Whole trainings, their memory, and the likelihoods of what they have trained."""
+"""Trainings of the GPU benchmark: no trace of earlier ones, batches, schedule, memory and likelihoods."""
 
 from __future__ import annotations
 
@@ -13,98 +13,98 @@ from benchmarks.gpu_training import Trainer
 from benchmarks.gpu_works import FIGURES, QUICK, Key
 
 
-def test_a_trainer_begins_anew_with_each_class() -> None:
+def test_a_trainer_keeps_nothing_of_the_class_before() -> None:
     (first, _), (second, _) = gpu_works.class_images(SETTING)
-    found = []
+    states = []
     for earlier in ([], [second]):
         trainer = Trainer(SETTING, "eager", "float32")
         for images in (*earlier, first):
-            trainer.start(images)
+            trainer.initialise(images)
             torch.manual_seed(0)
-            trainer.start(images)
-            trainer.run(images, 4)
-        found.append(trainer.model.state_dict())
-    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+            trainer.initialise(images)
+            trainer.train(images, 4)
+        states.append(trainer.model.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-def test_what_a_capture_runs_beforehand_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[bool] = []
+def test_the_steps_before_a_capture_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    replays: list[bool] = []
 
     def captured(step: Callable[[], None]) -> Callable[[], None]:
-        """What stands in for a graph where there is no GPU: the steps before it, and the step itself."""
+        """Replaces a CUDA graph without a GPU: the steps before the capture, then the step itself."""
         for _ in range(gpu_works.WARMUP):
             step()
 
         def replay() -> None:
-            taken.append(True)
+            replays.append(True)
             step()
 
         return replay
 
     monkeypatch.setattr(gpu_training, "captured", captured)
     images, _ = gpu_works.class_images(SETTING)[0]
-    found = []
+    states = []
     for variant in ("eager", "graph"):
         trainer = Trainer(SETTING, variant, "float32")
         torch.manual_seed(0)
-        trainer.start(images)
-        trainer.run(images, 4)
-        found.append(trainer.model.state_dict())
-    assert len(taken) == 4
-    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+        trainer.initialise(images)
+        trainer.train(images, 4)
+        states.append(trainer.model.state_dict())
+    assert len(replays) == 4
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 def test_training_lowers_the_loss() -> None:
     images = torch.randint(0, 40, (64, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     trainer = Trainer(SETTING, "eager", "float32")
-    trainer.start(images)
+    trainer.initialise(images)
     before = trainer.model.bits_per_dim(images).mean()
-    trainer.run(images, 24)
+    trainer.train(images, 24)
     assert trainer.model.bits_per_dim(images).mean() < before - 0.01
 
 
-def test_every_image_is_met_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_epoch_contains_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28).contiguous()
-    trainer, met, rates = Trainer(SETTING, "eager", "float32"), [], []
+    trainer, batches, rates = Trainer(SETTING, "eager", "float32"), [], []
 
     def step() -> None:
-        met.append(trainer._batch[:, 0, 0, 0].tolist())
+        batches.append(trainer._batch[:, 0, 0, 0].tolist())
         rates.append(float(trainer._rate))
 
     monkeypatch.setattr(trainer, "_step", step)
-    trainer.run(images, 6)
-    for epoch in (met[:3], met[3:]):
+    trainer.train(images, 6)
+    for epoch in (batches[:3], batches[3:]):
         assert {value for batch in epoch for value in batch} == set(range(20))
-    assert met[:3] != met[3:]
+    assert batches[:3] != batches[3:]
     assert max(rates) == pytest.approx(Trainer.RATE, rel=0.1)
     assert min(rates) < Trainer.RATE / 2
 
 
-def test_memory_is_told_with_its_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_reported_with_its_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("init", "empty_cache", "reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 90 * 2**20)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 32 * 2**20)
-    rows = gpu_training.weigh(
+    rows = gpu_training.measure_memory(
         SETTING, [Key(f"{name} training peak", "eager", "float32") for name in ("lunet", "realnvp")]
     )
-    found = [(row["figure"], row["value"]) for row in rows]
-    assert found == [
+    figures = [(row["figure"], row["value"]) for row in rows]
+    assert figures == [
         (f"{n} {f}", v) for n in ("lunet", "realnvp") for f, v in (("training peak", 90), ("workspaces", 32))
     ]
-    assert all(figure in FIGURES for figure, _ in found)
+    assert all(figure in FIGURES for figure, _ in figures)
 
 
 def test_the_training_of_all_classes_is_timed_and_scored() -> None:
     key = Key("lunet training", "eager", "tf32")
-    set_up, spent, single, half = gpu_training.train_all(SETTING, [key])
-    assert (set_up["figure"], spent["figure"]) == ("lunet training set-up", "lunet training")
-    assert min(set_up["value"], spent["value"]) > 0
-    assert [(row["trained_in"], row["scored_in"]) for row in (single, half)] == [("tf32", "float32"), ("tf32", "tf32")]
+    set_up, training, single, tf32 = gpu_training.train_all(SETTING, [key])
+    assert (set_up["figure"], training["figure"]) == ("lunet training set-up", "lunet training")
+    assert min(set_up["value"], training["value"]) > 0
+    assert [(row["trained_in"], row["scored_in"]) for row in (single, tf32)] == [("tf32", "float32"), ("tf32", "tf32")]
     assert single["images"] == 100 * SETTING.classes
-    # On a CPU both are float32.
-    assert single["bits_per_dim"] == half["bits_per_dim"] > 8
-    assert single["largest_difference"] == half["largest_difference"] == 0
+    # On a CPU both precisions are float32.
+    assert single["bits_per_dim"] == tf32["bits_per_dim"] > 8
+    assert single["largest_difference"] == tf32["largest_difference"] == 0
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -114,7 +114,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[99] < 0.001
 
 
-def test_likelihoods_are_of_the_same_images() -> None:
+def test_likelihoods_in_all_precisions_are_of_the_same_images() -> None:
     key = Key("realnvp likelihood", "eager", "float32")
     rows = list(gpu_training.likelihoods(SETTING, [key]))
     assert [row["scored_in"] for row in rows] == ["float64", "float32", "tf32", "bfloat16"]

@@ -1,4 +1,4 @@
-"""Steps, evaluations, and the arithmetic that they use."""
+"""Steps and evaluations of the GPU benchmark: failures, precisions, CUDA graphs, gradients and images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks import gpu_works
 from benchmarks.gpu_works import QUICK, Key, Setting
 
 
-def test_whoever_fails_does_not_stop_the_others() -> None:
+def test_a_key_that_fails_does_not_stop_the_others() -> None:
     good, bad = Key("lunet step", "eager", "float32"), Key("lunet step", "graph", "tf32")
     seen = []
 
@@ -27,16 +27,16 @@ def test_whoever_fails_does_not_stop_the_others() -> None:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
         return lambda: seen.append(torch.backends.cuda.matmul.allow_tf32)
 
-    rows = list(gpu_works.in_turn(SETTING, [bad, good], make))
+    rows = list(gpu_works.interleave(SETTING, [bad, good], make))
     assert rows[0] == {"kind": "failed", **bad._asdict(), "message": "RuntimeError: operation not permitted"}
     assert [Key(row["figure"], row["variant"], row["precision"]) for row in rows[1:]] == QUICK["rounds"] * [good]
     assert len(seen) == gpu_works.WARMUP + QUICK["rounds"] * QUICK["in_a_row"]
 
 
-def test_arithmetic_is_set_for_the_call_alone() -> None:
+def test_precision_is_set_for_the_call_only() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
-        with gpu_works.products_in(precision):
+        with gpu_works.matmul_precision(precision):
             assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
@@ -63,7 +63,7 @@ def test_a_step_changes_all_parameters(key: Key, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     torch.compiler.reset()
     call = gpu_works.make_step(SETTING, key)
-    assert all(bool((parameter != 0).any()) for parameter in stepped)  # none of them all zeros
+    assert all(bool((parameter != 0).any()) for parameter in stepped)  # none is all zeros
     before = [parameter.detach().clone() for parameter in stepped]
     call()
     changed = [not torch.equal(old, new) for old, new in zip(before, stepped, strict=True)]
@@ -87,15 +87,15 @@ def test_wrong_gradients_are_refused(precision: str, error: float, refused: bool
         check()
 
 
-def test_a_graph_keeps_the_tensors_that_it_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_keeps_its_tensors_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     weights = torch.zeros(2)
-    seen, call = weakref.ref(weights), gpu_works.captured(partial(weights.add_, 1))
+    reference, call = weakref.ref(weights), gpu_works.captured(partial(weights.add_, 1))
     assert weights[0] == gpu_works.WARMUP + 1
     del weights
     gc.collect()
-    assert seen() is not None
+    assert reference() is not None
     call()
     torch.cuda.CUDAGraph().replay.assert_called_once_with()  # type: ignore[attr-defined]
 
@@ -105,9 +105,9 @@ def test_bfloat16_reaches_the_networks_of_a_realnvp() -> None:
     flow = gpu_works.realnvp(SETTING)
     flow.full[0].networks[0].last.register_forward_hook(lambda *parts: seen.append(parts[-1].dtype))  # type: ignore[union-attr, index]
     x = torch.randn(2, 784)
-    with gpu_works.networks_in("bfloat16", SETTING):
+    with gpu_works.network_autocast("bfloat16", SETTING):
         assert flow.log_prob(x).dtype == torch.float32
-    with gpu_works.networks_in("float32", SETTING):
+    with gpu_works.network_autocast("float32", SETTING):
         flow.log_prob(x)
     assert seen == [torch.bfloat16, torch.float32]
 
@@ -118,7 +118,7 @@ def test_images_of_a_folder_are_taken_by_class(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}_labels.npy", labels)
         np.save(tmp_path / f"{name}_images.npy", np.broadcast_to(labels[:, None, None], (12, 28, 28)))
     setting = Setting("cpu", data=tmp_path, classes=3)
-    for label, (own, test) in enumerate(gpu_works.class_images(setting)):
-        assert len(own) == len(test) == 4
-        assert bool((own == label).all() & (test == label).all())
+    for label, (train, test) in enumerate(gpu_works.class_images(setting)):
+        assert len(train) == len(test) == 4
+        assert bool((train == label).all() & (test == label).all())
     assert len(gpu_works.real_images(setting)[0]) == 12
