@@ -3,7 +3,7 @@ VENV := .venv
 FAULTS ?= long
 LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# In the C locale Python cannot read a path that is not ASCII, such as that of this folder may be.
+# In the C locale Python cannot read non-ASCII paths, and the path of this folder may be one.
 ifneq ($(filter C POSIX,$(LC_ALL)),)
 export LC_ALL := C.UTF-8
 endif

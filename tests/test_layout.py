@@ -1,4 +1,4 @@
-"""The tree keeps its rule: top level = what can be run, a folder = one concern, imports point one way."""
+"""The layout of the tree: runnable modules on top, layers below, imports in one direction, and mirrored tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pipeline.core.params import read_yaml
 
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 COMMANDS = {"preset", "compare", "use", "sweep", "run", "publish"}
-# From the top floor down; "." is the top level, whose modules can be run. An archive is checked by rendering its page.
-ROOMS = (".", "presets", "runner", "page", "results", "measuring", "evaluation", "training", "sources", "core")
+# Layers of `pipeline`, each of which imports only those after it; "." has the runnable modules. The runner is above the
+# page, since it checks an archive by rendering its page.
+LAYERS = (".", "presets", "runner", "page", "results", "measuring", "evaluation", "training", "sources", "core")
 
 
-def room(path: Path) -> str:
-    """The room of a module of `pipeline`."""
+def layer(path: Path) -> str:
+    """The layer of a module of `pipeline`."""
     return path.parent.relative_to("pipeline").as_posix()
 
 
@@ -27,19 +28,19 @@ def test_imports_have_no_cycles() -> None:
     assert len([*TopologicalSorter(IMPORTS).static_order()]) == len(MODULES)
 
 
-def test_every_folder_is_a_room() -> None:
-    assert {room(path) for path in MODULES if path.parts[0] == "pipeline"} == set(ROOMS)
+def test_every_folder_is_a_layer() -> None:
+    assert {layer(path) for path in MODULES if path.parts[0] == "pipeline"} == set(LAYERS)
 
 
 @pytest.mark.parametrize("module", sorted(path for path in MODULES if path.parts[0] == "pipeline"), ids=str)
 def test_imports_point_down(module: Path) -> None:
-    allowed = ROOMS[ROOMS.index(room(module)) :]
-    upwards = [other for other in IMPORTS[module] if other.parts[0] == "pipeline" and room(other) not in allowed]
+    allowed = LAYERS[LAYERS.index(layer(module)) :]
+    upwards = [other for other in IMPORTS[module] if other.parts[0] == "pipeline" and layer(other) not in allowed]
     outside = [other for other in IMPORTS[module] if other.parts[0] not in ("pipeline", "lunet")]
     assert (upwards, outside) == ([], [])
 
 
-def test_the_library_knows_nothing_else() -> None:
+def test_the_library_imports_nothing_else_of_the_project() -> None:
     outside = {
         (path, other)
         for path in MODULES
@@ -50,7 +51,7 @@ def test_the_library_knows_nothing_else() -> None:
     assert outside == set()
 
 
-def test_the_top_level_is_what_can_be_run() -> None:
+def test_top_level_modules_are_stages_and_commands() -> None:
     top = {path.stem: path for path in MODULES if path.parent == Path("pipeline")}
     assert set(top) == {*STAGES, *COMMANDS}
     assert len(top) <= 16
@@ -76,20 +77,18 @@ def test_every_import_of_a_stage_is_a_dependency(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_dependency_on_code_is_imported(stage: str) -> None:
-    needed = {
-        place.as_posix() for path in reachable(Path("pipeline", f"{stage}.py")) for place in (path, *path.parents)
-    }
+    needed = {file.as_posix() for path in reachable(Path("pipeline", f"{stage}.py")) for file in (path, *path.parents)}
     listed = {dep for dep in STAGES[stage]["deps"] if dep.partition("/")[0] in PACKAGES}
     assert listed <= needed
 
 
 @pytest.mark.parametrize("stage", ["collect", "report"])
-def test_collect_and_report_do_without_torch(stage: str) -> None:
+def test_collect_and_report_do_not_import_torch(stage: str) -> None:
     code = f"import sys, pipeline.{stage}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_no_file_is_long() -> None:
+def test_no_file_has_more_than_400_lines() -> None:
     lengths = {path.as_posix(): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 

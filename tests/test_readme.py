@@ -1,4 +1,4 @@
-"""What the README shows is there, and its code runs."""
+"""The README: its links lead to files, no placeholder is left, and its code runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_link_within_the_project_leads_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_nothing_is_left_to_fill_in() -> None:
+def test_no_placeholder_is_left() -> None:
     assert re.findall(r"@[A-Za-z_.]+@", README) == []
 
 

@@ -1,6 +1,6 @@
-"""Makes the subset again from the whole data sets: `python -m tools.make_subset`.
+"""Makes the bundled subset again from the full data sets: `python -m tools.make_subset`.
 
-It holds the first 100 training and the first 20 test images of each class, in their original order.
+The subset contains the first 100 training and the first 20 test images of each class, in their original order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEST_PER_CLASS = 20
 
 
 def first_of_each_class(labels: Bytes, count: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """The sorted indices of the first ``count`` images of every class."""
+    """The sorted indices of the first ``count`` images of each class."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
 
 
@@ -36,8 +36,8 @@ def main() -> None:
         for file, array in zip(FILES, arrays, strict=True):
             content = idx_bytes(array)
             with (
-                replacing(SUBSET / name / f"{file}.gz") as fresh,
-                fresh.open("wb") as target,
+                replacing(SUBSET / name / f"{file}.gz") as partial_file,
+                partial_file.open("wb") as target,
                 gzip.GzipFile("", "wb", fileobj=target, mtime=0) as packed,
             ):
                 packed.write(content)

@@ -1,4 +1,4 @@
-"""Makes the README's picture from the report itself, with a Chromium that is on the machine."""
+"""Makes the README's picture from the report, with an installed Chromium."""
 
 from __future__ import annotations
 
@@ -37,39 +37,43 @@ def main() -> None:
 
 
 def find_browser() -> str:
-    """The program of a Chromium; none is a `UserError` that says what is missing."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    """The path of an installed Chromium.
+
+    Raises:
+        UserError: If none of `BROWSERS` is installed.
+    """
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
         raise UserError(
             f"no Chromium is on this machine, looked for: {', '.join(BROWSERS)}; install one, such as with: "
             "apt-get install chromium"
         )
-    return found
+    return path
 
 
 def take_picture(page: Path, out: Path, size: tuple[int, int], *, dark: bool = False) -> None:
     """Write the top of a page as a PNG.
 
     Args:
-        page: A HTML file.
+        page: An HTML file.
         out: The PNG file.
         size: Width and height, in pixels.
-        dark: Whether the page is told that its reader likes the dark.
+        dark: Whether the browser asks the page for its dark colours.
 
     Raises:
         UserError: If there is no such page, no browser, or the browser fails.
     """
     if not page.is_file():
         raise UserError(f"{page} is missing; write it with: dvc repro")
-    with replacing(out) as fresh:
+    with replacing(out) as partial_file:
         scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-        run_browser(page, [f"--window-size={size[0]},{size[1]}", f"--screenshot={fresh.resolve()}", scheme])
-        if not fresh.is_file() or not fresh.read_bytes().startswith(PNG_START):
+        run_browser(page, [f"--window-size={size[0]},{size[1]}", f"--screenshot={partial_file.resolve()}", scheme])
+        if not partial_file.is_file() or not partial_file.read_bytes().startswith(PNG_START):
             raise UserError(f"the browser took no picture of {page}; does it open there by hand?")
 
 
 def run_browser(page: Path, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Open a page without a window, offline and with a profile of its own, and return what the browser said.
+    """Open a page in a headless browser, offline and with a new profile, and return the finished process.
 
     Raises:
         UserError: If there is no browser, or it fails.
@@ -83,18 +87,18 @@ def run_browser(page: Path, options: Sequence[str]) -> subprocess.CompletedProce
             "--force-device-scale-factor=1",
             "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={profile}",
-            # Root, as in a container, has no sandbox; the page is our own.
+            # Root, as in a container, cannot use the sandbox; the page is trusted.
             *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
             *options,
             page.resolve().as_uri(),
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:
             raise UserError(f"the browser did not end within {SECONDS} s") from None
-    if done.returncode:
-        raise UserError(f"the browser failed with status {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done
+    if process.returncode:
+        raise UserError(f"the browser failed with status {process.returncode}: {process.stderr.strip()[-300:]}")
+    return process
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Frees what killed `dvc` processes have left locked: DVC does so too, but not for zombies, nor from half a file."""
+"""Removes the locks of killed `dvc` processes, also of zombies and in truncated files, which DVC itself keeps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LOCKS = Path(".dvc/tmp/rwlock")
 
 
 def main() -> None:
-    """Remove DVC's file of locks unless a process that it names still runs."""
+    """Remove DVC's lock file unless a process that it names is still running."""
     try:
         locks = json.loads(LOCKS.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except ValueError:
-        # Its writer was killed half way, and DVC would refuse it from now on.
+        # Its writer was killed halfway, and DVC would refuse the file from now on.
         locks = {}
     owners = holders(locks)
     if not any(is_running(pid) for pid in owners):
@@ -29,10 +29,10 @@ def main() -> None:
 
 
 def holders(locks: Any) -> set[int]:
-    """The processes that a file of locks names."""
+    """The ids of the processes that the contents of a lock file name."""
     if isinstance(locks, dict):
-        own = {locks["pid"]} if isinstance(locks.get("pid"), int) else set()
-        return own.union(*map(holders, locks.values()))
+        pids = {locks["pid"]} if isinstance(locks.get("pid"), int) else set()
+        return pids.union(*map(holders, locks.values()))
     return set[int]().union(*map(holders, locks)) if isinstance(locks, list) else set()
 
 

@@ -1,4 +1,4 @@
-"""Parameter files with a mistake, two hundred of them made up: each is refused with one message that names the key."""
+"""Random mistakes in parameter files: each file is refused with one message that names the key."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ pytestmark = pytest.mark.faults
 
 LAPTOP = preset_values("laptop")
 TEXT = preset_text("laptop")
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
-def places(values: Any, above: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every key of a set of parameters with its value, sections included."""
+def all_keys(values: Any, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every key of a set of parameters with its value, sections included."""
     for key, value in values.items():
         yield (*above, key), value
         if isinstance(value, dict):
-            yield from places(value, (*above, key))
+            yield from all_keys(value, (*above, key))
 
 
 def settings(params: Params) -> list[tuple[str, Any]]:
-    """Every key of a set of parameters with what it is taken for, but without the names of the sections above it."""
+    """The last part of every key with the validated value, without sections."""
     values = params.model_dump(mode="json")
-    return [(place[-1], value) for place, value in places(values) if not isinstance(value, dict)]
+    return [(path[-1], value) for path, value in all_keys(values) if not isinstance(value, dict)]
 
 
 def misspell(random: Random, section: dict[str, Any], key: str) -> str:
-    """A letter is left out, doubled, or exchanged with the next one."""
-    where = random.randrange(len(key) - 1)
+    """Omit or double a letter of the key, or swap it with the next one."""
+    index = random.randrange(len(key) - 1)
     wrong = random.choice([
-        key[:where] + key[where + 1 :],
-        key[:where] + key[where] + key[where:],
-        key[:where] + key[where + 1] + key[where] + key[where + 2 :],
+        key[:index] + key[index + 1 :],
+        key[:index] + key[index] + key[index:],
+        key[:index] + key[index + 1] + key[index] + key[index + 2 :],
     ])  # fmt: skip
     if wrong == key:
         wrong = f"{key}x"
@@ -83,7 +83,7 @@ MISTAKES: list[Callable[[Random, dict[str, Any], str], str]] = [misspell, leave_
 
 
 def refused(load: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
-    """The message with which a stage would end."""
+    """The message with which a stage ends if ``load`` refuses its parameters."""
 
     def main() -> None:
         load()
@@ -105,35 +105,35 @@ def test_a_mistake_is_refused_and_named(
     seed: int, mistake: Callable[[Random, dict[str, Any], str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     random, values = Random(seed), copy.deepcopy(LAPTOP)
-    # A title may be any words, and what a recipe is called is the reader's own matter.
-    chosen = [place for place, value in places(values) if value is not None and place[-1] != "title"]
-    *above, key = random.choice([place for place in chosen if mistake is not misspell or place[:-1] != ("recipes",)])
+    # A title may be any text, and a recipe may have any name.
+    paths = [path for path, value in all_keys(values) if value is not None and path[-1] != "title"]
+    *above, key = random.choice([path for path in paths if mistake is not misspell or path[:-1] != ("recipes",)])
     section = values
     for name in above:
         section = section[name]
-    named = mistake(random, section, key)
+    wrong_key = mistake(random, section, key)
     message = refused(lambda: validate(values, "params.yaml"), capsys)
     assert message.startswith("error: params.yaml has ")
-    assert re.search(rf"\b{named}\b", message) or f"{key}: is missing" in message
+    assert re.search(rf"\b{wrong_key}\b", message) or f"{key}: is missing" in message
 
 
 @pytest.mark.parametrize("seed", range(100 if LONG else 25))
-def test_a_damaged_file_is_refused_or_still_says_all(
+def test_a_damaged_file_is_refused_or_keeps_all_other_values(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random, content = Random(seed), bytearray(TEXT.encode())
-    where = random.randrange(len(content))
+    index = random.randrange(len(content))
     kind = seed % 5
     if kind == 0:
-        del content[where:]
+        del content[index:]
     elif kind == 1:
-        content[where : where + 1] = bytes(random.randrange(256) for _ in range(random.randint(1, 8)))
+        content[index : index + 1] = bytes(random.randrange(256) for _ in range(random.randint(1, 8)))
     elif kind == 2:
-        content[where:where] = random.choice(
+        content[index:index] = random.choice(
             [b"\t", b"\0", b"{", b"[", b": ", b"&a ", b"*a ", b"!!", b'"', b"\xff", b"%"]
         )
     elif kind == 3:
-        content[where] ^= 1 << random.randrange(7)
+        content[index] ^= 1 << random.randrange(7)
     else:
         lines = TEXT.splitlines(keepends=True)
         random.shuffle(lines)
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused_or_still_says_all(
     except Exception:
         assert str(path) in refused(lambda: load_params(path), capsys)
     else:
-        # One place was damaged: nothing else may be lost or read as something else.
-        found, expected = settings(load_params(path)), settings(load_preset("laptop"))
-        assert len(found) == len(expected)
-        assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 1
+        # The damage affects one value: no other may be lost or changed.
+        actual, expected = settings(load_params(path)), settings(load_preset("laptop"))
+        assert len(actual) == len(expected)
+        assert sum(one != other for one, other in zip(actual, expected, strict=True)) <= 1

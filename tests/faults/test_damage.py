@@ -1,4 +1,4 @@
-"""What lies on the disk is damaged, piece by piece: the stage that reads it names it, and says what to do."""
+"""Each file that a stage reads, damaged in several ways: the stage names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def garbage(content: bytes) -> bytes:
 
 def one_bit(content: bytes) -> bytes:
     changed = bytearray(content)
-    # Within a number, so that what is JSON remains so.
-    digits = [place for place, byte in enumerate(changed) if byte in b"2345678"]
+    # Within a number, so that JSON stays valid.
+    digits = [index for index, byte in enumerate(changed) if byte in b"2345678"]
     changed[digits[len(digits) // 2]] ^= 1
     return bytes(changed)
 
@@ -98,8 +98,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with all its files as they should be."""
+def intact_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with all files intact."""
     root = tmp_path_factory.mktemp("whole")
     values = parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"], device="cpu")
     values["recipes"]["lunet"]["model"]["layers"] = 2
@@ -114,7 +114,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def message_of(stage: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a stage says when it ends with a mistake."""
+    """The message of a stage that ends with an error."""
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", [stage, *ARGUMENTS[stage]])
     with pytest.raises(SystemExit) as caught:
@@ -130,7 +130,7 @@ def message_of(stage: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(("stage", "path", "damage"), CASES)
 def test_a_damaged_file_is_named_with_what_to_do(
     tmp_path: Path,
-    whole: Path,
+    intact_project: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     stage: str,
@@ -138,13 +138,13 @@ def test_a_damaged_file_is_named_with_what_to_do(
     damage: Damage,
 ) -> None:
     root = tmp_path / "project"
-    shutil.copytree(whole, root)
+    shutil.copytree(intact_project, root)
     file = root / path
     file.write_bytes(damage(file.read_bytes()))
     message = message_of(stage, root, monkeypatch, capsys)
     # A flow is named by its folder.
     assert str(Path(path).parent if "flows" in path else path) in message
-    # What to do about parameters is to mend them.
+    # A damaged params.yaml must be corrected by hand.
     assert path == "params.yaml" or any(word in message for word in ("dvc repro", "python -m pipeline."))
 
 
@@ -165,10 +165,12 @@ def test_damaged_claims_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "collect", "report"])
-def test_what_is_whole_is_read(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_an_intact_project_is_read(
+    tmp_path: Path, intact_project: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     root = tmp_path / "project"
-    shutil.copytree(whole, root)
+    shutil.copytree(intact_project, root)
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", [stage, *ARGUMENTS[stage]])
-    # An untrained flow is no good model of noise, and its likelihood is finite all the same.
+    # An untrained flow models noise badly, but its likelihood is finite.
     STAGES[stage]()

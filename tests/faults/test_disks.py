@@ -1,4 +1,4 @@
-"""Disks that are full or must not be written, and machines that lack what others have: it works, or says one line."""
+"""Full and read-only disks, and run_bare machines: a stage works, or ends with one line that names the error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[Callable[[], None]]:
-    """A small disk of its own at a folder; what is given makes it read-only. Skips where that is not allowed."""
+    """Mount a small disk at a folder; yields a function that makes it read-only. Skips the test without permission."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     try:
@@ -40,22 +40,22 @@ def mounted(folder: Path, size: str) -> Iterator[Callable[[], None]]:
 
 
 def one_line(log: str) -> str:
-    """The last line of what was said, if there is no traceback and no other error."""
+    """The last line of a log; asserts that it is the only error, without a traceback."""
     *before, last = log.splitlines()
     assert last.startswith("error: ")
     assert not any("error" in line.lower() or "Traceback" in line for line in before)
     return last
 
 
-def test_a_file_that_cannot_grow_ends_the_training_with_one_line_and_spoils_nothing(tmp_path: Path) -> None:
-    cell, other = Cell(tmp_path / "limited", "lunet"), Cell(tmp_path / "other", "lunet")
-    # Less than a checkpoint, and less than a flow.
+def test_a_file_size_limit_ends_the_training_with_one_line_and_leaves_no_partial_run(tmp_path: Path) -> None:
+    cell, unlimited = Cell(tmp_path / "limited", "lunet"), Cell(tmp_path / "other", "lunet")
+    # The limit is smaller than a checkpoint and smaller than a flow.
     assert cell.train(FileLimit(20_000)) == 1
     assert "cannot be written: File too large; the training goes on without this checkpoint" in cell.log
     assert "runs/train/mnist: File too large" in one_line(cell.log)
     assert list((cell.folder / "runs/train").iterdir()) == []
-    assert cell.train() == other.train() == 0
-    assert cell.outcome() == other.outcome()
+    assert cell.train() == unlimited.train() == 0
+    assert cell.outcome() == unlimited.outcome()
 
 
 def test_a_disk_too_small_for_checkpoints_does_not_end_the_training(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_read_only_disk_ends_the_training_with_one_line(tmp_path: Path) -> Non
 # Machines
 
 
-def bare(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command on a machine without a home directory, with the C locale and no git metadata."""
+def run_bare(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a module without a home directory and git, in the C locale."""
     path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"])
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(
@@ -102,11 +102,11 @@ def test_a_stage_works_without_home_locale_and_git_in_a_folder_of_any_name(
     folder = tmp_path / "ein Ört mit Lücken"
     folder.mkdir()
     (folder / "params.yaml").write_bytes(preset_text("smoke").encode())
-    done = bare(folder, "pipeline.data", "--dataset", "mnist", "--out", str(folder / "dätä"), **variables)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "written to" in done.stdout
+    process = run_bare(folder, "pipeline.data", "--dataset", "mnist", "--out", str(folder / "dätä"), **variables)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "written to" in process.stdout
     if LONG:
         options = ["--dataset", "mnist", "--recipe", "histogram", "--data", "dätä"]
         for stage, out in (("train", "runs/train/x"), ("measure", "runs/x.json")):
-            done = bare(folder, f"pipeline.{stage}", *options, "--out", out, **variables)
-            assert (done.returncode, done.stderr) == (0, "")
+            process = run_bare(folder, f"pipeline.{stage}", *options, "--out", out, **variables)
+            assert (process.returncode, process.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""A training that is killed or stopped, and started again, ends as if nothing had happened."""
+"""A training that is killed or stopped, and then restarted, ends with the outcome of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainings import CONTEXT, Cell, Fault, write_halves
 
 pytestmark = pytest.mark.faults
 
-MODELS = ["lunet", "realnvp"]
+RECIPES = ["lunet", "realnvp"]
 POINTS = {
     "before the first step": Fault("pipeline.training.fit.optimise", 1),
     "in the middle of an epoch": Fault("pipeline.training.fit.optimise", 5),
-    "before a look at the held-out images": Fault("pipeline.training.fit.score", 2),
+    "before a validation": Fault("pipeline.training.fit.score", 2),
     "after the last step": Fault("pipeline.training.fit.optimise", 8, after=True),
     "with a checkpoint half written": Fault("torch.save", 4, after=True),
     "with a checkpoint not yet on the disk": Fault("os.fsync", 7),
@@ -30,29 +30,31 @@ POINTS = {
     "before the run gets its name": Fault("pathlib.Path.replace", 13),
     "before the checkpoints are removed": Fault("pathlib.Path.replace", 13, after=True),
 }
-# In the short form half of the points, each with one of the models.
-CASES = list(product(POINTS, MODELS)) if LONG else list(zip([*POINTS][1::2], cycle(MODELS), strict=False))
+# The short form tests half of the points, each with one model.
+CASES = list(product(POINTS, RECIPES)) if LONG else list(zip([*POINTS][1::2], cycle(RECIPES), strict=False))
 RANDOM_KILLS = 25 if LONG else 2
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The outcome of a training that nothing disturbs."""
-    known: dict[str, Any] = {}
+    """A function that gives the outcome of an undisturbed training."""
+    outcomes: dict[str, Any] = {}
 
     def outcome(recipe: str, **changes: Any) -> Any:
         name = f"{recipe} {changes}"
-        if name not in known:
+        if name not in outcomes:
             cell = Cell(tmp_path_factory.mktemp("undisturbed"), recipe, changes)
             assert cell.train() == 0, cell.log
-            known[name] = cell.outcome()
-        return known[name]
+            outcomes[name] = cell.outcome()
+        return outcomes[name]
 
     return outcome
 
 
 @pytest.mark.parametrize(("point", "recipe"), CASES)
-def test_killed_at_a_point(tmp_path: Path, undisturbed: Callable[..., Any], point: str, recipe: str) -> None:
+def test_a_training_killed_at_a_point_ends_as_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Callable[..., Any], point: str, recipe: str
+) -> None:
     cell = Cell(tmp_path, recipe)
     assert cell.train(POINTS[point]) == -signal.SIGKILL, cell.log
     assert (tmp_path / "runs/train/mnist").exists() == (point == "before the checkpoints are removed")
@@ -62,18 +64,20 @@ def test_killed_at_a_point(tmp_path: Path, undisturbed: Callable[..., Any], poin
     assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["mnist"]
 
 
-@pytest.mark.parametrize("recipe", [*MODELS, "lunet_released", "realnvp_released"])
-def test_killed_at_random_moments(tmp_path: Path, undisturbed: Callable[..., Any], recipe: str) -> None:
+@pytest.mark.parametrize("recipe", [*RECIPES, "lunet_released", "realnvp_released"])
+def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Callable[..., Any], recipe: str
+) -> None:
     random, kills, runs = Random(recipe), 0, 0
     expected = undisturbed(recipe)
     while kills < RANDOM_KILLS:
         runs += 1
         cell = Cell(tmp_path / str(runs), recipe)
-        # After some kills a run is left alone, so that it ends however slow the machine is.
-        for left in reversed(range(6)):
+        # After five kills a run is left alone, so that it ends on a slow machine too.
+        for remaining_kills in reversed(range(6)):
             cell.write_params(checkpoint_seconds=random.choice([0, 0.02]))
             process = cell.start()
-            process.join(random.uniform(0, 1) if left else None)
+            process.join(random.uniform(0, 1) if remaining_kills else None)
             process.kill()
             process.join()
             kills += process.exitcode == -signal.SIGKILL
@@ -85,11 +89,9 @@ def test_killed_at_random_moments(tmp_path: Path, undisturbed: Callable[..., Any
     print(f"{recipe}: killed {kills} times in {runs} trainings, each of which ended with the same weights")
 
 
-def test_a_model_of_a_class_that_was_trained_is_not_trained_again(
-    tmp_path: Path, undisturbed: Callable[..., Any]
-) -> None:
+def test_a_trained_model_of_a_class_is_not_trained_again(tmp_path: Path, undisturbed: Callable[..., Any]) -> None:
     cell = Cell(tmp_path, "lunet", {"classes": "each"})
-    # Four steps a class: the sixth is the second one of class 1.
+    # Each class has four steps: the sixth is the second one of class 1.
     assert cell.train(Fault("pipeline.training.fit.optimise", 6)) == -signal.SIGKILL, cell.log
     assert cell.train() == 0, cell.log
     assert "mnist lunet 0 class 0: complete already" in cell.log
@@ -98,7 +100,7 @@ def test_a_model_of_a_class_that_was_trained_is_not_trained_again(
 
 
 @pytest.mark.parametrize(("number", "checkpoint_seconds"), [(signal.SIGTERM, 1000), (signal.SIGINT, 0)])
-def test_a_signal_ends_the_step_and_writes_a_checkpoint(
+def test_a_signal_stops_the_training_after_the_step_with_a_checkpoint(
     tmp_path: Path, undisturbed: Callable[..., Any], number: signal.Signals, checkpoint_seconds: float
 ) -> None:
     cell = Cell(tmp_path, "lunet")
@@ -113,7 +115,7 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(
     assert cell.outcome() == undisturbed("lunet")
 
 
-def test_a_signal_before_the_first_step_is_heeded_too(tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_stops_the_training_too(tmp_path: Path) -> None:
     cell = Cell(tmp_path, "gaussian")
     assert cell.train(Fault("pipeline.training.fit.start_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM: mnist gaussian 0 is trained: what is done is kept" in cell.log
@@ -181,7 +183,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     (before,) = cell.checkpoints()
     assert cell.train(*change(cell)) == 0, cell.log
     assert "goes on" not in cell.log
-    # What another training may still want is left to it.
+    # The other training may still need its checkpoint, so it remains.
     assert cell.checkpoints() == [before]
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline, killed again and again with all its processes, ends as one that nothing has disturbed."""
+"""A run of the whole pipeline that is killed repeatedly ends with the metrics of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGES = 23
 
 
 def checkout(folder: Path, source: Path = ROOT) -> Path:
-    """A copy of a project without git metadata, with the smoke preset, its checkpoints a second apart."""
+    """Copy a project without git metadata, with the smoke preset and a checkpoint every second."""
     for name in ("lunet", "pipeline", "tools", ".dvc"):
         unwanted = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(source / name, folder / name, ignore=unwanted)
@@ -43,9 +43,9 @@ def checkout(folder: Path, source: Path = ROOT) -> Path:
 
 
 def repro(folder: Path, stop: Callable[[list[str]], bool] = lambda _: False) -> list[str]:
-    """The lines of one `make repro`, to its end or until it was killed, with all its processes, where ``stop`` says so.
+    """The output lines of one `make repro`, killed with all its processes when ``stop`` of the lines is true.
 
-    This interpreter has what `make setup` would install.
+    This interpreter replaces the environment that `make setup` would install.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = subprocess.Popen(
@@ -73,13 +73,13 @@ def repro(folder: Path, stop: Callable[[list[str]], bool] = lambda _: False) -> 
 
 
 def begun(lines: list[str]) -> int:
-    """How many stages a run has begun."""
+    """The number of stages that a run has begun."""
     return sum("Running stage" in line for line in lines)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that ran to its end."""
+    """A project after a run to its end."""
     folder = checkout(tmp_path_factory.mktemp("whole") / "undisturbed")
     assert begun(repro(folder)) == STAGES
     return folder
@@ -93,13 +93,13 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: P
     killed = checkout(tmp_path / "killed", undisturbed)
     random, total = Random(0), 0
     for _ in range(KILLS):
-        # At a random moment of one of the next stages, of which there are enough for all kills.
-        stages, patience = random.randint(1, 3), random.uniform(0, 4)
+        # At a random moment of one of the next three stages; there are enough stages for all kills.
+        stages, delay = random.randint(1, 3), random.uniform(0, 4)
 
-        def stop(lines: list[str], stages: int = stages, patience: float = patience) -> bool:
+        def stop(lines: list[str], stages: int = stages, delay: float = delay) -> bool:
             if begun(lines) < stages:
                 return False
-            time.sleep(patience)
+            time.sleep(delay)
             return True
 
         lines = repro(killed, stop)
@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: P
         total += begun(lines)
     total += begun(repro(killed))
     assert metrics(killed) == metrics(undisturbed)
-    # What was done was not done again: beyond the stages that were cut off, none was begun twice.
+    # No finished stage ran again: only those that were killed began twice.
     assert STAGES < total <= STAGES + KILLS
     assert list((killed / "runs").rglob(".*")) == []
 
@@ -115,6 +115,6 @@ def test_a_run_that_was_killed_five_times_ends_with_the_same_metrics(tmp_path: P
 def test_a_second_clone_with_the_same_cache_takes_the_results_from_it(tmp_path: Path, undisturbed: Path) -> None:
     clone = checkout(tmp_path / "clone", undisturbed)
     (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {undisturbed / '.dvc/cache'}\n", encoding="utf-8")
-    # All but collect and report, whose files are git's and not the cache's.
+    # Only collect and report run: their files are in git, not in the cache.
     assert begun(repro(clone)) == 2
     assert metrics(clone) == metrics(undisturbed)

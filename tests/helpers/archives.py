@@ -1,4 +1,4 @@
-"""Archives of a run, whole and forged."""
+"""Helpers that unpack, repack and forge the archive of a run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def unpacked(archive: Path) -> Contents:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-def packed_again(path: Path, contents: Contents, *more: tarfile.TarInfo) -> Path:
+def packed_again(path: Path, contents: Contents, *extra_members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-        for member in more:
+        for member in extra_members:
             tar.addfile(member, io.BytesIO(bytes(member.size)))
     return path
 
 
 def forge(contents: Contents, changes: Callable[[Any], object] = lambda _: None) -> None:
-    """Put the right checksums, and any ``changes``, into the manifest."""
+    """Write the matching checksums, and any ``changes``, to the manifest."""
     manifest = json.loads(contents["manifest.json"])
     manifest["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "manifest.json"}
     changes(manifest)

@@ -1,4 +1,4 @@
-"""What was found of a recipe, made up for the claims."""
+"""Made-up evidence of recipes, for the tests of the claims."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAPER = Scale("paper", "MNIST", subset=False, as_in_paper=frozenset({"lunet", "r
 
 
 def subject(device: str = "cpu", /, **metrics: float | list[float]) -> Subject:
-    """A recipe's figures, by seed; times and the determinant are the same for all."""
+    """A recipe with these metrics, one value for each seed; all recipes have the same times."""
     by_seed = {name: dict(enumerate(v if isinstance(v, list) else [v])) for name, v in metrics.items()}
     times = {
         "density_large_ms": Times([1.0, 1.1, 1.2], "image", "ms", 1000),
@@ -22,15 +22,12 @@ def subject(device: str = "cpu", /, **metrics: float | list[float]) -> Subject:
 
 
 def verdict(claim: str, scale: Scale, **subjects: Subject) -> tuple[str, str]:
-    """The overall verdict on one data set, and the sentence."""
-    found = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
-    return found["verdict"], found["datasets"][0]["sentence"]
-
-
-# Scale
+    """The overall verdict on a claim from one data set, and its sentence."""
+    judgement = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
+    return judgement["verdict"], judgement["datasets"][0]["sentence"]
 
 
 def timed(device: str, milliseconds: float, batch: int = 256, machine: str = "aa") -> Subject:
-    """A recipe with a training step of that many milliseconds."""
+    """A recipe whose training step takes ``milliseconds``."""
     times = {"step_ms": Times([milliseconds] * 5, "step", "ms", batch)}
     return Subject({}, times, None, "all", frozenset({device}), frozenset({machine}))

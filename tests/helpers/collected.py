@@ -1,4 +1,4 @@
-"""Results that were collected from made-up runs."""
+"""Readers of the files that collect and report write."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 from fake_results import Project
 from parsed_page import Page
 
-# Self-contained
-
 
 def own_script(html: str) -> str:
-    """The page's one script, which must be the one that its policy allows."""
+    """The page's only script; asserts that it is the one that the page's policy allows."""
     policy = next(meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta)
     assert policy is not None
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Made-up data, runs and parameters with the files that the stages write, for the tests of collect and report."""
+"""Made-up data, runs and parameters in the files that the stages write, for the tests of collect and report."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ CENTRES = {
 
 
 def parameters(**changes: Any) -> dict[str, Any]:
-    """The laptop preset as plain values; ``changes`` name keys with two underscores for each dot."""
+    """The laptop preset as plain values; ``changes`` are named by their keys, with two underscores for each dot."""
     values = preset_values("laptop")
     values["evaluate"] |= {"sample_rows": 3, "sample_columns": 4}
     for dotted, value in changes.items():
         *above, last = dotted.split("__")
-        place = values
+        section = values
         for name in above:
-            place = place[name]
-        place[last] = value
+            section = section[name]
+        section[last] = value
     return dict(values)
 
 
 class Project:
-    """A folder with `params.yaml`, `data/` and `runs/`; the ``*_file`` methods change what stands in one file."""
+    """A folder with `params.yaml`, `data/` and `runs/`, whose values tests can change."""
 
     def __init__(self, root: Path, values: Mapping[str, Any] | None = None) -> None:
         self.root = root
@@ -87,7 +87,7 @@ class Project:
         self.write_mixture()
 
     def write_cell(self, dataset: str, recipe: str, seed: int) -> None:
-        """One training with its evaluation and samples."""
+        """Write one training with its evaluation and samples."""
         names = {"dataset": dataset, "recipe": recipe, "seed": seed}
         key = f"{dataset}-{recipe}-{seed}"
         bits = BITS.get(recipe, 1.6) + 0.01 * seed + (2.1 if dataset == "fashion_mnist" else 0)
@@ -164,11 +164,11 @@ class Project:
         grids = {"samples": shape, "nearest": shape, "interpolations": (2, *shape[1:])}
         if recipe == "lunet":
             grids["fitted_base"] = shape
-        for name, own in grids.items():
-            np.save(samples / f"{name}.npy", np.random.default_rng(seed).integers(0, 256, own, dtype=np.uint8))
+        for name, grid_shape in grids.items():
+            np.save(samples / f"{name}.npy", np.random.default_rng(seed).integers(0, 256, grid_shape, dtype=np.uint8))
 
     def write_mixture(self) -> None:
-        """The experiment in two dimensions, on a coarse grid."""
+        """Write the experiment in two dimensions, on a coarse grid."""
         x, y = np.meshgrid(np.linspace(-13, 1, 29), np.linspace(-11, 7, 37))
         squared = (x + 6) ** 2 + (y + 2) ** 2
         densities = np.stack([-squared / 2 / scale - np.log(2 * np.pi * scale) for scale in (1.0, 2.0, 9.0)])
@@ -198,7 +198,7 @@ class Project:
         write_json(self.runs / "mixture.json", mixture)
 
     def write_measurement(self, dataset: str, recipe: str) -> None:
-        """Made-up times around the recipe's centre, the same on every call."""
+        """Write made-up times around the recipe's centre, the same on every call."""
         random = np.random.default_rng(len(recipe))
         times: dict[str, Any] = {}
         for quantity, centres in CENTRES.items():
@@ -242,19 +242,19 @@ class Project:
         write_json(self.runs / "measure" / f"{dataset}-{recipe}.json", measurement)
 
     def change(self, path: str, **changes: Any) -> None:
-        """Replace values of a JSON file under ``runs/``; keys as in `parameters`. NaN is written as NaN."""
+        """Replace values of a JSON file under ``runs/``; keys as in `parameters`. NaN stays NaN."""
         file = self.runs / path
         content = json.loads(file.read_text(encoding="utf-8"))
         for dotted, value in changes.items():
             *above, last = dotted.split("__")
-            place = content
+            section = content
             for name in above:
-                place = place[name]
-            place[last] = value
+                section = section[name]
+            section[last] = value
         file.write_text(json.dumps(content), encoding="utf-8")
 
     def read(self) -> Results:
-        """What stands in the files."""
+        """The results, read from the files."""
         return read_results(load_params(self.params), self.data, self.runs)
 
     def collect(self) -> None:
@@ -262,7 +262,7 @@ class Project:
         collect(self.params, self.data, self.runs, self.reports, paper="laptop")
 
     def fail(self, key: str, status: str = "diverged", message: str = "the loss is not finite at step 7") -> None:
-        """Make a training one that failed, as train and evaluate write it."""
+        """Turn a training into a failed one, in the files of train and evaluate."""
         self.change(f"train/{key}/run.json", status=status, message=message)
         nothing = dict.fromkeys(
             ("test", "per_class", "round_trip", "latents", "sample_class_accuracy", "classification_accuracy")
@@ -272,7 +272,7 @@ class Project:
 
 
 def with_failures(root: Path) -> Project:
-    """Two data sets, four recipes, three seeds, one of which diverged and three of which ran out of memory."""
+    """Two data sets, four recipes, three seeds; one training diverged and three ran out of memory."""
     project = Project(root, parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1")
     for seed in range(3):
@@ -281,7 +281,7 @@ def with_failures(root: Path) -> Project:
 
 
 def latents(distance: float) -> dict[str, Any]:
-    """Latents whose projections lie some way from the standard normal."""
+    """Diagnostics of latents whose projections have a distance from the standard normal."""
     levels = [0.1, 0.5, 0.9]
     return {
         "images": 12,
@@ -301,7 +301,7 @@ def latents(distance: float) -> dict[str, Any]:
 
 
 def spread(mean: float) -> dict[str, float]:
-    """Bits per dimension around a mean."""
+    """Statistics of bits per dimension with a given mean."""
     return {
         "mean": mean,
         "median": mean - 0.05,
@@ -313,7 +313,7 @@ def spread(mean: float) -> dict[str, float]:
 
 
 def write_dataset(folder: Path, name: str, class_names: Sequence[str] = ("0", "1", "2")) -> None:
-    """Twelve small test images of three classes, with the description that the data stage writes."""
+    """Write 12 + 12 images with labels, and the description that the data stage writes."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     labels = np.arange(12, dtype=np.uint8) % len(class_names)

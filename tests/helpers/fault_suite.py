@@ -1,4 +1,4 @@
-"""Which form of the suite is run."""
+"""Whether the fault tests run in their long form."""
 
 import os
 

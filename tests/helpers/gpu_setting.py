@@ -1,4 +1,4 @@
-"""A setting that a CPU can rehearse."""
+"""A setting of the GPU benchmark that is small enough for a CPU."""
 
 from __future__ import annotations
 

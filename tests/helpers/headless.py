@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, where there is one."""
+"""Opens a page in headless Chromium, if one is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.screenshot import BROWSERS, run_browser
 BROWSER = any(map(shutil.which, BROWSERS))
 browser = pytest.mark.skipif(not BROWSER, reason=f"no Chromium here, looked for: {', '.join(BROWSERS)}")
 
-# What is asked of a page once it is loaded; the answer is left where `--dump-dom` shows it.
+# Runs in the page once it is loaded; writes its answer to an element that `--dump-dom` prints.
 QUESTIONS = """
 const answer = {
   loaded: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
@@ -41,19 +41,19 @@ if (window.axe) {
 def ask(
     folder: Path, html: str, *options: str, width: int = 1200, script: str = "", questions: str = QUESTIONS
 ) -> tuple[dict[str, Any], str]:
-    """What a page answers in a frame of a width, and what the browser has logged; a window is 500 wide at least."""
-    # Other scripts run here alone: the page itself forbids all but its own.
-    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    assert opened != html
+    """A page's answer in a frame of ``width`` pixels (a window is at least 500 wide), and the browser's console."""
+    # The page's policy forbids all scripts but the page's own, so it is removed here.
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    assert without_policy != html
     scripts = "".join(f"<script>{part}</script>" for part in (script, questions) if part)
-    inner = escape(opened.replace("</body>", f"{scripts}</body>"))
+    inner = escape(without_policy.replace("</body>", f"{scripts}</body>"))
     frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{inner}"></iframe>'
     (folder / "frame.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frame}', encoding="utf-8")
-    done = run_browser(
+    process = run_browser(
         folder / "frame.html",
         ["--dump-dom", "--virtual-time-budget=30000", "--enable-logging=stderr", "--window-size=1700,1000", *options],
     )
-    found = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stderr
-    answer: dict[str, Any] = json.loads(unescape(found[1]))
-    return answer, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    match = re.search(r'<pre id="answer">(.*?)</pre>', process.stdout, re.DOTALL)
+    assert match is not None, process.stderr
+    answer: dict[str, Any] = json.loads(unescape(match[1]))
+    return answer, "\n".join(line for line in process.stderr.splitlines() if "CONSOLE" in line)

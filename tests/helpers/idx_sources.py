@@ -1,4 +1,4 @@
-"""IDX files as the sources offer them."""
+"""Folders of IDX files, as the sources of data sets offer them."""
 
 from __future__ import annotations
 

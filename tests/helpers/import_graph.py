@@ -1,4 +1,4 @@
-"""Which module of the project imports which."""
+"""The graph of imports between the project's modules."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ MODULES -= {path for path in MODULES if path.name == "__init__.py" and not (ROOT
 
 
 def module_of(name: str) -> Path | None:
-    """The project's own file behind a dotted name."""
-    place = Path(*name.split("."))
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path in MODULES), None)
+    """The file of a dotted module name, if the project contains it."""
+    stem = Path(*name.split("."))
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path in MODULES), None)
 
 
 def imports_of(path: Path) -> Iterator[Path]:
-    """The project's own modules that a module imports, inside functions too."""
+    """The project's modules that a module imports, also inside functions."""
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        found: list[Path | None] = []
+        modules: list[Path | None] = []
         if isinstance(node, ast.Import):
-            found = [module_of(alias.name) for alias in node.names]
+            modules = [module_of(alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found = [module_of(f"{node.module}.{alias.name}") or module_of(node.module) for alias in node.names]
-        yield from filter(None, found)
+            modules = [module_of(f"{node.module}.{alias.name}") or module_of(node.module) for alias in node.names]
+        yield from filter(None, modules)
 
 
 IMPORTS = {path: {other for other in imports_of(path) if other != path} for path in MODULES}
 
 
 def reachable(module: Path) -> set[Path]:
-    """A module and all that it imports, directly or not."""
-    found, queue = set(), [module]
+    """A module and all modules that it imports, directly or indirectly."""
+    modules, queue = set(), [module]
     while queue:
         path = queue.pop()
-        if path not in found:
-            found.add(path)
+        if path not in modules:
+            modules.add(path)
             queue += IMPORTS[path]
-    return found
+    return modules

@@ -1,4 +1,4 @@
-"""A page of HTML, parsed, and a text that tries to break out of its place."""
+"""A parser of HTML pages for assertions, and a text that tries to inject markup."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A parsed page: its elements with their attributes, its ids, its text, and whether tags are balanced.
+    """A parsed page: its elements with their attributes, its ids and its text; asserts that tags are balanced.
 
-    The text is what is seen at first, without what appears on demand, which is in ``behind``.
+    ``text`` is the text that is visible at first; ``behind`` has the text of each popover, by its id.
     """
 
     def __init__(self, html: str) -> None:

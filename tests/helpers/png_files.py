@@ -1,4 +1,4 @@
-"""Grey images and their PNG files, written without the library that reads them."""
+"""Grey images and their PNG files, written without the library that the project reads them with."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 
 def gradients(count: int, side: int) -> NDArray[np.uint8]:
-    """Square images whose values go on and on through all that 8 bits have."""
+    """Square 8-bit images whose values count from 0 to 255 repeatedly."""
     return (np.arange(count * side * side) % 256).astype(np.uint8).reshape(count, side, side)
 
 
 def write_png(path: Path, image: NDArray[Any]) -> None:
-    """Write a grey PNG file of 8 or 16 bits a value, and the folders above it."""
+    """Write a grey PNG file with 8 or 16 bits a value, and create its parent folders."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""A run under `reports/published/`, made up."""
+"""Made-up runs under `reports/published/`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.core.files import write_json
 from pipeline.page.published_runs import FILES
 
 
-def publish(other: Path, reports: Path, name: str, **about: Any) -> Path:
-    """Lay a run down as `pipeline.publish` does, with a manifest of the files that matter here."""
+def publish(source: Path, reports: Path, name: str, **fields: Any) -> Path:
+    """Copy the results in ``source`` to a published run, with a manifest as `pipeline.publish` writes it."""
     folder = reports / "published" / name
     folder.mkdir(parents=True)
     for file in FILES:
-        shutil.copy(other / file, folder)
-    seal(folder, **{"commit": "beef" + 36 * "0", "dirty": False, **about})
+        shutil.copy(source / file, folder)
+    seal(folder, **{"commit": "beef" + 36 * "0", "dirty": False, **fields})
     return folder
 
 
-def seal(folder: Path, **about: Any) -> None:
+def seal(folder: Path, **fields: Any) -> None:
     files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in FILES}
-    write_json(folder / "manifest.json", {**about, "files": files})
+    write_json(folder / "manifest.json", {**fields, "files": files})

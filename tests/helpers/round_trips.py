@@ -1,4 +1,4 @@
-"""What every trained flow must pass."""
+"""The round trip that every trained flow must pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lunet import load_flow
 
 
 def assert_images_come_back(flow: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """A trained flow can be undone in both precisions."""
+    """Assert that a trained flow restores images, in both precisions."""
     model, pixels = load_flow(flow), torch.from_numpy(images)
     single, double = model.diagnostics(pixels), model.double().diagnostics(pixels)
     assert single.pixels_exact >= 0.9999

@@ -1,4 +1,4 @@
-"""Calls of the runner."""
+"""Calls of the runner in the process of the test."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.run import Runner
 
 
 def work(deadline: float = float("inf"), archive: str | None = None) -> int:
-    """One call of the runner in this process."""
+    """Run the runner once in this process, and return what it returns."""
     Path("runs").mkdir(exist_ok=True)
     return Runner(Path("params.yaml"), deadline, StopRequest()).run(Path(archive) if archive else None)
 
 
 def without_report(workshop: Workshop) -> None:
-    """Leave collect and report out, which take seconds and are not what is looked at."""
+    """Skip collect and report, which take seconds and are not under test."""
     graph = read_yaml(workshop.folder / "dvc.yaml")
     graph["stages"]["collect"]["cmd"] = graph["stages"]["report"]["cmd"] = "python -c pass"
     write_yaml(workshop.folder / "dvc.yaml", graph)

@@ -1,4 +1,4 @@
-"""Small flows that are not the identity."""
+"""Small flows with random weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SETTINGS = Evaluate(draws=3, batch_size=16, sample_rows=2, sample_columns=5, rou
 
 
 def flow(seed: int = 0) -> ImageFlow:
-    """A flow that is not the identity."""
+    """A flow of 4x4 images that is not the identity."""
     torch.manual_seed(seed)
-    own = LUNet(16, 3)
+    lunet = LUNet(16, 3)
     with torch.no_grad():
-        for layer in own.layers:
+        for layer in lunet.layers:
             layer.lu.add_(0.1 * torch.randn(16, 16))
             layer.bias.add_(0.3 * torch.randn(16))
-    return ImageFlow(own, (1, 4, 4)).eval()
+    return ImageFlow(lunet, (1, 4, 4)).eval()

@@ -1,4 +1,4 @@
-"""Recipes of the smoke preset, cut to a few steps, and stages as processes."""
+"""Changed recipes and parameter files of the smoke preset, and stages as processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ CPU = torch.device("cpu")
 def recipe_of(values: Any, name: str, **changes: Any) -> Recipe:
     values["recipes"][name] |= changes
     return validate(values, "params.yaml").recipe(name)
-
-
-# The command line: one clear message, no traceback, nothing half-written
 
 
 def stage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Trainings of a few steps in processes of their own, which can be killed at a chosen point or at any moment."""
+"""Trainings of a few steps in separate processes, which a test can kill at a chosen point or at any moment."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from pipeline.presets.merged import preset_values
 if os.name != "posix":
     pytest.skip("processes are forked, killed and limited as POSIX systems do", allow_module_level=True)
 
-# A fork of a server that has imported torch, and what torch imports later on, starts at once.
+# The server imports torch once, with the modules that torch imports lazily; its forks start at once.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["__main__", "pipeline.train", "torch._dynamo"])
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a process at the ``count``-th call of a function, before that call or ``after`` it.
+    """A fault at the ``count``-th call of a function in a process, before that call or ``after`` it.
 
-    The process gets ``signal``; or says that the call was ``reached`` and waits for ever; or gets ``result``.
+    By default the process gets ``signal``. With ``reached``, an event, it sets the event and waits for ever; with
+    ``result``, the call returns that instead.
     """
 
     function: str
@@ -43,9 +44,9 @@ class Fault:
     result: Any = None
 
     def install(self) -> None:
-        """Put the fault in the function's place in this process."""
-        place, _, name = self.function.rpartition(".")
-        owner = pkgutil.resolve_name(place)
+        """Replace the function by a faulty one in this process."""
+        owner_name, _, name = self.function.rpartition(".")
+        owner = pkgutil.resolve_name(owner_name)
         original, calls = getattr(owner, name), 0
 
         def faulty(*arguments: Any, **options: Any) -> Any:
@@ -72,7 +73,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FileLimit:
-    """No file of the process may become longer: what a write past it fails with is an error of the system's."""
+    """The longest size, in bytes, of any file of the process; a longer write fails with an error of the system."""
 
     size: int
 
@@ -85,7 +86,7 @@ class FileLimit:
 
 @dataclass
 class Cell:
-    """A folder with data, parameters and the training of one recipe, a checkpoint after every step."""
+    """A folder with data, parameters and the training of one recipe, with a checkpoint after every step."""
 
     folder: Path
     recipe: str
@@ -99,7 +100,7 @@ class Cell:
         self.write_params()
 
     def write_params(self, **top: Any) -> None:
-        """Write `params.yaml`, with changes of the recipe's training and of the top."""
+        """Write `params.yaml` with the cell's changes of the recipe, and with ``top`` for keys at the top level."""
         values = preset_values("smoke") | {"checkpoint_seconds": 0} | top
         recipe = values["recipes"][self.recipe]
         training = {"epochs": 1, "batch_size": 48, "validations": 3}
@@ -114,14 +115,14 @@ class Cell:
             YAML(typ="safe", pure=True).dump(values, file)
 
     def start(self, *faults: Fault | FileLimit, log: str = "log") -> Any:
-        """Begin the training."""
+        """Start the training in a process."""
         options = ["--dataset", "mnist", "--recipe", self.recipe, "--seed", str(self.seed), "--out", self.out]
         process = CONTEXT.Process(target=work, args=(self.folder, ["train", *options], self._log(log), faults))
         process.start()
         return process
 
     def train(self, *faults: Fault | FileLimit) -> int:
-        """Train to the end, or to where a fault ends it; the exit status, negative for a signal."""
+        """Train to the end, or until a fault ends it, and return the exit status: negative for a signal."""
         process = self.start(*faults)
         process.join()
         assert process.exitcode is not None
@@ -129,33 +130,33 @@ class Cell:
 
     @property
     def log(self) -> str:
-        """What the last training said."""
+        """The output of the last training."""
         return self._log("log").read_text(encoding="utf-8")
 
     def _log(self, name: str) -> Path:
         return (self.log_folder or self.folder) / name
 
     def checkpoints(self) -> list[Path]:
-        """The folders of checkpoints that are there."""
+        """The existing folders of checkpoints."""
         return [path for path in (self.folder / ".checkpoints").iterdir() if path.is_dir()]
 
     def outcome(self) -> dict[str, Any]:
-        """All that the training has written, in bytes, but for what a clock has said."""
+        """The contents of all files that the training wrote, without times."""
         out = self.folder / self.out
-        found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.*")}
-        header, *rows = [line.split(",") for line in found.pop("history.csv").decode().splitlines()]
+        contents: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.*")}
+        header, *rows = [line.split(",") for line in contents.pop("history.csv").decode().splitlines()]
         clock = header.index("seconds")
-        found["history"] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
-        del found["run.json"]
+        contents["history"] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
+        del contents["run.json"]
         run = read_json(out / "run.json")
         del run["seconds"], run["environment"]["time"]
         for model in run["models"].values():
             del model["seconds"]
-        return found | {"run": run}
+        return contents | {"run": run}
 
 
 def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault | FileLimit, ...]) -> None:
-    """What a process does: one training in a folder, with all it says in a file."""
+    """Run one training in a folder, with its output in the file ``log``; the target of a process."""
     import torch
     from tqdm import tqdm
 
@@ -163,11 +164,11 @@ def work(folder: Path, arguments: list[str], log: Path, faults: tuple[Fault | Fi
     from pipeline.train import main
 
     torch.set_num_threads(1)
-    # Its own lock is one between processes, which a killed one would leave behind.
+    # The default lock of tqdm is shared between processes, and a killed process would leave it locked.
     tqdm.set_lock(RLock())
     os.chdir(folder)
     sys.argv = arguments
-    # Not by redirection within Python: what dies with a traceback must be seen as well.
+    # Redirect descriptors, not Python's streams, so that the log contains the traceback of a crash too.
     descriptor = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

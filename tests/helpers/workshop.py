@@ -17,7 +17,7 @@ from pipeline.core.files import read_json, write_json
 from pipeline.core.params import read_yaml, validate
 
 ROOT = Path(__file__).parents[2]
-# What a stage does here: log its call, do what `faults.json` has for the cell, and copy what was made beforehand.
+# The script of every stage: log the call, apply the cell's fault in `faults.json`, and copy made-up results.
 STAGE = """
 import json, shutil, signal, sys, time
 from pathlib import Path
@@ -59,7 +59,7 @@ if stage == "train":
 
 
 class Workshop:
-    """A folder in which `pipeline.run` works, with its own `dvc.yaml`, whose stages log what they do."""
+    """A folder for `pipeline.run`, with a `dvc.yaml` whose stages log their calls and copy made-up results."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.folder = folder
@@ -76,8 +76,8 @@ class Workshop:
         graph = read_yaml(ROOT / "dvc.yaml")
         for name, stage in graph["stages"].items():
             stage = stage.get("do", stage)
-            kept = [dep for dep in stage["deps"] if dep.split("/")[0] not in ("lunet", "pipeline", "${item.path}")]
-            stage["deps"] = [*kept, "code.py"] if name == "train" else kept
+            data_deps = [dep for dep in stage["deps"] if dep.split("/")[0] not in ("lunet", "pipeline", "${item.path}")]
+            stage["deps"] = [*data_deps, "code.py"] if name == "train" else data_deps
             if name in ("train", "evaluate", "measure"):
                 stage["cmd"] = f"python stage.py {name} ${{key}}"
         graph["stages"]["data"]["do"]["cmd"] = "python -c pass"
@@ -92,30 +92,30 @@ class Workshop:
         """Change one parameter."""
         values = read_yaml(self.folder / "params.yaml")
         *above, last = dotted.split(".")
-        place = values
+        section = values
         for name in above:
-            place = place[name]
-        place[last] = value
+            section = section[name]
+        section[last] = value
         self.write_params(values)
-        # A training would record what it was made with.
+        # A real training records its parameters, so the made-up one must too.
         recipes = validate(values, "the test").model_dump(mode="json")["recipes"]
         for path in (self.folder / "made/train").glob("*/run.json"):
             run = read_json(path)
             write_json(path, {**run, "recipe_params": recipes[run["recipe"]]})
 
     def fault(self, cell: str, fault: str | int) -> None:
-        """What befalls one cell, such as "train mnist-lunet-0": "hang", or an exit status."""
+        """Set the fault of one cell, such as "train mnist-lunet-0": "hang", or an exit status."""
         (self.folder / "faults.json").write_text(json.dumps({cell: fault}))
 
     def done(self) -> list[str]:
-        """The cells that stages were called for since the last time."""
+        """The stages and cells called since the last call of this method."""
         log = self.folder / "log.txt"
         lines = log.read_text().splitlines() if log.exists() else []
         log.write_text("")
         return lines
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the runner as a process of its own, at the head of a group."""
+        """Start the runner as a process that leads a new process group."""
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.run", *arguments],
             cwd=self.folder,
@@ -127,7 +127,7 @@ class Workshop:
         )
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Run the runner to its end: its exit status and what it said."""
+        """Run the runner to its end, and return its exit status and output."""
         process = self.start(*arguments)
         output, _ = process.communicate()
         return process.returncode, output

@@ -1,4 +1,4 @@
-"""Fixtures that several files of tests share."""
+"""Fixtures that several test files of the pipeline share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
 @pytest.fixture
 def values() -> Any:
-    """The smoke preset, cut to a few steps."""
+    """The values of the smoke preset, cut to a few steps."""
     values = preset_values("smoke")
     for name in ("lunet", "lunet_learned", "realnvp"):
         values["recipes"][name]["training"] |= {"epochs": 1, "batch_size": 32, "validations": 2}
@@ -62,7 +62,7 @@ def shades() -> Dataset:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The IDX files of a data set of 20 + 10 images, which both names stand for; nothing is installed."""
+    """The IDX files of 20 + 10 images, which both data sets now consist of; no installed copy or mirror exists."""
     random = np.random.default_rng(0)
     contents = {}
     for file in FILES:
@@ -79,7 +79,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Three seeds, of which one RealNVP diverged with a message that would like to be markup."""
+    """Three seeds; one RealNVP diverged with a message that contains markup."""
     project = Project(tmp_path_factory.mktemp("report"), parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1", message=HOSTILE)
     project.change("measure/mnist-realnvp.json", environment__host="other000")
@@ -119,7 +119,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive of a run of which one evaluation has failed."""
+    """The archive of a run in which one evaluation failed."""
     with pytest.MonkeyPatch.context() as patch:
         shop = Workshop(tmp_path_factory.mktemp("packed"), data__mnist__folder="/home/someone/data")
         patch.chdir(shop.folder)

@@ -1,4 +1,4 @@
-"""The pipeline as DVC sees it: its plots, and one whole run on the small subset."""
+"""The pipeline under DVC: its plots, one whole run on the bundled subset, and the stages that a change affects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.core.dataset import load_dataset
 from pipeline.core.params import read_yaml
 
 ROOT = Path(__file__).parents[2]
-# The whole run takes longer than all other tests beside it.
+# The whole run takes longer than the other tests.
 pytestmark = pytest.mark.order("first")
 
 
@@ -37,8 +37,8 @@ def test_the_plots_draw_what_collect_writes(tmp_path: Path) -> None:
     shown = json.loads(run(tmp_path, "dvc", "plots", "show", "--json"))
     assert "errors" not in shown
     assert [*shown["data"]] == [name for plot in plots["plots"] for name in plot]
-    for name, (found,) in shown["data"].items():
-        content = found["content"]
+    for name, (plot,) in shown["data"].items():
+        content = plot["content"]
         rows = content["data"]["values"]
         assert {row["recipe"] for row in rows} >= {"lunet", "realnvp"}, name
         fields = set(re.findall(r'"field": "(\w+)"', json.dumps(content["encoding"])))
@@ -69,7 +69,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, module: str, *arguments: str) -> str:
-    """The output of a module of this interpreter, offline: every proxy is a closed port."""
+    """The output of a module run with this interpreter, offline: every proxy is a closed port."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     offline = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "all")}
     command = [sys.executable, "-m", module, *arguments]
@@ -81,7 +81,7 @@ def run(folder: Path, module: str, *arguments: str) -> str:
 
 
 def changed(folder: Path) -> set[str]:
-    """The stages that the next `dvc repro` would begin with."""
+    """The stages whose dependencies have changed, by `dvc status`."""
     status: dict[str, Any] = json.loads(run(folder, "dvc", "status", "--json").splitlines()[-1])
     return set(status)
 
@@ -89,8 +89,8 @@ def changed(folder: Path) -> set[str]:
 def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) -> None:
     metrics = json.loads((checkout / "reports/metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"mnist", "fashion_mnist"}
-    assert all(set(found) == {"gaussian", "lunet", "realnvp"} for found in metrics.values())
-    bits = {(d, r): found["bits_per_dim"]["mean"] for d, by in metrics.items() for r, found in by.items()}
+    assert all(set(recipes) == {"gaussian", "lunet", "realnvp"} for recipes in metrics.values())
+    bits = {(d, r): values["bits_per_dim"]["mean"] for d, recipes in metrics.items() for r, values in recipes.items()}
     assert all(0.5 < value < 8 for value in bits.values())
     for dataset in metrics:
         assert bits[dataset, "lunet"] < bits[dataset, "gaussian"]
@@ -98,17 +98,17 @@ def test_a_whole_run_ends_with_every_cell_in_metrics_and_report(checkout: Path) 
     assert (checkout / "reports/index.html").stat().st_size > 100_000
 
 
-def test_images_come_back_through_the_trained_lu_net(checkout: Path) -> None:
+def test_the_trained_lu_net_restores_images(checkout: Path) -> None:
     images = load_dataset(checkout / "data/mnist").test_images
     assert_images_come_back(checkout / "runs/train/mnist-lunet-0/flows/all", images)
 
 
-def test_a_second_run_does_nothing(checkout: Path) -> None:
+def test_a_second_run_executes_no_stage(checkout: Path) -> None:
     assert changed(checkout) == set()
     assert "Running stage" not in run(checkout, "dvc", "repro")
 
 
-def test_a_template_belongs_to_the_report_alone(checkout: Path) -> None:
+def test_a_changed_template_affects_only_the_report(checkout: Path) -> None:
     template = checkout / "pipeline/page/templates/page.html"
     before = template.read_bytes()
     template.write_bytes(before + b"\n")
@@ -117,7 +117,7 @@ def test_a_template_belongs_to_the_report_alone(checkout: Path) -> None:
     assert changed(checkout) == set()
 
 
-def test_a_recipes_parameter_belongs_to_that_recipe_alone(checkout: Path) -> None:
+def test_a_changed_parameter_of_a_recipe_affects_only_that_recipe(checkout: Path) -> None:
     params = checkout / "params.yaml"
     before = params.read_bytes()
     assert b"ridge: 0.1" in before

@@ -1,4 +1,4 @@
-"""The bundled subset."""
+"""The choice of images for the bundled subset: the first ones of each class, in their order."""
 
 from __future__ import annotations
 

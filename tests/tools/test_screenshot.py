@@ -1,4 +1,4 @@
-"""The page in a browser, where there is one: its picture, its console, its width, and what axe-core finds."""
+"""The report in a browser, if one is installed: its picture, console, width, scripts, and the findings of axe-core."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from published_run import publish
 
 from pipeline.core.console import UserError
 from pipeline.page.view import render
-from tools import screenshot as picture
+from tools import screenshot
 from tools.screenshot import run_browser, take_picture
 
 pytestmark = pytest.mark.page
 AXE = "axe-core@4.10.3"
-
 
 PAINT = """
 new PerformanceObserver(list => {
@@ -38,7 +37,7 @@ new PerformanceObserver(list => {
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three seeds, of which one failed with a message of markup, a long hostile title, and two published runs."""
+    """A page with a failed seed whose message contains markup, a long hostile title, and two published runs."""
     project = Project(tmp_path_factory.mktemp("picture"), parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1", message=HOSTILE)
     project.collect()
@@ -55,9 +54,9 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not on this machine, so axe-core cannot be had")
     command = ["npm", "pack", AXE, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        pytest.skip(f"npm pack {AXE} failed: {done.stderr.strip()[-200:]}")
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    if process.returncode:
+        pytest.skip(f"npm pack {AXE} failed: {process.stderr.strip()[-200:]}")
     with tarfile.open(next(folder.glob("*.tgz"))) as tar:
         script = tar.extractfile("package/axe.min.js")
         assert script is not None
@@ -75,32 +74,36 @@ def test_nothing_is_loaded_nothing_is_logged_and_nothing_overflows(tmp_path: Pat
 
 
 @browser
-def test_the_page_as_it_is_breaks_no_rule_of_its_own(tmp_path: Path, html: str) -> None:
+def test_the_unchanged_page_complies_with_its_content_security_policy(tmp_path: Path, html: str) -> None:
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
-    done = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
-    assert "CONSOLE" not in done.stderr
-    assert "<title>" in done.stdout
-    # Its own script has run.
-    assert done.stdout.count(">Download as CSV</button>") > 20
+    process = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
+    assert "CONSOLE" not in process.stderr
+    assert "<title>" in process.stdout
+    # The page's script has run.
+    assert process.stdout.count(">Download as CSV</button>") > 20
 
 
 @browser
-def test_a_script_that_is_not_the_page_s_own_does_not_run(tmp_path: Path, html: str) -> None:
+def test_an_injected_script_does_not_run(tmp_path: Path, html: str) -> None:
     (tmp_path / "page.html").write_text(html.replace("</body>", "<script>document.title='x'</script></body>"))
-    done = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
-    assert "Content Security Policy" in done.stderr
-    assert "<title>x</title>" not in done.stdout
+    process = run_browser(tmp_path / "page.html", ["--dump-dom", "--enable-logging=stderr"])
+    assert "Content Security Policy" in process.stderr
+    assert "<title>x</title>" not in process.stdout
 
 
 @browser
 def test_the_first_paint_comes_within_a_second(tmp_path: Path, html: str) -> None:
-    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    (tmp_path / "page.html").write_text(opened.replace("</body>", f"<script>{PAINT}</script></body>"), encoding="utf-8")
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    (tmp_path / "page.html").write_text(
+        without_policy.replace("</body>", f"<script>{PAINT}</script></body>"), encoding="utf-8"
+    )
     paints = []
-    # The best of three, since other tests may be at work beside this one.
+    # The best of three, since other tests may run at the same time.
     for _ in range(3):
-        done = run_browser(tmp_path / "page.html", ["--dump-dom", "--timeout=5000"])
-        paints += [float(found) for found in re.findall(r'<pre id="paint">([\d.]+)</pre>', done.stdout)]
+        process = run_browser(tmp_path / "page.html", ["--dump-dom", "--timeout=5000"])
+        paints += [
+            float(milliseconds) for milliseconds in re.findall(r'<pre id="paint">([\d.]+)</pre>', process.stdout)
+        ]
     assert paints
     assert min(paints) < 1000
 
@@ -111,21 +114,21 @@ def test_axe_finds_nothing_serious(tmp_path: Path, html: str, axe: str, scheme: 
     answer, _ = ask(tmp_path, html, f"--blink-settings=preferredColorScheme={scheme}", script=axe)
     assert answer["scheme"] == (scheme == 0)
     assert answer["violations"] is not None
-    assert [found for found in answer["violations"] if found[1] in ("serious", "critical")] == []
+    assert [rule for rule in answer["violations"] if rule[1] in ("serious", "critical")] == []
 
 
 @browser
-def test_axe_would_find_something(tmp_path: Path, html: str, axe: str) -> None:
+def test_axe_finds_violations_in_a_broken_page(tmp_path: Path, html: str, axe: str) -> None:
     broken = html.replace("</body>", '<img src="data:,"><p style="color: #eee; background: #fff">pale</p></body>')
     answer, _ = ask(tmp_path, broken, script=axe)
-    assert {"image-alt", "color-contrast"} <= {found[0] for found in answer["violations"]}
+    assert {"image-alt", "color-contrast"} <= {rule[0] for rule in answer["violations"]}
 
 
 # The picture
 
 
 @browser
-def test_the_picture_is_the_page_and_the_same_each_time(tmp_path: Path) -> None:
+def test_the_picture_shows_the_page_and_is_reproducible(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(
         "<style>body {margin: 0; background: #fff}"
@@ -142,7 +145,7 @@ def test_the_picture_is_the_page_and_the_same_each_time(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_page_or_browser_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"page\.html is missing"):
         take_picture(tmp_path / "page.html", tmp_path / "a.png", (10, 10))
     (tmp_path / "page.html").touch()
@@ -152,8 +155,8 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_a_browser_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_browser_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.html").touch()
-    monkeypatch.setattr(picture, "find_browser", lambda: sys.executable)
+    monkeypatch.setattr(screenshot, "find_browser", lambda: sys.executable)
     with pytest.raises(UserError, match="the browser failed with status"):
         take_picture(tmp_path / "page.html", tmp_path / "a.png", (10, 10))

@@ -1,3 +1,5 @@
+"""Locks of DVC: those of processes that ended, and truncated files, are removed; those of running ones stay."""
+
 from __future__ import annotations
 
 import json
@@ -20,12 +22,12 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def held_by(pid: int) -> dict[str, Any]:
-    """As DVC writes it: one writer, and any number of readers, of a path."""
+    """Locks as DVC writes them: for a path, one writer or any number of readers."""
     info = {"pid": pid, "cmd": "dvc repro"}
     return {"write": {"/x/runs/train/a": info}, "read": {"/x/data": [info], "/x/lunet": [info]}}
 
 
-def test_locks_of_a_process_that_is_gone_are_removed(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_locks_of_an_ended_process_are_removed(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     locks.write_text(json.dumps(held_by(ended.pid)))
@@ -45,19 +47,19 @@ def test_locks_of_a_zombie_are_removed(locks: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/x', "\0\0"])
-def test_half_a_file_is_removed(locks: Path, text: str) -> None:
+def test_a_truncated_file_is_removed(locks: Path, text: str) -> None:
     locks.write_text(text)
     unlock.main()
     assert not locks.exists()
 
 
-def test_locks_of_a_process_that_runs_stay(locks: Path) -> None:
+def test_locks_of_a_running_process_stay(locks: Path) -> None:
     locks.write_text(json.dumps(held_by(os.getpid())))
     unlock.main()
     assert json.loads(locks.read_text()) == held_by(os.getpid())
 
 
-def test_nothing_is_said_where_nothing_is_locked(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_without_locks(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unlock.main()
     locks.write_text('{"read": {}, "write": {}}')
     unlock.main()
