@@ -23,18 +23,18 @@ const answer = {
   inner: window.innerWidth, scroll: document.documentElement.scrollWidth,
   scheme: matchMedia("(prefers-color-scheme: dark)").matches, violations: null,
 };
-const leave = () => {
-  const place = document.createElement("pre");
-  place.id = "answer";
-  place.textContent = JSON.stringify(answer);
-  parent.document.body.append(place);
+const write = () => {
+  const element = document.createElement("pre");
+  element.id = "answer";
+  element.textContent = JSON.stringify(answer);
+  parent.document.body.append(element);
 };
 if (window.axe) {
-  axe.run(document, {resultTypes: ["violations"]}).then(found => {
-    answer.violations = found.violations.map(one => [one.id, one.impact, one.nodes[0].html.slice(0, 200)]);
-    leave();
+  axe.run(document, {resultTypes: ["violations"]}).then(report => {
+    answer.violations = report.violations.map(rule => [rule.id, rule.impact, rule.nodes[0].html.slice(0, 200)]);
+    write();
   });
-} else { leave(); }
+} else { write(); }
 """
 
 

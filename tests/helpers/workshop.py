@@ -22,8 +22,8 @@ STAGE = """
 import json, shutil, signal, sys, time
 from pathlib import Path
 
-stage, cell, *more = sys.argv[1:]
-if more == ["--reached"]:
+stage, cell, *options = sys.argv[1:]
+if options == ["--reached"]:
     print(json.dumps({"all": 12.5}))
     sys.exit()
 if stage != "mixture":
@@ -39,18 +39,18 @@ if fault == "hang":
     time.sleep(1000)
 elif fault is not None:
     sys.exit(fault)
-made = {
+results = {
     "train": (f"train/{cell}",),
     "evaluate": (f"evaluate/{cell}.json", f"samples/{cell}"),
     "measure": (f"measure/{cell}.json",),
     "mixture": ("mixture.json", "mixture.npy"),
 }
-for made in made[stage]:
-    there = Path("runs") / made
-    there.parent.mkdir(parents=True, exist_ok=True)
-    if there.is_dir():
-        shutil.rmtree(there)
-    (shutil.copytree if Path("made", made).is_dir() else shutil.copy)(Path("made") / made, there)
+for name in results[stage]:
+    source, target = Path("made") / name, Path("runs") / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
 if stage == "train":
     weights = Path("runs/train", cell, "flows/all/weights.safetensors")
     weights.parent.mkdir(parents=True)

@@ -27,10 +27,10 @@ AXE = "axe-core@4.10.3"
 
 PAINT = """
 new PerformanceObserver(list => {
-  const place = document.createElement("pre");
-  place.id = "paint";
-  place.textContent = list.getEntriesByName("first-contentful-paint")[0].startTime;
-  document.body.append(place);
+  const element = document.createElement("pre");
+  element.id = "paint";
+  element.textContent = list.getEntriesByName("first-contentful-paint")[0].startTime;
+  document.body.append(element);
 }).observe({type: "paint", buffered: true});
 """
 
