@@ -77,7 +77,7 @@ def parts(setting: Setting) -> dict[str, Part]:
 
 
 def write_rows(setting: Setting, name: str, path: Path) -> None:
-    """Write the rows of a part to a file, one JSON object a line, each as soon as it is measured."""
+    """Write the rows of a part to a file, one JSON object per line, each as soon as it is measured."""
     part = parts(setting)[name]
     with path.open("w", encoding="utf-8") as file:
         for row in part.rows(setting, part.keys):

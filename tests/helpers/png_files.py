@@ -17,7 +17,7 @@ def gradients(count: int, side: int) -> NDArray[np.uint8]:
 
 
 def write_png(path: Path, image: NDArray[Any]) -> None:
-    """Write a grey PNG file with 8 or 16 bits a value, and create its parent folders."""
+    """Write a grey PNG file with 8 or 16 bits per value, and create its parent folders."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
