@@ -1,7 +1,7 @@
 """The report's figures, drawn with matplotlib: equal values give equal bytes, and a page can recolour the ink.
 
-Text, axes and all marks that belong to no recipe are drawn in `INK`. The report replaces it by the page's text colour,
-so that figures are readable in the dark theme too.
+Text, axes and all marks that belong to no recipe are drawn in `INK`. The report replaces it with the page's text
+colour, so that figures are readable in the dark theme too.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
 
 
 def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """The curves of one recipe's models and seeds as one: mean x, and mean, minimum and maximum of y at each validation."""
+    """One recipe's models and seeds as one curve: mean x, and mean, minimum and maximum of y at each validation."""
     curves = rows.dropna(subset=[x, y])
     validations = curves.groupby(curves.groupby(["seed", "model"]).cumcount())
     return validations.agg(x=(x, "mean"), mean=(y, "mean"), low=(y, "min"), high=(y, "max"), n=(y, "size"))
@@ -298,7 +298,7 @@ def mixture(
     box: Sequence[float],
     points: Sequence[tuple[float, float]],
 ) -> None:
-    """The regions of highest density that contain the shares `MASSES` of the mass, a panel for the truth and each model.
+    """The regions of highest density that contain `MASSES` of the mass, a panel for the truth and each model.
 
     Args:
         path: The file to write.
@@ -327,7 +327,7 @@ def mixture(
 
 
 def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
-    """The log-density on the boundary of each highest-density region of `MASSES`; None if the grid has too little mass."""
+    """The log-density on the boundary of each region of `MASSES`; None if the grid contains too little mass."""
     values = np.sort(log_density.ravel())[::-1].astype(np.float64)
     mass = np.cumsum(np.exp(values)) * area
     return [float(values[index]) if index < len(values) else None for index in np.searchsorted(mass, MASSES)]

@@ -27,7 +27,7 @@ LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the experiment on a data set: its preset, whether it uses a subset, which recipes are as in the paper."""
+    """The size of the experiment on a data set: preset, whole data or a subset, and the recipes as in the paper."""
 
     preset: Preset
     title: str
@@ -167,7 +167,7 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
 
 
 def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, Any]:
-    """The content of `claims.json`: the parts of `claims.yaml` for the report, and the verdicts on the paper's data sets."""
+    """The content of `claims.json`: parts of `claims.yaml` for the report, and verdicts on the paper's data sets."""
     ours = results.params
     claims = load_claims()
     same = frozenset(name for name in ours.grid.recipes if ours.recipes[name] == paper.recipes.get(name))
