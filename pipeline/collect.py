@@ -1,4 +1,4 @@
-"""The collect stage: the grid's cells, and only those, become the tables, verdicts and figures of `reports/`."""
+"""The collect stage: writes the tables, verdicts and figures of `reports/` from exactly the grid's cells."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def collect(
         params: The parameter file, whose grid says which cells are read.
         data: The folder of the data sets.
         runs: The folder of the train, evaluate and measure stages.
-        out: The folder to write; what else stands there stays.
+        out: The folder to write; its other files stay.
         paper: The preset that the parameters are compared with.
-        unfinished: Cells of the grid that have no figures yet; they are named as such.
+        unfinished: Cells of the grid that have no figures yet; the provenance lists them.
 
     Raises:
         UserError: If a cell is missing or damaged, or was made with other parameters.
@@ -92,9 +92,9 @@ def collect(
         densities = read_densities(runs, results.mixture)
         figures.mixture(folder / "mixture.svg", densities, results.mixture.box, results.mixture.points)
         for dataset in results.datasets:
-            own = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
+            dataset_tables = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
             floors = memory_floors(dataset, results)
-            draw(folder, dataset, looks(results.params.grid.recipes), own, contents, floors)
+            draw(folder, dataset, looks(results.params.grid.recipes), dataset_tables, contents, floors)
             draw_images(folder, dataset, results)
 
 

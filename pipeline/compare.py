@@ -1,12 +1,12 @@
-"""Compares the metrics of the workspace with those of a revision, and tells which differences exceed the noise.
+"""Compares the metrics of the workspace with those of a revision, and reports which differences exceed the noise.
 
 The rule: a difference is larger than the noise if it exceeds the half-width of a 95 % interval around zero, t times the
-square root of the summed variances of both sides. The variance of a side is that of its mean over seeds, taken from the
-interval in metrics.json, plus that over test images, taken from results.csv where there is one: s^2 / images for
-bits/dim, and p (1 - p) / images for the share that is classified rightly. The number t is Student's quantile at the
-degrees of freedom of Welch and Satterthwaite. Both sides count as independent, which overstates the noise where they
-share seeds and test images: what exceeds it, exceeds it surely. Numbers of parameters have no noise. With one seed and
-no spread over images, nothing is known of the noise, and that is said.
+square root of the summed variances of both sides. The variance of a side is that of its mean over seeds, from the
+interval in metrics.json, plus that over test images, from results.csv if it exists: s^2 / images for bits/dim, and
+p (1 - p) / images for the classification accuracy. The number t is Student's quantile at the degrees of freedom of
+Welch and Satterthwaite. Both sides are treated as independent, which overstates the noise if they share seeds and test
+images, so the rule is conservative. Numbers of parameters have no noise. With one seed and no spread over images, the
+noise is unknown, and the report says so.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ LARGER, WITHIN, UNKNOWN, CHANGED, NEW, GONE, SAME = (
     "gone",
     "the same",
 )
-Place = tuple[str, ...]
+FigurePath = tuple[str, ...]
 Variance = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one of both sides has: its figures by their path in metrics.json, and what is known of its test images."""
+    """One side of the comparison: figures by path in metrics.json, spreads over test images, and hashes of the data."""
 
-    figures: Mapping[Place, Mapping[str, Any]]
-    spreads: Mapping[Place, tuple[float, int]]
+    figures: Mapping[FigurePath, Mapping[str, Any]]
+    spreads: Mapping[FigurePath, tuple[float, int]]
     datasets: Mapping[str, Any]
 
-    def variances(self, path: Place) -> list[Variance]:
-        """The variances of a figure, each with its degrees of freedom; none where nothing is known of the noise."""
-        figure, found = self.figures[path], []
+    def variances(self, path: FigurePath) -> list[Variance]:
+        """The variances of a figure, each with its degrees of freedom; empty if the noise is unknown."""
+        figure, variances = self.figures[path], []
         if figure["n"] > 1 and figure["ci_high"] is not None:
             freedom = figure["n"] - 1
             half = (figure["ci_high"] - figure["ci_low"]) / 2
-            found.append(((half / float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))) ** 2, float(freedom)))
+            variances.append(((half / float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))) ** 2, float(freedom)))
         if path[:-1] in self.spreads:
             deviation, images = self.spreads[path[:-1]]
             share = min(max(figure["mean"], 0.0), 1.0)
             variance = {"bits_per_dim": deviation**2, "classification_accuracy": share * (1 - share)}.get(path[-1])
             if variance is not None and images > 1:
-                found.append((variance / images, images - 1.0))
-        return found
+                variances.append((variance / images, images - 1.0))
+        return variances
 
 
 def main() -> None:
@@ -82,13 +82,15 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="show what is the same too")
     arguments = parser.parse_args()
     commit = resolve(arguments.revision)
-    before = read_side(lambda name: _shown(commit, f"./{arguments.reports.as_posix()}/{name}"), arguments.revision)
-    now = read_side(lambda name: _read(arguments.reports / name), "the workspace")
+    before = read_side(
+        lambda name: _text_at_commit(commit, f"./{arguments.reports.as_posix()}/{name}"), arguments.revision
+    )
+    now = read_side(lambda name: _text_of_file(arguments.reports / name), "the workspace")
     say(report(before, now, arguments.revision, everything=arguments.all))
 
 
 def compare(before: Side, now: Side) -> pd.DataFrame:
-    """A row for each figure that either side has: both values, their difference, its noise, and what to make of it."""
+    """A row for each figure of either side: both values, their difference, its noise and the verdict."""
     rows = []
     for path in dict.fromkeys([*before.figures, *now.figures]):
         old, new = (side.figures[path]["mean"] if path in side.figures else None for side in (before, now))
@@ -112,7 +114,7 @@ def compare(before: Side, now: Side) -> pd.DataFrame:
 
 
 def margin(before: Sequence[Variance], now: Sequence[Variance]) -> float | None:
-    """The half-width of the 95 % interval of a difference; None where a side's noise is not known at all."""
+    """The half-width of the 95 % interval of a difference; None if the noise of a side is unknown."""
     if not before or not now:
         return None
     parts = [*before, *now]
@@ -124,14 +126,14 @@ def margin(before: Sequence[Variance], now: Sequence[Variance]) -> float | None:
 
 
 def report(before: Side, now: Side, revision: str, *, everything: bool = False) -> str:
-    """What there is to say, a table included."""
+    """The comparison as text: warnings, a table of the differences, and counts."""
     table = compare(before, now)
     lines = [f"reports/metrics.json: the workspace against {revision}", RULE]
-    for word, ours, theirs in (("new", now, before), ("gone", before, now)):
+    for change, ours, theirs in (("new", now, before), ("gone", before, now)):
         groups = sorted(
             {".".join(path[:-1]) for path in ours.figures} - {".".join(path[:-1]) for path in theirs.figures}
         )
-        lines += [f"{word}: {group}, {(table['of'] == group).sum()} metrics" for group in groups]
+        lines += [f"{change}: {group}, {(table['of'] == group).sum()} metrics" for group in groups]
         table = table[~table["of"].isin(groups)]
     for name in sorted(set(before.datasets) & set(now.datasets)):
         if before.datasets[name] != now.datasets[name]:
@@ -149,7 +151,7 @@ def report(before: Side, now: Side, revision: str, *, everything: bool = False) 
 
 
 def read_side(read: Callable[[str], str | None], name: str) -> Side:
-    """One side, its files given by ``read``, which returns the text of a file of the reports' folder, or None.
+    """Read one side; ``read`` returns the text of a file in the reports' folder, or None if there is no such file.
 
     Raises:
         UserError: If there are no metrics, or a file is damaged.
@@ -162,24 +164,24 @@ def read_side(read: Callable[[str], str | None], name: str) -> Side:
         figures = dict(_figures(json.loads(text)))
         spreads = {} if results is None else _spreads(pd.read_csv(StringIO(results)))
         datasets = {} if provenance is None else json.loads(provenance)["datasets"]
-        return Side(figures, spreads, {key: about["sha256"] for key, about in datasets.items()})
+        return Side(figures, spreads, {key: info["sha256"] for key, info in datasets.items()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the reports of {name} are damaged: {type(error).__name__}: {error}") from None
 
 
-def _figures(values: Any, above: Place = ()) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Every figure with its place."""
+def _figures(values: Any, prefix: FigurePath = ()) -> Iterator[tuple[FigurePath, Mapping[str, Any]]]:
+    """Each figure with its path in metrics.json."""
     for key, value in values.items():
         if isinstance(value, dict) and "mean" in value:
             if not math.isfinite(value["mean"]):
-                raise ValueError(f"{'.'.join((*above, key))} is {value['mean']}")
-            yield (*above, key), {"ci_low": None, "ci_high": None, "n": 1, **value}
+                raise ValueError(f"{'.'.join((*prefix, key))} is {value['mean']}")
+            yield (*prefix, key), {"ci_low": None, "ci_high": None, "n": 1, **value}
         elif isinstance(value, dict):
-            yield from _figures(value, (*above, key))
+            yield from _figures(value, (*prefix, key))
 
 
-def _spreads(results: pd.DataFrame) -> dict[Place, tuple[float, int]]:
-    """For each data set and recipe the spread of bits/dim over test images, the mean over seeds, and their number."""
+def _spreads(results: pd.DataFrame) -> dict[FigurePath, tuple[float, int]]:
+    """By data set and recipe: the deviation of bits/dim over test images, as a mean over seeds, and their number."""
     rows = results[(results["class"] == "all") & (results["status"] == "complete")]
     groups = rows.groupby(["dataset", "recipe"], as_index=False)[["bits_per_dim_std", "images"]].mean().dropna()
     return {
@@ -205,21 +207,21 @@ def resolve(revision: str) -> str:
     raise UserError(f"{revision} is no revision of git and no experiment; see: git log --oneline, dvc exp show")
 
 
-def _shown(commit: str, path: str) -> str | None:
-    """The text of a file at a commit; None where there is none."""
+def _text_at_commit(commit: str, path: str) -> str | None:
+    """The text of a file at a commit; None if the commit lacks it."""
     return _git("show", f"{commit}:{path}")
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says; None where it fails."""
+    """The output of git; None if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError("git is not on this machine, so there is no revision to compare with") from None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
-def _read(path: Path) -> str | None:
+def _text_of_file(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""Numbers, times and figures as the templates show them."""
+"""The templates' filters for numbers and times, and their functions that embed figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLLECT = "python -m pipeline.collect (or dvc repro)"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for readers, or a dash where there is none."""
+    """A number for readers, or a dash for None."""
     return "–" if value is None else shown(value, digits)
 
 
@@ -34,7 +34,7 @@ def as_yaml(value: Any) -> str:
 
 
 def day(time: str) -> str:
-    """The minute of an ISO-8601 time, for readers."""
+    """An ISO-8601 time in UTC to the minute, for readers."""
     return time[:16].replace("T", " ") + " UTC"
 
 
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG as an address that holds the image itself."""
+    """A PNG as a data URI."""
     content = _bytes(path)
     if not (content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")):
         raise UserError(f"{path} is damaged: write it again with {COLLECT}")
@@ -56,7 +56,7 @@ def data_uri(path: Path) -> str:
 
 
 def inline_svg(path: Path, alt: str) -> Markup:
-    """A figure to stand within the page: its ids made unique, its ink the page's own, its size the page's matter."""
+    """A figure for inlining: its ids become unique, its ink the text colour, and the page sets its size."""
     text = _bytes(path).decode("utf-8", errors="replace")
     body = text[text.find("<svg") :]
     box = re.search(r'viewBox="[\d. ]+"', body)

@@ -1,4 +1,4 @@
-"""The runs that are kept in `reports/published/`, each read from its own files, to stand beside this run."""
+"""The published runs in `reports/published/`, each read from its files, for comparison with this run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THIS = "This run"
 
 
 class Figure(Record):
-    """A time or a size of memory, of `timings.json`."""
+    """A time or an amount of memory in `timings.json`."""
 
     median: FiniteFloat
     ci_low: FiniteFloat | None
@@ -48,7 +48,7 @@ class Titled(Record):
 
 
 class State(Record):
-    """What became of a cell."""
+    """The status of a cell."""
 
     stage: str
     dataset: str
@@ -59,7 +59,7 @@ class State(Record):
 
 
 class Machine(Record):
-    """Where cells ran, and with which code."""
+    """The machine that cells ran on, and the commit of the code."""
 
     processor: str
     device: str
@@ -76,7 +76,7 @@ class Group(Record):
 
 
 class Provenance(Record):
-    """What is read of `provenance.json`."""
+    """The part of `provenance.json` that is read."""
 
     preset: str
     datasets: dict[str, Titled]
@@ -86,7 +86,7 @@ class Provenance(Record):
 
     @property
     def machines(self) -> list[Machine]:
-        """Where the cells of the grid ran; the fit in two dimensions is none of them."""
+        """The machines of the grid's cells; the two-dimensional mixture experiment does not count."""
         return [group.environment for group in self.environments if set(group.cells) != {"mixture"}]
 
 
@@ -100,7 +100,7 @@ class Judged(Record):
 
 
 class Claims(Record):
-    """What is read of `claims.json`."""
+    """The part of `claims.json` that is read."""
 
     claims: list[Judged]
 
@@ -112,7 +112,7 @@ class Timings(Record):
 
 
 class Published(Record):
-    """What is read of `manifest.json`, which says of which code the run is where its cells do not know it."""
+    """The part of `manifest.json` that is read; its commit, if given, replaces those of the cells."""
 
     commit: str | None
     dirty: bool | None
@@ -121,7 +121,7 @@ class Published(Record):
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the tables: a run's name, where it ran, and what it found."""
+    """One column of the tables: a run's name, its provenance and its figures."""
 
     name: str
     provenance: Provenance
@@ -132,14 +132,14 @@ class Run:
 
     @property
     def devices(self) -> list[str]:
-        """The machines that the cells of the grid ran on, by what computes there."""
+        """The devices that the cells of the grid ran on: the GPU, or the processor."""
         machines = self.provenance.machines
         return sorted({machine.gpu or f"{machine.processor}, {machine.device.upper()}" for machine in machines})
 
     @property
     def subsets(self) -> list[str]:
-        """The data sets of which the run has but a part."""
-        return [found.title for found in self.provenance.datasets.values() if found.subset]
+        """The titles of the data sets that the run uses only a subset of."""
+        return [dataset.title for dataset in self.provenance.datasets.values() if dataset.subset]
 
     @property
     def unfinished(self) -> list[State]:
@@ -147,7 +147,7 @@ class Run:
         return [cell for cell in self.provenance.cells if cell.status != "complete"]
 
     def trouble(self, dataset: str, recipe: str, *, measured: bool) -> list[str]:
-        """What became of those cells of a data set and a recipe that have no figures, measurements or trainings."""
+        """The status of each unfinished cell of a data set and a recipe: measurements only, or all others."""
         return [
             (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
             for cell in self.unfinished
@@ -156,26 +156,26 @@ class Run:
 
 
 def read_published(folder: Path) -> tuple[list[Run], list[str]]:
-    """All published runs by name, and a sentence for each that cannot be read.
+    """All published runs by name, and a warning for each run that cannot be read.
 
-    A folder is a run if it has any of the files of one; other folders may stand beside it.
+    A folder is a run if it contains any file of a run; other folders are ignored.
     """
     runs, warnings = [], []
-    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if place.name.startswith(".") or not any((place / name).exists() for name in (MANIFEST, *FILES)):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or not any((path / name).exists() for name in (MANIFEST, *FILES)):
             continue
         try:
-            runs.append(_published(place))
+            runs.append(_read_checked(path))
         except UserError as error:
             warnings.append(
-                f"The published run {place.name} cannot be shown: {error}. Publish it again with: "
-                f"python -m pipeline.publish ARCHIVE {place.name} --replace"
+                f"The published run {path.name} cannot be shown: {error}. Publish it again with: "
+                f"python -m pipeline.publish ARCHIVE {path.name} --replace"
             )
     return runs, warnings
 
 
 def read_this(reports: Path) -> Run:
-    """This run, from the same files as the others.
+    """This run, read from the same files as the published runs.
 
     Raises:
         UserError: If a file is missing or damaged.
@@ -184,15 +184,15 @@ def read_this(reports: Path) -> Run:
         return _read(reports, THIS)
     except ValidationError as error:
         raise UserError(
-            f"{reports} is damaged ({_first(error)}): write it again with python -m pipeline.collect"
+            f"{reports} is damaged ({_first_mistake(error)}): write it again with python -m pipeline.collect"
         ) from None
 
 
-def _published(folder: Path) -> Run:
-    """A run whose files are those that were published.
+def _read_checked(folder: Path) -> Run:
+    """Read a published run and check its files against the manifest.
 
     Raises:
-        UserError: If they are not, or not as they should be; the message fits into a sentence.
+        UserError: If a file is missing, changed or invalid; the message is a clause.
     """
     try:
         manifest = Published.model_validate(_json(folder, MANIFEST))
@@ -203,7 +203,7 @@ def _published(folder: Path) -> Run:
                 raise UserError(f"{name} is not what was published, its SHA-256 is another")
         run = _read(folder, folder.name)
     except ValidationError as error:
-        raise UserError(_first(error)) from None
+        raise UserError(_first_mistake(error)) from None
     except ValueError as error:
         raise UserError(f"its results.csv: {error}") from None
     except OSError as error:
@@ -227,33 +227,33 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _json(folder: Path, name: str) -> Any:
-    """A JSON file; the message of its error fits into a sentence, with no command that writes another run's file."""
+    """The content of a JSON file; its error is a clause, without the command that would write this run's file."""
     try:
         return read_json(folder / name)
     except UserError as error:
-        word = "is missing" if not (folder / name).exists() else "cannot be read as JSON"
-        raise UserError(f"its {name} {word}") from error
+        problem = "is missing" if not (folder / name).exists() else "cannot be read as JSON"
+        raise UserError(f"its {name} {problem}") from error
 
 
 def _bits(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Test bits/dim by data set and recipe: the mean over complete seeds with its interval, and what it is made of."""
+    """Test bits/dim by data set and recipe: the mean over complete seeds, its interval and the raw values."""
     try:
         table = read_table(path, RESULTS)
     except UserError:
         raise UserError(f"its {path.name} {'is damaged' if path.exists() else 'is missing'}") from None
-    own = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
-    return {(str(key[0]), str(key[1])): _estimate(rows) for key, rows in own.groupby(["dataset", "recipe"])}
+    complete = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
+    return {(str(key[0]), str(key[1])): _estimate(rows) for key, rows in complete.groupby(["dataset", "recipe"])}
 
 
 def _estimate(rows: pd.DataFrame) -> dict[str, Any]:
     values = rows["bits_per_dim_mean"].tolist()
-    found = mean_interval(values)
-    low, high = (None if end is None else rounded(end) for end in (found.low, found.high))
+    interval = mean_interval(values)
+    low, high = (None if end is None else rounded(end) for end in (interval.low, interval.high))
     return {
-        "mean": rounded(found.value),
+        "mean": rounded(interval.value),
         "ci_low": low,
         "ci_high": high,
-        "n": found.n,
+        "n": interval.n,
         "raw": seeds(rows["seed"], values),
     }
 
@@ -263,24 +263,24 @@ def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
     return {"what": "seed", "values": list(values), "names": [str(number) for number in numbers]}
 
 
-def _commit(about: Machine | Published) -> str:
-    return "unknown commit" if about.commit is None else about.commit[:12] + ("+" if about.dirty else "")
+def _commit(source: Machine | Published) -> str:
+    return "unknown commit" if source.commit is None else source.commit[:12] + ("+" if source.dirty else "")
 
 
-def _first(error: ValidationError) -> str:
-    """The first mistake as a part of a sentence."""
-    found = error.errors(include_url=False)[0]
-    return f"its {error.title.lower()} {'.'.join(map(str, found['loc']))}: {found['msg'].lower()}"
+def _first_mistake(error: ValidationError) -> str:
+    """The first validation error as a clause."""
+    mistake = error.errors(include_url=False)[0]
+    return f"its {error.title.lower()} {'.'.join(map(str, mistake['loc']))}: {mistake['msg'].lower()}"
 
 
 def likelihood_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each data set and recipe of any of the runs, a column for each run."""
     return [
         {
-            **about,
+            **titles,
             "values": [{"found": run.bits.get(key), "trouble": run.trouble(*key, measured=False)} for run in runs],
         }
-        for key, about in _subjects(runs)
+        for key, titles in _pairs(runs)
     ]
 
 
@@ -288,14 +288,15 @@ def timing_rows(runs: Sequence[Run], quantities: Mapping[str, str]) -> list[dict
     """A row for each quantity, data set and recipe of which any of the runs has a figure, a column for each run."""
     rows = []
     for quantity, label in quantities.items():
-        for (dataset, recipe), about in _subjects(runs):
-            found = [run.timings.get(dataset, {}).get(recipe, {}).get(quantity) for run in runs]
-            if any(found):
+        for (dataset, recipe), titles in _pairs(runs):
+            figures = [run.timings.get(dataset, {}).get(recipe, {}).get(quantity) for run in runs]
+            if any(figures):
                 trouble = [run.trouble(dataset, recipe, measured=True) for run in runs]
                 values = [
-                    {"found": own and own.model_dump(), "trouble": why} for own, why in zip(found, trouble, strict=True)
+                    {"found": figure and figure.model_dump(), "trouble": reason}
+                    for figure, reason in zip(figures, trouble, strict=True)
                 ]
-                rows.append({**about, "quantity": label, "values": values})
+                rows.append({**titles, "quantity": label, "values": values})
     return rows
 
 
@@ -306,9 +307,9 @@ def verdict_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"title": titles[name], "values": [run.verdicts.get(name) for run in runs]} for name in names]
 
 
-def _subjects(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """Each data set with each recipe, as they first occur, with how they are called."""
-    datasets = {name: found for run in reversed(runs) for name, found in run.provenance.datasets.items()}
+def _pairs(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """Each pair of data set and recipe in order of first occurrence, with their names for readers."""
+    datasets = {name: titled for run in reversed(runs) for name, titled in run.provenance.datasets.items()}
     recipes = {name: look for run in reversed(runs) for name, look in run.provenance.recipes.items()}
     for dataset in dict.fromkeys(name for run in runs for name in run.provenance.datasets):
         for recipe in dict.fromkeys(name for run in runs for name in run.provenance.recipes):

@@ -1,4 +1,4 @@
-"""What is kept in `reports/published/` beside runs: a run of `benchmarks/`, and tables of `pipeline.sweep`."""
+"""The published tables in `reports/published/`: those of `benchmarks/` and of `pipeline.sweep`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLE = {
     **dict.fromkeys(("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high"), "float64"),
 }
 WORKS = {"step": "training step", "log_prob": "density", "sample": "sampling"}
-# What varies in each figure of `benchmarks.cost`.
+# The caption of each figure of `benchmarks.cost`.
 FIGURES = {
     "features": "Time against the number D of features",
     "batch": "Time against the batch",
@@ -38,13 +38,13 @@ SWEEPS = {
     "realnvp": "Where RealNVP’s small form is best enlarged.",
 }
 ENVIRONMENT = ("processor", "threads", "torch", "time", "note")
-WIDE = 1024  # features from which on start-up costs no longer bend the slope
+WIDE = 1024  # features; below this number, constant costs bend the slope
 
 
 def read_benchmark(folder: Path) -> dict[str, Any] | None:
-    """The kept benchmark for the page: figures, slopes, and the table of all libraries.
+    """The published benchmark for the page: figures, slopes, and the table of all libraries.
 
-    None where none is kept; ``trouble`` alone, in words, where it cannot be read.
+    None if there is no benchmark; only ``trouble``, a sentence, if it cannot be read.
     """
     if not folder.is_dir():
         return None
@@ -61,7 +61,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return {
         "environment": read_environment(folder / "cost_environment.csv"),
         "figures": {
-            f"cost-{name}.svg": what for name, what in FIGURES.items() if (folder / f"cost-{name}.svg").is_file()
+            f"cost-{name}.svg": caption for name, caption in FIGURES.items() if (folder / f"cost-{name}.svg").is_file()
         },
         "slopes": {
             label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
@@ -72,10 +72,10 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """Where and when a benchmark ran."""
+    """The machine, the software and the time of a benchmark."""
     with path.open(encoding="utf-8", newline="") as file:
-        found = {row[0]: row[1] for row in csv.reader(file)}
-    return {name: found[name] for name in ENVIRONMENT}
+        values = {row[0]: row[1] for row in csv.reader(file)}
+    return {name: values[name] for name in ENVIRONMENT}
 
 
 def beside_the_first(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -96,9 +96,9 @@ def beside_the_first(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
-    """The tables of all kept sweeps; ``trouble`` in words, in place of rows, for one that cannot be read."""
-    found: list[dict[str, Any]] = []
-    for name, what in SWEEPS.items():
+    """The tables of all published sweeps; a sweep that cannot be read has ``trouble``, a sentence, instead of rows."""
+    sweeps: list[dict[str, Any]] = []
+    for name, caption in SWEEPS.items():
         path = folder / f"{name}.csv"
         if not path.is_file():
             continue
@@ -106,7 +106,7 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
             table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
             table["commit"] = table["commit"].str[:8]
             rows = table.astype(object).where(table.notna(), None).to_dict("records")
-            found.append({"name": name, "what": what, "rows": rows})
+            sweeps.append({"name": name, "what": caption, "rows": rows})
         except (OSError, ValueError) as error:
-            found.append({"name": name, "what": what, "trouble": f"The sweep {name} cannot be shown ({error})."})
-    return found
+            sweeps.append({"name": name, "what": caption, "trouble": f"The sweep {name} cannot be shown ({error})."})
+    return sweeps

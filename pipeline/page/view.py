@@ -23,7 +23,7 @@ from pipeline.results.claims import LABELS
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
-# What collect's files hold at least; metrics and timings have a key for each data set.
+# Keys that the files of collect must contain; metrics and timings have a key for each data set.
 PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
 )  # fmt: skip
@@ -39,10 +39,10 @@ TIMES = {
 }
 FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
 GRIDS = ("samples", "fitted_base", "nearest", "interpolations")
-# What is compared between runs.
+# The quantities that are compared between runs.
 COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
 COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
-# The quantities of which a mean over seeds is made, by the column of results.csv.
+# The column of results.csv for each quantity that is averaged over seeds.
 SEEDS = {
     "bits_per_dim": "bits_per_dim_mean",
     "bits_per_dim_median": "bits_per_dim_median",
@@ -59,18 +59,18 @@ MEMORY = {
 
 
 class Compiled(BytecodeCache):
-    """Compiled templates, for the next page of this process."""
+    """A cache of compiled templates, for further pages in this process."""
 
     def __init__(self) -> None:
         self._codes: dict[str, bytes] = {}
 
     def load_bytecode(self, bucket: Bucket) -> None:
-        """Give what was compiled from a template; the bucket leaves it aside if the template has changed since."""
+        """Load a compiled template; the bucket ignores it if the template has changed since."""
         if bucket.key in self._codes:
             bucket.bytecode_from_string(self._codes[bucket.key])
 
     def dump_bytecode(self, bucket: Bucket) -> None:
-        """Keep what was compiled from a template."""
+        """Store a compiled template."""
         self._codes[bucket.key] = bucket.bytecode_to_string()
 
 
@@ -78,7 +78,7 @@ COMPILED = Compiled()
 
 
 def render(reports: Path, title: str) -> str:
-    """The report as HTML: the same text for the same files.
+    """The report as HTML; equal files give equal text.
 
     Args:
         reports: The folder that collect has written.
@@ -88,7 +88,7 @@ def render(reports: Path, title: str) -> str:
         UserError: If a file is missing or damaged.
     """
     provenance = read_content(reports / "provenance.json", PROVENANCE)
-    found = {
+    contents = {
         "provenance": provenance,
         "claims": read_content(reports / "claims.json", CLAIMS),
         "metrics": read_content(reports / "metrics.json", provenance["datasets"]),
@@ -119,15 +119,15 @@ def render(reports: Path, title: str) -> str:
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        paper=found["claims"]["paper"],
-        principle=found["claims"]["principle"],
-        poster={row["quantity"]: row for row in found["claims"]["poster"]},
-        references=found["claims"]["references"],
-        conversion=found["claims"]["conversion"],
+        paper=contents["claims"]["paper"],
+        principle=contents["claims"]["principle"],
+        poster={row["quantity"]: row for row in contents["claims"]["poster"]},
+        references=contents["claims"]["references"],
+        conversion=contents["claims"]["conversion"],
         chosen_on_test=chosen_on_test(provenance),
         recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
-        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in found["claims"]["claims"]],
-        counts=count_verdicts(found["claims"]["claims"]),
+        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in contents["claims"]["claims"]],
+        counts=count_verdicts(contents["claims"]["claims"]),
         provenance=provenance,
         stages={row["stage"]: row for row in provenance.get("stages", [])},
         recipes=provenance["recipes"],
@@ -142,14 +142,14 @@ def render(reports: Path, title: str) -> str:
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),
         datasets=[
-            dataset_view(name, reports / "figures", with_raw(name, found, results, timings), results, latents)
+            dataset_view(name, reports / "figures", with_raw(name, contents, results, timings), results, latents)
             for name in provenance["datasets"]
         ],
     )
 
 
 def others_view(reports: Path) -> dict[str, Any]:
-    """The published runs beside this one: a column for each, and a warning for each that cannot be read."""
+    """This run and the published runs, a column for each, and a warning for each run that cannot be read."""
     published, warnings = read_published(reports / "published")
     if not published:
         return {"runs": [], "warnings": warnings}
@@ -164,16 +164,16 @@ def others_view(reports: Path) -> dict[str, Any]:
 
 
 def with_raw(
-    name: str, found: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
+    name: str, contents: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
 ) -> dict[str, Mapping[str, Any]]:
-    """The contents of the JSON files, with the raw values behind the means and medians of one data set."""
-    whole = results[(results["dataset"] == name) & (results["class"] == "all")]
-    own = timings[timings["dataset"] == name]
-    times = {key: rows["value"].tolist() for key, rows in own.groupby(["recipe", "quantity", "unit"])}
+    """The contents of the JSON files, with the raw values of the means and medians of one data set added."""
+    all_classes = results[(results["dataset"] == name) & (results["class"] == "all")]
+    dataset_timings = timings[timings["dataset"] == name]
+    times = {key: rows["value"].tolist() for key, rows in dataset_timings.groupby(["recipe", "quantity", "unit"])}
 
     def of_seeds(recipe: str, quantity: str) -> dict[str, Any]:
         column = SEEDS.get(quantity)
-        rows = whole[whole["recipe"] == recipe].dropna(subset=[column]) if column else whole[:0]
+        rows = all_classes[all_classes["recipe"] == recipe].dropna(subset=[column]) if column else all_classes[:0]
         return seeds(rows["seed"], rows[column]) if column and len(rows) else {}
 
     def of_times(recipe: str, quantity: str) -> dict[str, Any]:
@@ -188,7 +188,11 @@ def with_raw(
         }
         return {**content, name: by_recipe}
 
-    return {**found, "metrics": filled(found["metrics"], of_seeds), "timings": filled(found["timings"], of_times)}
+    return {
+        **contents,
+        "metrics": filled(contents["metrics"], of_seeds),
+        "timings": filled(contents["timings"], of_times),
+    }
 
 
 def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
@@ -199,7 +203,11 @@ def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """A JSON file of collect, with these keys."""
+    """The content of a JSON file of collect.
+
+    Raises:
+        UserError: If the file is missing or damaged, or lacks one of the keys.
+    """
     content: dict[str, Any] = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
@@ -208,51 +216,51 @@ def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def dataset_view(
-    name: str, folder: Path, found: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
+    name: str, folder: Path, contents: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
 ) -> dict[str, Any]:
-    """What the page shows of one data set.
+    """The values that the page shows for one data set.
 
     Args:
         name: The data set.
         folder: The folder of the figures.
-        found: The contents of the JSON files, by name without suffix.
+        contents: The contents of the JSON files, by name without suffix.
         results: The table of all results.
         latents: The table of all latents, a row for each seed.
     """
-    metrics, timings = found["metrics"][name], found["timings"][name]
-    recipes = found["provenance"]["recipes"]
+    metrics, timings = contents["metrics"][name], contents["timings"][name]
+    recipes = contents["provenance"]["recipes"]
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
     figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
 
-    def drawn(grid: str) -> list[str]:
+    def recipes_with_images(grid: str) -> list[str]:
         return [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
 
     return {
         "name": name,
-        "info": found["provenance"]["datasets"][name],
+        "info": contents["provenance"]["datasets"][name],
         "metrics": metrics,
         "latents": latents[latents["dataset"] == name].to_dict("records"),
         "timings": timings,
-        "poster": [poster_row(row, metrics, timings) for row in found["claims"]["poster"]],
+        "poster": [poster_row(row, metrics, timings) for row in contents["claims"]["poster"]],
         "worst": {recipe: worst.get(recipe) for recipe in recipes},
         "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
-        "machines": len(training_machines(name, found["provenance"])),
+        "machines": len(training_machines(name, contents["provenance"])),
         "classes": class_table(rows, recipes),
         "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
-        **{grid: drawn(grid) for grid in GRIDS},
+        **{grid: recipes_with_images(grid) for grid in GRIDS},
     }
 
 
 def standard_error(results: pd.DataFrame) -> float | None:
-    """The largest standard error of a mean over test images among all models, in bits/dim; None where there is none."""
-    whole = results[results["class"] == "all"].dropna(subset=["bits_per_dim_std", "images"])
-    errors = whole["bits_per_dim_std"] / whole["images"].astype("float64").pow(0.5)
+    """The largest standard error of a mean over test images among all models, in bits/dim; None without results."""
+    all_classes = results[results["class"] == "all"].dropna(subset=["bits_per_dim_std", "images"])
+    errors = all_classes["bits_per_dim_std"] / all_classes["images"].astype("float64").pow(0.5)
     return float(errors.max()) if len(errors) else None
 
 
 def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """The machines and devices on which recipes were trained by steps on a data set."""
+    """The machines and devices that ran gradient training on a data set."""
     trained = {name for name, recipe in provenance["params"]["recipes"].items() if recipe["training"] is not None}
     return {
         (group["environment"]["host"], group["environment"]["device"])
@@ -263,7 +271,7 @@ def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[
 
 
 def draws_of(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """How many dequantisation draws a recipe's complete cells have, and half of the widest interval over them."""
+    """The number of draws of a recipe's complete cells, and the half-width of the widest interval over draws."""
     cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()]
     if not len(cells):
         return None
@@ -272,19 +280,19 @@ def draws_of(rows: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the poster's table with our figures beside it: the honest one and the one its stopwatch would give."""
+    """A row of the poster's table with our figures: the honest one, and the one measured as the poster did."""
 
     def figure(recipe: str, quantity: str | None) -> dict[str, Any] | None:
-        found = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
-        if found is None:
+        estimate = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
+        if estimate is None:
             return None
-        value = found.get("mean", found.get("median"))
-        kept = ("ci_low", "ci_high", "n", "raw", "per", "batch")
-        return {"mean": value, **{key: found[key] for key in kept if key in found}}
+        value = estimate.get("mean", estimate.get("median"))
+        keys = ("ci_low", "ci_high", "n", "raw", "per", "batch")
+        return {"mean": value, **{key: estimate[key] for key in keys if key in estimate}}
 
     pair = ("lunet", "realnvp")
-    found = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
-    scaled = [(time["images"], time["of"]) for time in found if time.get("images", 0) < time.get("of", 0)]
+    stopwatches = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
+    scaled = [(time["images"], time["of"]) for time in stopwatches if time.get("images", 0) < time.get("of", 0)]
     return {
         **row,
         "honest": [figure(recipe, row["ours"]) for recipe in pair],
@@ -295,36 +303,36 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
 
 def class_table(rows: pd.DataFrame, recipes: Iterable[str]) -> list[dict[str, Any]]:
     """Bits/dim of each class, a column for each recipe: the mean over the complete seeds."""
-    own = rows[rows["class"] != "all"]
-    bits = own.groupby(["class", "recipe"])["bits_per_dim_mean"].mean().to_dict()
+    class_rows = rows[rows["class"] != "all"]
+    bits = class_rows.groupby(["class", "recipe"])["bits_per_dim_mean"].mean().to_dict()
     return [
         {"class": label, "name": name, "bits": {recipe: bits.get((label, recipe)) for recipe in recipes}}
-        for label, name in dict(zip(own["class"], own["class_name"], strict=True)).items()
+        for label, name in dict(zip(class_rows["class"], class_rows["class_name"], strict=True)).items()
     ]
 
 
 def count_verdicts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many claims have each verdict, by label; verdicts that no claim has are left out."""
+    """The number of claims with each verdict, by label; verdicts without a claim are left out."""
     labels = [claim["label"] for claim in claims]
     return {label: labels.count(label) for label in LABELS.values() if label in labels}
 
 
 def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A claim's evidence, a row for each number and a column for each data set; None where there is no such number."""
-    columns = [{item["name"]: item for item in found["evidence"]} for found in claim["datasets"]]
+    """A claim's evidence, a row for each number and a column for each data set; a missing number is None."""
+    columns = [{item["name"]: item for item in dataset["evidence"]} for dataset in claim["datasets"]]
     labels = {name: item for column in columns for name, item in column.items()}
     return [{**item, "values": [column.get(name) for column in columns]} for name, item in labels.items()]
 
 
 def mixtures(table: pd.DataFrame) -> list[str]:
-    """What a table mixes that should be alike: machines, devices, or states of the code."""
+    """Warnings about a table with several machines, devices or states of the code, which should each be the same."""
     names = {"host": "machines", "device": "devices", "commit": "states of the code"}
-    kinds = {name: sorted(table[name].dropna().unique()) for name in names}
+    values = {name: sorted(table[name].dropna().unique()) for name in names}
     warnings = [
-        f"This table mixes {len(kinds[name])} {word}: {', '.join(kinds[name])}."
-        for name, word in names.items()
-        if len(kinds[name]) > 1
+        f"This table mixes {len(values[name])} {label}: {', '.join(values[name])}."
+        for name, label in names.items()
+        if len(values[name]) > 1
     ]
-    if any(commit.endswith("+") for commit in kinds["commit"]):
+    if any(commit.endswith("+") for commit in values["commit"]):
         warnings.append("Some rows come from code with changes that were not committed (marked +).")
     return warnings

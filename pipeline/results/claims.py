@@ -1,4 +1,4 @@
-"""The paper's claims, and the evaluator that turns figures into verdicts by the rules of `claims.yaml` alone."""
+"""The schema and the loader of `claims.yaml`: the paper's claims, each with the rule that decides it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core.console import UserError
 from pipeline.core.params import Name, Section, read_yaml
-from pipeline.results.statistics import (
-    Estimate,
-)
+from pipeline.results.statistics import Estimate
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-SHOWN = 10  # mistakes
+SHOWN = 10  # validation errors listed in one message
 RESTORE = "Mend it, or take it as it was with: git checkout pipeline/results/claims.yaml"
 
 Verdict = Literal["replicated", "partly", "not_replicated", "not_tested_at_this_scale", "not_tested", "not_comparable"]
@@ -32,19 +30,19 @@ Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 
 
 class Bounds(Section):
-    """Where a number must lie, ends included."""
+    """The range that a number must lie in, ends included."""
 
     at_least: Number | None = None
     at_most: Number | None = None
 
     def hold(self, estimate: Estimate) -> bool:
-        """Whether the whole interval lies within."""
+        """Whether the whole interval of the estimate lies within the bounds."""
         above = self.at_least is None or estimate.least >= self.at_least
         return above and (self.at_most is None or estimate.most <= self.at_most)
 
 
 class Statistic(Section):
-    """What is computed: a kind of `STATISTICS`, and for comparisons of which quantity and recipes."""
+    """What is computed: a key of `pipeline.results.evidence.STATISTICS`, with the quantity and recipes to compare."""
 
     kind: Literal["difference", "ratio", "inverse", "determinant", "likelihood", "samples"]
     quantity: str = ""
@@ -55,7 +53,7 @@ class Statistic(Section):
 
 
 class Label(Section):
-    """What a number of the evidence is called, and its unit."""
+    """The label and the unit of a number of the evidence."""
 
     label: str
     unit: str
@@ -88,7 +86,7 @@ class Claim(Section):
 
 
 class PosterRow(Section):
-    """A row of the poster's table, what it is, and where our figures for it stand."""
+    """A row of the poster's table, with the names of our figures for it."""
 
     quantity: Name
     label: str
@@ -132,10 +130,14 @@ class ClaimsFile(Section):
 
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
-    """Read and check the claims; a mistake is a `UserError` that names its place."""
+    """Read and check the claims.
+
+    Raises:
+        UserError: If the file is missing or invalid; the message names each invalid key.
+    """
     try:
         values = read_yaml(path)
-        # YAML that is cut off within a text is YAML still, with fewer claims.
+        # A file that is cut off within a text may still be valid YAML, with fewer claims.
         if values is not None and not path.read_bytes().endswith(b"\n"):
             raise UserError(f"{path} is cut off: it ends within a line")
         return ClaimsFile.model_validate(values)

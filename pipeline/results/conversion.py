@@ -22,12 +22,12 @@ from pipeline.results.statistics import rounded
 
 
 def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
-    """What the poster's likelihoods mean on each data set, and our own printed figures converted in the same way."""
+    """The poster's likelihoods and our own printed figures, converted to bits per pixel on each data set."""
     printed = next(row for row in claims.poster if row.quantity == "nll")
     codes: tuple[tuple[Code, float], ...] = (("lunet", printed.lunet), ("realnvp", printed.realnvp))
     poster = [
         {"title": dataset.title, "code": code, "printed": value}
-        | {key: rounded(found) for key, found in poster_in_bits(dataset, code, value).items()}
+        | {key: rounded(bits) for key, bits in poster_in_bits(dataset, code, value).items()}
         for dataset in results.datasets.values()
         if dataset.in_paper
         for code, value in codes
@@ -46,17 +46,17 @@ def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
 
 
 def converted(per_class: Mapping[str, Likelihood], recipe: Recipe, dataset: Dataset) -> float | None:
-    """A printed figure turned into bits per pixel by the data's Jacobian alone, to hold against the model's own figure.
+    """A printed figure converted to bits per pixel with the data's Jacobian alone, to check against the honest one.
 
-    ``None`` where there is no printed figure.
+    ``None`` if a class has no printed figure.
     """
     code = released_code(recipe)
     margin = recipe.margin if isinstance(recipe.margin, tuple) else (recipe.margin, recipe.margin)
     total = 0.0
-    for label, found in per_class.items():
-        if found.poster_bits_per_pixel is None:
+    for label, likelihood in per_class.items():
+        if likelihood.poster_bits_per_pixel is None:
             return None
-        factor = batch_factor(found.images if recipe.classes == "each" else len(dataset.test_images))
+        factor = batch_factor(likelihood.images if recipe.classes == "each" else len(dataset.test_images))
         logit = logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
-        total += found.images * to_bits_per_dim(found.poster_bits_per_pixel, code, logit, factor)
+        total += likelihood.images * to_bits_per_dim(likelihood.poster_bits_per_pixel, code, logit, factor)
     return total / len(dataset.test_images)

@@ -1,4 +1,4 @@
-"""Which figures a data set gets, and what each of them shows."""
+"""Selects the figures of a data set and the rows that each of them shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.results.looks import Look
 from pipeline.results.reading import Results, read_samples
 
 PHASES = ("training", "sampling")
-# Bytes of a number; numbers that an optimiser keeps for each parameter: Adam two moments, SGD its momentum.
+# Bytes per number, and state numbers per parameter: Adam keeps two moments, SGD its momentum.
 WIDTHS = {"float32": 4, "float64": 8}
 STATES = {"adam": 2, "sgd": 1}
 
@@ -26,7 +26,7 @@ def draw(
     contents: Mapping[str, Any],
     floors: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Draw one data set's figures from its rows of the tables and the JSON files, each where there is something."""
+    """Draw one data set's figures from its rows of the tables and the JSON files; a figure without data is left out."""
     curves, timings = tables["curves.csv"], tables["timings.csv"]
     metrics, medians = contents["metrics.json"][dataset], contents["timings.json"][dataset]
     references = [row for row in contents["claims.json"]["references"] if row["dataset"] == dataset]
@@ -35,30 +35,34 @@ def draw(
     if len(curves):
         figures.curves(folder / f"curves-{dataset}.svg", curves, looks)
         figures.progress(folder / f"progress-{dataset}.svg", curves, looks)
-    bits = {recipe: found["bits_per_dim"] for recipe, found in metrics.items() if "bits_per_dim" in found}
+    bits = {recipe: values["bits_per_dim"] for recipe, values in metrics.items() if "bits_per_dim" in values}
     if bits:
         figures.likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, looks)
     if timings["quantity"].isin(list(figures.TIMES)).any():
         poster = poster_times(contents["claims.json"]["poster"])
         figures.times(folder / f"times-{dataset}.svg", timings, looks, poster)
     peaks = {
-        recipe: own
-        for recipe, found in medians.items()
-        if (own := {phase: found[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in found})
+        recipe: by_phase
+        for recipe, quantities in medians.items()
+        if (
+            by_phase := {
+                phase: quantities[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in quantities
+            }
+        )
     }
     if peaks:
         figures.memory(folder / f"memory-{dataset}.svg", peaks, floors, looks)
     determinant = timings[timings["quantity"].str.startswith("determinant_")]
     if len(determinant):
         recipe = determinant["recipe"].iloc[0]
-        own = determinant[determinant["recipe"] == recipe]
-        figures.determinant(folder / f"determinant-{dataset}.svg", own, looks[recipe])
+        rows = determinant[determinant["recipe"] == recipe]
+        figures.determinant(folder / f"determinant-{dataset}.svg", rows, looks[recipe])
 
 
 def memory_floors(dataset: str, results: Results) -> dict[str, dict[str, float]]:
-    """The MiB below which a recipe's peaks cannot be, by recipe and phase: from the counts of parameters alone.
+    """A lower bound on the peak memory in MiB, by recipe and phase, from the numbers of parameters alone.
 
-    Both hold the numbers that are stored; training has a gradient and the optimiser's state beside each free parameter.
+    Both phases store all parameters; training adds a gradient and the optimiser's state for each free parameter.
     """
     floors: dict[str, dict[str, float]] = {}
     for measured in results.measurements:
@@ -66,15 +70,15 @@ def memory_floors(dataset: str, results: Results) -> dict[str, dict[str, float]]
             continue
         recipe = results.params.recipe(measured.key.recipe)
         stored, free, width = measured.parameters.stored, measured.parameters.free, WIDTHS[recipe.dtype]
-        own = {"sampling": stored * width / 2**20}
+        mib_by_phase = {"sampling": stored * width / 2**20}
         if recipe.training is not None:
-            own["training"] = (stored + free * (1 + STATES[recipe.training.optimizer])) * width / 2**20
-        floors[measured.key.recipe] = own
+            mib_by_phase["training"] = (stored + free * (1 + STATES[recipe.training.optimizer])) * width / 2**20
+        floors[measured.key.recipe] = mib_by_phase
     return floors
 
 
 def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The poster's times that ours compare with, by quantity and recipe, in honest milliseconds."""
+    """The poster's times by quantity and recipe, in milliseconds corrected by ``factors``."""
     return {
         row["figure"].removesuffix("_ms"): {
             recipe: row[recipe] / (row["factors"] or {}).get(recipe, 1) for recipe in ("lunet", "realnvp")

@@ -36,7 +36,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was found of one recipe on one data set; ``trouble`` says why a figure may be missing."""
+    """The figures of one recipe on one data set; ``trouble`` says why a figure may be missing."""
 
     metrics: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     times: Mapping[str, Times] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Subject:
 
 
 class MissingError(Exception):
-    """A figure that a claim needs is not there; the message says which and why."""
+    """A figure that a claim needs is missing; the message says which and why."""
 
 
 class DifferentError(Exception):
@@ -56,7 +56,7 @@ class DifferentError(Exception):
 
 
 Evidence = dict[str, Estimate]
-# The evidence that only several seeds give.
+# The evidence that needs several seeds.
 BELOW = "below"
 
 
@@ -74,7 +74,7 @@ def _times(subject: Subject, name: str) -> Times:
 
 
 def _difference(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
-    """LU-Net minus RealNVP, paired by the seeds that both have."""
+    """The first compared recipe minus the second, paired by the seeds that both have."""
     by_recipe = [subjects[recipe].metrics.get(claim.statistic.quantity, {}) for recipe in claim.compares]
     seeds = sorted(set(by_recipe[0]) & set(by_recipe[1]))
     if not seeds:
@@ -96,7 +96,7 @@ def _difference(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
 
 
 def _ratio(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
-    """One recipe's figure over the other's: medians of raw times, or means over seeds."""
+    """One recipe's figure divided by the other's: the ratio of medians, over raw times or over seeds."""
     statistic = claim.statistic
     above, below = subjects[statistic.above], subjects[statistic.below]
     if any(statistic.quantity in subject.metrics for subject in (above, below)):
@@ -135,17 +135,17 @@ def _inverse(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
 def _determinant(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     """Exponents over the larger half of the widths, at least three of them."""
     subject = subjects[claim.compares[0]]
-    found = subject.determinant
-    if found is None:
+    timings = subject.determinant
+    if timings is None:
         raise MissingError(subject.trouble or "the determinant's cost was not measured")
-    widths = found["widths"]
+    widths = timings["widths"]
     first = min(len(widths) // 2, max(len(widths) - 3, 0))
     if len(widths) - first < 3:
         raise MissingError(f"an exponent needs three widths or more, and {len(widths)} were measured")
     n = len(widths) - first
 
     def slope(name: str) -> float:
-        return log_log_slope(widths[first:], [float(np.median(samples)) for samples in found[name][first:]])
+        return log_log_slope(widths[first:], [float(np.median(samples)) for samples in timings[name][first:]])
 
     diagonal, dense = slope("diagonal_ms"), slope("slogdet_ms")
     values = {"diagonal": diagonal, "dense": dense, "gap": dense - diagonal}
@@ -154,10 +154,10 @@ def _determinant(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
 
 def _likelihood(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     subject = subjects[claim.compares[0]]
-    found = ("mean", "variance", "variance_min", "variance_max", "radius_distance")
+    names = ("mean", "variance", "variance_min", "variance_max", "radius_distance")
     return {
         "improvement": _metric(subject, "holdout_improvement"),
-        **{name: _metric(subject, f"latent_{name}") for name in found},
+        **{name: _metric(subject, f"latent_{name}") for name in names},
     }
 
 

@@ -1,7 +1,7 @@
-"""The report's figures, drawn with matplotlib: the same bytes for the same values, and ink that a page can recolour.
+"""The report's figures, drawn with matplotlib: equal values give equal bytes, and a page can recolour the ink.
 
-Text, axes and everything that is no recipe's are drawn in `INK`; the report puts the page's own colour in its place, so
-that a figure follows the page into the dark.
+Text, axes and all marks that belong to no recipe are drawn in `INK`. The report replaces it with the page's text
+colour, so that figures are readable in the dark theme too.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ MASSES = (0.99, 0.9, 0.5)
 
 @contextmanager
 def figure(path: Path, height: float) -> Iterator[Axes]:
-    """Axes of a figure that is written to ``path``; see `_canvas`."""
+    """The axes of a figure that is written to ``path``; see `_canvas`."""
     with _canvas(path, WIDTH, height) as canvas:
         yield canvas.add_subplot()
 
 
 @contextmanager
 def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written to ``path`` as SVG: no date, and ids that depend on its name alone."""
+    """A figure that is written to ``path`` as SVG: no date, and ids that depend only on the file name."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -76,12 +76,12 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
     with figure(path, 3.4) as axes:
         shown: list[float] = []
         for recipe, look in recipes.items():
-            own = rows[rows["recipe"] == recipe]
-            held, train = (bundle(own, "epoch", f"{kind}_bits_per_dim") for kind in ("holdout", "train"))
-            _draw_bundle(axes, held, look)
+            recipe_rows = rows[rows["recipe"] == recipe]
+            holdout, train = (bundle(recipe_rows, "epoch", f"{kind}_bits_per_dim") for kind in ("holdout", "train"))
+            _draw_bundle(axes, holdout, look)
             axes.plot(train["x"], train["mean"], color=look.colour, linewidth=1.1, linestyle=(0, (3, 2)))
-            # An untrained model may start far above all others: the axis shows where training goes.
-            shown += [*held["low"][1:], *held["high"][1:], *train["mean"]]
+            # An untrained model may lie far above all later values, so it does not count for the limits of the axis.
+            shown += [*holdout["low"][1:], *holdout["high"][1:], *train["mean"]]
         if shown:
             pad = 0.06 * (max(shown) - min(shown) or 1)
             axes.set_ylim(min(shown) - pad, max(shown) + pad)
@@ -110,47 +110,47 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
 
 
 def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """The curves of one recipe's models and seeds as one: at each look where they are and their mean, low and high."""
+    """One recipe's models and seeds as one curve: mean x, and mean, minimum and maximum of y at each validation."""
     curves = rows.dropna(subset=[x, y])
-    looks = curves.groupby(curves.groupby(["seed", "model"]).cumcount())
-    return looks.agg(x=(x, "mean"), mean=(y, "mean"), low=(y, "min"), high=(y, "max"), n=(y, "size"))
+    validations = curves.groupby(curves.groupby(["seed", "model"]).cumcount())
+    return validations.agg(x=(x, "mean"), mean=(y, "mean"), low=(y, "min"), high=(y, "max"), n=(y, "size"))
 
 
 def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
-    """The mean as a line, and from the lowest to the highest a band where there are several curves."""
+    """Draw the mean as a line; with several curves, also a band from the minimum to the maximum."""
     if not len(curve):
         return
-    about: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
-    axes.plot(curve["x"], curve["mean"], **about)
+    style: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
+    axes.plot(curve["x"], curve["mean"], **style)
     if curve["n"].max() > 1:
         axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
 
 
 def likelihoods(
     path: Path,
-    found: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, Mapping[str, Any]],
     references: Sequence[Mapping[str, Any]],
     recipes: Mapping[str, Look],
 ) -> None:
-    """Test bits/dim of our recipes (bars, with intervals) among published figures (outlined), best on top."""
-    ours = [(own["mean"], recipe, own) for recipe, own in found.items()]
-    theirs = [(reference["value"], reference["label"], None) for reference in references]
-    bars = sorted([*ours, *theirs], key=lambda bar: (bar[0], bar[1]))
+    """Test bits/dim of our recipes (bars with intervals) and of published figures (outlined bars), best on top."""
+    ours = [(interval["mean"], recipe, interval) for recipe, interval in figures.items()]
+    published = [(reference["value"], reference["label"], None) for reference in references]
+    bars = sorted([*ours, *published], key=lambda bar: (bar[0], bar[1]))
     with figure(path, 0.9 + 0.25 * len(bars)) as axes:
-        for place, (value, name, own) in enumerate(bars):
-            if own is None:
-                axes.barh(place, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
+        for position, (value, name, interval) in enumerate(bars):
+            if interval is None:
+                axes.barh(position, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
             else:
-                axes.barh(place, value, height=0.62, color=recipes[name].colour)
-                if own["ci_low"] is not None:
-                    axes.plot([own["ci_low"], own["ci_high"]], [place, place], color=INK, linewidth=1.4)
-            end = value if own is None or own["ci_high"] is None else max(value, own["ci_high"])
-            axes.annotate(f"{value:.2f}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
-        names = [name if own is None else recipes[name].label for _, name, own in bars]
+                axes.barh(position, value, height=0.62, color=recipes[name].colour)
+                if interval["ci_low"] is not None:
+                    axes.plot([interval["ci_low"], interval["ci_high"]], [position, position], color=INK, linewidth=1.4)
+            end = value if interval is None or interval["ci_high"] is None else max(value, interval["ci_high"])
+            axes.annotate(f"{value:.2f}", (end, position), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        names = [name if interval is None else recipes[name].label for _, name, interval in bars]
         axes.set_yticks(range(len(bars)), names)
-        for tick, (_, _, own) in zip(axes.get_yticklabels(), bars, strict=True):
-            tick.set_alpha(0.7 if own is None else 1.0)
-            tick.set_fontweight("normal" if own is None else "bold")
+        for tick, (_, _, interval) in zip(axes.get_yticklabels(), bars, strict=True):
+            tick.set_alpha(0.7 if interval is None else 1.0)
+            tick.set_fontweight("normal" if interval is None else "bold")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
         axes.grid(visible=False, axis="y")
@@ -159,15 +159,15 @@ def likelihoods(
 
 
 def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
-    """Quantiles of projected test latents less those of the standard normal, a line for each recipe's first seed."""
+    """Quantiles of projected test latents minus those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
     with figure(path, 3.2) as axes:
         axes.axhline(0, color=INK, linewidth=0.9)
         for recipe, line in first.groupby("recipe", sort=False):
             look = recipes[str(recipe)]
-            off = line["projection_quantile"] - line["normal_quantile"]
-            about: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
-            axes.plot(line["normal_quantile"], off, linewidth=1.6, markersize=3.5, **about)
+            difference = line["projection_quantile"] - line["normal_quantile"]
+            style: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
+            axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **style)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
         axes.set_xlabel("quantile of the standard normal")
         axes.set_ylabel("how far the latents’ is off")
@@ -189,7 +189,7 @@ def times(
     recipes: Mapping[str, Look],
     poster: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Every raw repetition on a logarithmic axis, with medians (bars) and what the poster says (open diamonds).
+    """Every raw repetition on a logarithmic axis, with medians (bars) and the poster's times (open diamonds).
 
     Args:
         path: The file to write.
@@ -199,31 +199,37 @@ def times(
     """
     samples = rows.groupby(["quantity", "recipe"])["value"]
     lines: list[tuple[float, str, str]] = []
-    place, titles = 0.0, []
+    position, titles = 0.0, []
     for quantity, title in TIMES.items():
         measured = [recipe for recipe in recipes if (quantity, recipe) in samples.groups]
         if measured:
-            titles.append((place, title))
-            lines += [(place + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
-            place += len(measured) + 1.4
-    with figure(path, 0.8 + 0.2 * place) as axes:
+            titles.append((position, title))
+            lines += [(position + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
+            position += len(measured) + 1.4
+    with figure(path, 0.8 + 0.2 * position) as axes:
         for height, quantity, recipe in lines:
             values = samples.get_group((quantity, recipe)).to_numpy()
             look = recipes[recipe]
             axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
             axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
-            said = poster.get(quantity, {}).get(recipe)
-            if said is not None:
-                axes.plot([said], [height], "D", color=INK, fillstyle="none", markersize=5)
+            printed = poster.get(quantity, {}).get(recipe)
+            if printed is not None:
+                axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:
-            across = ("axes fraction", "data")
+            coordinates = ("axes fraction", "data")
             axes.annotate(
-                title, (0, height), (5, 0), xycoords=across, textcoords="offset points", va="center", fontweight="bold"
+                title,
+                (0, height),
+                (5, 0),
+                xycoords=coordinates,
+                textcoords="offset points",
+                va="center",
+                fontweight="bold",
             )
         axes.set_yticks([height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.set_ylim(place, -0.7)
+        axes.set_ylim(position, -0.7)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=8))
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
@@ -233,33 +239,33 @@ def times(
 
 def memory(
     path: Path,
-    found: Mapping[str, Mapping[str, float]],
+    peaks: Mapping[str, Mapping[str, float]],
     floors: Mapping[str, Mapping[str, float]],
     recipes: Mapping[str, Look],
 ) -> None:
-    """Peaks of memory: training as full bars, sampling as pale ones; a mark on each where the least possible lies.
+    """Peak memory: training as full bars, sampling as pale bars; a mark on each bar is the lower bound.
 
     Args:
         path: The file to write.
-        found: MiB by recipe, under "training" and "sampling".
-        floors: What a bar cannot be below, in the same form.
+        peaks: MiB by recipe, under "training" and "sampling".
+        floors: The lower bounds in MiB, in the same form.
         recipes: The recipes' looks.
     """
-    with figure(path, 0.9 + 0.42 * len(found)) as axes:
-        for place, (recipe, peaks) in enumerate(found.items()):
+    with figure(path, 0.9 + 0.42 * len(peaks)) as axes:
+        for position, (recipe, by_phase) in enumerate(peaks.items()):
             for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
-                if phase in peaks:
-                    axes.barh(place + offset, peaks[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
+                if phase in by_phase:
+                    axes.barh(position + offset, by_phase[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
                     if (least := floors.get(recipe, {}).get(phase)) is not None:
-                        ends = [place + offset - 0.17, place + offset + 0.17]
+                        ends = [position + offset - 0.17, position + offset + 0.17]
                         axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
-                    label = f"{peaks[phase]:,.0f} {phase}"
-                    at = (peaks[phase], place + offset)
-                    axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-        axes.set_yticks(range(len(found)), [recipes[recipe].label for recipe in found])
+                    label = f"{by_phase[phase]:,.0f} {phase}"
+                    end = (by_phase[phase], position + offset)
+                    axes.annotate(label, end, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(peaks)), [recipes[recipe].label for recipe in peaks])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.35 * max((max(peaks.values(), default=0) for peaks in found.values()), default=1) or 1)
+        axes.set_xlim(0, 1.35 * max((max(by_phase.values(), default=0) for by_phase in peaks.values()), default=1) or 1)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("MiB at the peak")
 
@@ -272,11 +278,11 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
             "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
         }
         for quantity, (colour, marker, label) in styles.items():
-            own = rows[rows["quantity"] == quantity].astype({"width": "int64"})
-            medians = own.groupby("width")["value"].median()
-            about: Any = {"color": colour, "marker": marker}
-            axes.plot(own["width"], own["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **about)
-            axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **about)
+            samples = rows[rows["quantity"] == quantity].astype({"width": "int64"})
+            medians = samples.groupby("width")["value"].median()
+            style: Any = {"color": colour, "marker": marker}
+            axes.plot(samples["width"], samples["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **style)
+            axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **style)
         axes.set_yscale("log")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
@@ -292,7 +298,7 @@ def mixture(
     box: Sequence[float],
     points: Sequence[tuple[float, float]],
 ) -> None:
-    """The regions of highest density that hold certain shares of the mass, a panel for the truth and each model.
+    """The regions of highest density that contain `MASSES` of the mass, a panel for the truth and each model.
 
     Args:
         path: The file to write.
@@ -311,9 +317,9 @@ def mixture(
             axes.plot(*np.transpose(points), ".", color=INK, markersize=2.2, mew=0, alpha=0.45, zorder=1)
             for level, alpha in zip(levels, (0.16, 0.3, 0.5), strict=True):
                 if level is not None:
-                    about: Any = {"colors": [look.colour], "zorder": 2}
-                    axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **about)
-                    axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **about)
+                    style: Any = {"colors": [look.colour], "zorder": 2}
+                    axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **style)
+                    axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **style)
             axes.set_title(look.label, fontsize=9.5)
             axes.set_aspect("equal")
             axes.set_xlim(left, right)
@@ -321,25 +327,25 @@ def mixture(
 
 
 def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
-    """The log-densities that bound the regions of highest density with shares of the mass; None where the grid ends."""
+    """The log-density on the boundary of each region of `MASSES`; None if the grid contains too little mass."""
     values = np.sort(log_density.ravel())[::-1].astype(np.float64)
     mass = np.cumsum(np.exp(values)) * area
-    return [float(values[place]) if place < len(values) else None for place in np.searchsorted(mass, MASSES)]
+    return [float(values[index]) if index < len(values) else None for index in np.searchsorted(mass, MASSES)]
 
 
 def images(path: Path, grid: NDArray[np.uint8]) -> None:
-    """A grid of images of shape (rows, columns, height, width) as a PNG, a thin gap of mid-grey between them."""
+    """A grid of images of shape (rows, columns, height, width) as a PNG, with thin mid-grey gaps between the images."""
     framed = np.pad(grid, ((0, 0), (0, 0), (0, 2), (0, 2)), constant_values=128)
     rows, columns, height, width = framed.shape
     canvas = framed.swapaxes(1, 2).reshape(rows * height, columns * width)[:-2, :-2]
-    # One channel: matplotlib's own writer would give it four, and so twice the bytes.
+    # One channel: matplotlib's writer would write four, and so twice the bytes.
     Image.fromarray(canvas).save(path, format="png", optimize=True)
 
 
 def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """The first test images of each class, a row a class, in the shape of a grid of samples."""
+    """The first test images of each class, one class per row, in the shape of a grid of samples."""
     grid = np.zeros((rows, columns, *pictures.shape[1:]), dtype=np.uint8)
     for row in range(rows):
-        own = pictures[labels == row % (int(labels.max()) + 1)][:columns]
-        grid[row, : len(own)] = own
+        of_class = pictures[labels == row % (int(labels.max()) + 1)][:columns]
+        grid[row, : len(of_class)] = of_class
     return grid

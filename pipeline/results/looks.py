@@ -15,7 +15,7 @@ class Look:
     marker: str
 
 
-# Colours told apart by colour-blind readers, with a contrast of 3 or more both on white and on near-black.
+# Colours that colour-blind readers can distinguish, with a contrast of at least 3 on white and on near-black.
 KNOWN = {
     "lunet": Look("LU-Net", "#1f77c9", "o"),
     "realnvp": Look("RealNVP", "#d55e00", "s"),
@@ -29,10 +29,10 @@ OTHERS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
 
 
 def looks(recipes: Sequence[str]) -> dict[str, Look]:
-    """The look of each recipe; recipes that are not known here get colours of their own, in their order."""
-    others = [recipe for recipe in recipes if recipe not in KNOWN]
-    fresh = {recipe: Look(recipe, OTHERS[i % len(OTHERS)], "*") for i, recipe in enumerate(others)}
-    return {recipe: KNOWN.get(recipe) or fresh[recipe] for recipe in recipes}
+    """The look of each recipe; recipes that are not in `KNOWN` take the colours of `OTHERS` in turn."""
+    unknown = [recipe for recipe in recipes if recipe not in KNOWN]
+    assigned = {recipe: Look(recipe, OTHERS[i % len(OTHERS)], "*") for i, recipe in enumerate(unknown)}
+    return {recipe: KNOWN.get(recipe) or assigned[recipe] for recipe in recipes}
 
 
 INK = "#010203"

@@ -33,17 +33,17 @@ Subjects = Mapping[str, Mapping[str, Subject]]
 
 
 def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, Subject]]:
-    """What was found, by data set and recipe, in the form that claims and metrics ask for."""
+    """The figures by data set and recipe, in the form that claims and metrics use."""
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
-    found: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
+    subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
     measurements = {measured.key: measured for measured in results.measurements}
     for dataset, recipe in product(results.datasets, results.params.grid.recipes):
         cells = [cell for cell in results.cells if cell.key[:2] == (dataset, recipe)]
         unfinished = [cell for cell in results.unfinished if cell.key[:2] == (dataset, recipe)]
         classes = results.params.recipes[recipe].classes
-        found[dataset][recipe] = _subject(classes, cells, measurements.get(Key(dataset, recipe)), unfinished, starts)
-    return found
+        subjects[dataset][recipe] = _subject(classes, cells, measurements.get(Key(dataset, recipe)), unfinished, starts)
+    return subjects
 
 
 def _subject(
@@ -59,7 +59,7 @@ def _subject(
             metrics.setdefault(name, {})[cell.run.seed] = value
     measurements = [] if measured is None else [measured]
     parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
-    failed = [f"{_name(part.key)}: {part.status}" for part in parts if part.status != "complete"]
+    failed = [f"{_description(part.key)}: {part.status}" for part in parts if part.status != "complete"]
     records: list[StageRecord] = [*measurements]
     records += [record for cell in cells for record in (cell.run, cell.evaluation)]
     return Subject(
@@ -73,20 +73,23 @@ def _subject(
     )
 
 
-def _name(key: Key) -> str:
+def _description(key: Key) -> str:
     return f"the measurement of {key.recipe}" if key.seed is None else f"seed {key.seed} of {key.recipe}"
 
 
 def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
-    """The figures of a complete cell, none of a failed one; ``starts`` has each model's held-out bits/dim at first."""
+    """The figures of a complete cell, none of a failed one.
+
+    ``starts`` contains the held-out bits/dim of each model's initialisation.
+    """
     evaluation, run = cell.evaluation, cell.run
     if not cell.complete or evaluation.test is None:
         return {}
     best = {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
     gains = {
-        name: starts[*cell.key, name] - after
-        for name, after in best.items()
-        if after is not None and (*cell.key, name) in starts
+        name: starts[*cell.key, name] - trained
+        for name, trained in best.items()
+        if trained is not None and (*cell.key, name) in starts
     }
     values: dict[str, float | None] = {
         "bits_per_dim": evaluation.test.bits_per_dim.mean,
@@ -119,18 +122,18 @@ def _over_models(run: Run, values: Mapping[str, float | None]) -> float | None:
     return float(np.average(known, weights=weights))
 
 
-def measured_times(found: Measurement) -> dict[str, Times]:
-    """Times and peaks of memory under the names that `timings.json` has, such as step_ms and memory_training_mib.
+def measured_times(measurement: Measurement) -> dict[str, Times]:
+    """Times and peak memory under the names of `timings.json`, such as step_ms and memory_training_mib.
 
-    The peak of memory is the allocator's on a GPU, and beside it stands the driver's for the whole process. On a CPU it
-    is the process's, and beside it stands how far that lies above the process's size before the work.
+    On a GPU the peak is the allocator's; a second entry gives the driver's figure for the whole process. On a CPU the
+    peak is the process's; a second entry gives its increase over the process's memory before the work.
     """
     times = {
         f"{name}_{timing.unit}": Times(**timing.model_dump())
-        for name, timing in (found.times or {}).items()
+        for name, timing in (measurement.times or {}).items()
         if timing is not None
     }
-    for phase, memory in (found.memory or {}).items():
+    for phase, memory in (measurement.memory or {}).items():
         if memory is None:
             continue
         if memory.allocated_peak_mib is not None:
@@ -138,14 +141,14 @@ def measured_times(found: Measurement) -> dict[str, Times]:
             if memory.gpu_process_mib is not None:
                 times[f"memory_{phase}_gpu_process_mib"] = Times([memory.gpu_process_mib], "process", "MiB")
         else:
-            above = memory.process_peak_mib - memory.process_start_mib
+            increase = memory.process_peak_mib - memory.process_start_mib
             times[f"memory_{phase}_mib"] = Times([memory.process_peak_mib], "process", "MiB")
-            times[f"memory_{phase}_above_start_mib"] = Times([above], "process", "MiB")
+            times[f"memory_{phase}_above_start_mib"] = Times([increase], "process", "MiB")
     return times
 
 
 def metrics_of(subjects: Subjects) -> dict[str, Any]:
-    """The headline figures: means over the complete seeds; a recipe without one has none."""
+    """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
     return {
         dataset: {
             recipe: {

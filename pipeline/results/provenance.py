@@ -13,7 +13,7 @@ from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, rounded
 
 
 def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
-    """The content of `provenance.json`; ``paper`` are the parameters that ours are compared with."""
+    """The content of `provenance.json`; ``paper`` contains the parameters that ours are compared with."""
     params = results.params
     ours = _resolved(params)
     recipes = looks(params.grid.recipes)
@@ -33,39 +33,41 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
 
 
 def _resolved(params: Params) -> dict[str, Any]:
-    """The parameters on which figures depend as plain values, without folders of the machine."""
+    """The parameters that figures depend on as plain values, without the machine's paths."""
     values = params.model_dump(mode="json", exclude={"report", "checkpoint_seconds"})
     for source in values["data"].values():
         source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
     return values
 
 
-def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], above: str = "") -> list[dict[str, Any]]:
+def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
     """The keys whose values differ, with both values; None where a side lacks the key."""
     rows = []
     for key in sorted({*ours, *paper}):
-        here, there = ours.get(key), paper.get(key)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            rows += differences(here, there, f"{above}{key}.")
-        elif here != there:
-            here, there = ("(a section)" if isinstance(value, Mapping) else value for value in (here, there))
-            rows.append({"key": f"{above}{key}", "ours": here, "paper": there})
+        our_value, paper_value = ours.get(key), paper.get(key)
+        if isinstance(our_value, Mapping) and isinstance(paper_value, Mapping):
+            rows += differences(our_value, paper_value, f"{prefix}{key}.")
+        elif our_value != paper_value:
+            our_value, paper_value = (
+                "(a section)" if isinstance(value, Mapping) else value for value in (our_value, paper_value)
+            )
+            rows.append({"key": f"{prefix}{key}", "ours": our_value, "paper": paper_value})
     return rows
 
 
 def statuses(results: Results) -> list[dict[str, Any]]:
-    """What became of every cell of the grid."""
-    found: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in results.cells]
-    found += [("measure", measured) for measured in results.measurements]
-    found += [(cell.stage, cell) for cell in results.unfinished]
+    """The status of every cell of the grid."""
+    cells: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in results.cells]
+    cells += [("measure", measured) for measured in results.measurements]
+    cells += [(cell.stage, cell) for cell in results.unfinished]
     return [
-        {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in found
+        {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in cells
     ]
 
 
 def stages(results: Results) -> list[dict[str, Any]]:
-    """How many cells each stage has and what they took in seconds; None where its files do not say, or not all do."""
-    took: dict[str, list[float | None]] = {
+    """The number of cells of each stage and their total seconds; None unless all of its files contain a time."""
+    seconds: dict[str, list[float | None]] = {
         "data": [None] * len(results.datasets),
         "train": [cell.run.seconds for cell in results.cells],
         "evaluate": [cell.evaluation.seconds for cell in results.cells],
@@ -74,16 +76,19 @@ def stages(results: Results) -> list[dict[str, Any]]:
         "collect": [None],
         "report": [None],
     }
-    return [{"stage": stage, "cells": len(cells), "seconds": _total(cells)} for stage, cells in took.items()]
+    return [
+        {"stage": stage, "cells": len(cell_seconds), "seconds": _total(cell_seconds)}
+        for stage, cell_seconds in seconds.items()
+    ]
 
 
 def _total(seconds: Sequence[float | None]) -> float | None:
-    known = [taken for taken in seconds if taken is not None]
+    known = [value for value in seconds if value is not None]
     return rounded(sum(known)) if known and len(known) == len(seconds) else None
 
 
 def environments(results: Results) -> list[dict[str, Any]]:
-    """Each distinct environment once, with the cells that ran in it and when the first and the last of them did."""
+    """Each distinct environment once, with its cells and the times of the first and the last of them."""
     ran: list[tuple[str, str, Environment]] = []
     for cell in results.cells:
         records = (("train", cell.run), ("evaluate", cell.evaluation))
@@ -92,8 +97,10 @@ def environments(results: Results) -> list[dict[str, Any]]:
     ran.append(("mixture", "mixture", results.mixture.environment))
     groups: dict[str, dict[str, Any]] = {}
     for stage, name, environment in ran:
-        time, about = environment.time, environment.model_dump(exclude={"time"})
-        group = groups.setdefault(repr(about), {"environment": about, "cells": {}, "first": time, "last": time})
+        time, description = environment.time, environment.model_dump(exclude={"time"})
+        group = groups.setdefault(
+            repr(description), {"environment": description, "cells": {}, "first": time, "last": time}
+        )
         group["cells"].setdefault(stage, []).append(name)
         group |= {"first": min(group["first"], time), "last": max(group["last"], time)}
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""Reading what the stages wrote; an error names the file and the command that writes it again."""
+"""Reads the files of the stages; an error names the file and the command that writes it again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One training with its evaluation; ``history`` and ``samples`` are files that stand beside them."""
+    """One training with its evaluation; ``history`` and ``samples`` are the paths of files from the same stages."""
 
     key: Key
     run: Run
@@ -34,23 +34,23 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        """Whether both training and evaluation came to their end."""
+        """Whether both training and evaluation completed."""
         return self.status == "complete"
 
     @property
     def status(self) -> Status:
-        """What became of the cell: of its training, or else of its evaluation."""
+        """The status of the training if it failed, otherwise that of the evaluation."""
         return self.run.status if self.run.status != "complete" else self.evaluation.status
 
     @property
     def message(self) -> str | None:
-        """What the failing stage said."""
+        """The message of the stage that failed, if any."""
         return self.run.message or self.evaluation.message
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that collect reads: exactly what the grid names, or else what of it is ``unfinished``."""
+    """Everything that collect reads: each cell of the grid is either read or in ``unfinished``."""
 
     params: Params
     datasets: dict[str, Dataset]
@@ -67,7 +67,7 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Un
         params: The parameters, whose grid says which cells are read.
         data: The folder of the data sets.
         runs: The folder of the train, evaluate and measure stages.
-        unfinished: The cells of the grid of which nothing is read, whatever files there are.
+        unfinished: The cells of the grid that are not read, even if their files exist.
 
     Raises:
         UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
@@ -88,10 +88,10 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Un
 
 
 def read_unfinished(path: Path) -> list[Unfinished]:
-    """The cells that a file, a list in JSON, says are unfinished.
+    """Read the list of unfinished cells from a JSON file.
 
     Raises:
-        UserError: If the file is missing or says something else.
+        UserError: If the file is missing or contains something else.
     """
     try:
         return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
@@ -122,9 +122,9 @@ def read_evaluation(runs: Path, key: Key) -> Evaluation:
 
 
 def read_mixture(runs: Path, params: Params) -> Mixture:
-    """Read the experiment with the mixture, which must have been made with the present parameters."""
+    """Read the mixture experiment, which must have been made with the current parameters."""
     path = runs / "mixture.json"
-    mixture = _validated(Mixture, _found(path, MIXTURE), MIXTURE)
+    mixture = _validated(Mixture, _existing(path, MIXTURE), MIXTURE)
     if mixture.settings != params.mixture.model_dump(mode="json"):
         raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
     return mixture
@@ -132,7 +132,7 @@ def read_mixture(runs: Path, params: Params) -> Mixture:
 
 def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32]]:
     """The log-densities in nats of the mixture and of each model on a grid, each of shape (rows, columns)."""
-    path = _found(runs / "mixture.npy", MIXTURE)
+    path = _existing(runs / "mixture.npy", MIXTURE)
     if sha256(path) != mixture.densities_sha256:
         raise UserError(f"{path} is not what was written with {path.with_suffix('.json')}; run: {MIXTURE}")
     return dict(zip(mixture.densities, np.load(path, allow_pickle=False), strict=True))
@@ -141,13 +141,13 @@ def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
     run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
-    history = _present(runs / "train" / str(key) / "history.csv", "train", key)
+    history = _existing_of_stage(runs / "train" / str(key) / "history.csv", "train", key)
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
 def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
     """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
-    path = _present(cell.samples.with_name(f"{name}.npy"), "evaluate", cell.key)
+    path = _existing_of_stage(cell.samples.with_name(f"{name}.npy"), "evaluate", cell.key)
     try:
         grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -165,7 +165,7 @@ R = TypeVar("R", bound=StageRecord)
 
 
 def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
-    record = _validated(kind, _present(path, stage, key), key.command(stage))
+    record = _validated(kind, _existing_of_stage(path, stage, key), key.command(stage))
     if record.key != key:
         raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
     return record
@@ -176,18 +176,18 @@ def _validated(kind: type[Q], path: Path, command: str) -> Q:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{path}: {place} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
+            f"{path}: {field} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
             f"write it again with: {command}"
         ) from None
 
 
-def _present(path: Path, stage: str, key: Key) -> Path:
-    return _found(path, key.command(stage))
+def _existing_of_stage(path: Path, stage: str, key: Key) -> Path:
+    return _existing(path, key.command(stage))
 
 
-def _found(path: Path, command: str) -> Path:
+def _existing(path: Path, command: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing; run: dvc repro, or: {command}")
     return path

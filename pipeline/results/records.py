@@ -1,4 +1,4 @@
-"""What the stages wrote about the grid's cells: read, checked, and refused with the file and the command to mend it."""
+"""The schemas of the JSON files that the stages write about the grid's cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["complete", "diverged", "out_of_memory"]
 
 
 class Record(BaseModel):
-    """A part of a stage's file: what collect reads of it, every number finite; more may stand in the file."""
+    """The part of a stage's file that collect reads: every number is finite, and other keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Environment(Record):
 
 
 class StageRecord(Record):
-    """What the files of all three stages say."""
+    """The fields that the files of all three stages have in common."""
 
     dataset: str
     recipe: str
@@ -53,19 +53,19 @@ class StageRecord(Record):
 
     @property
     def key(self) -> Key:
-        """Which cell the file is about."""
+        """The key of the file's cell."""
         return Key(self.dataset, self.recipe, self.seed)
 
 
 class Parameters(Record):
-    """How many numbers a model holds, and how many of them are free."""
+    """The number of stored parameters of a model, and the number of free ones among them."""
 
     stored: int
     free: int
 
 
 class Model(Record):
-    """How the training of one model went."""
+    """The outcome of training one model."""
 
     holdout_images: int
     epochs: FiniteFloat | None = None
@@ -96,7 +96,7 @@ class Spread(Record):
 
 
 class Likelihood(Record):
-    """The likelihood of the images of one class, or of all; of all also the mean of each dequantisation draw."""
+    """The likelihood of the images of one class or of all; for all, also the mean of each dequantisation draw."""
 
     images: int
     bits_per_dim: Spread
@@ -105,14 +105,14 @@ class Likelihood(Record):
 
 
 class RoundTrip(Record):
-    """What survives the way to the latent and back."""
+    """The shares of pixels that survive the round trip to the latent and back."""
 
     pixels_exact: FiniteFloat
     pixels_within_one: FiniteFloat
 
 
 class Latents(Record):
-    """What `pipeline.evaluation.latents.normality` says of the latents of test images."""
+    """The figures of `pipeline.evaluation.latents.normality` for the latents of test images."""
 
     mean: FiniteFloat
     variance: FiniteFloat
@@ -129,7 +129,7 @@ class Latents(Record):
 
 
 class FittedLatents(Record):
-    """What `pipeline.evaluation.latents.fitted_normality` says of the latents of test images."""
+    """The figures of `pipeline.evaluation.latents.fitted_normality` for the latents of test images."""
 
     projection_distance: FiniteFloat
     projection_distance_max: FiniteFloat
@@ -155,7 +155,7 @@ class Evaluation(StageRecord):
 
 
 class Timing(Record):
-    """The raw samples of one time, which may have been scaled from some ``images`` to all ``of`` them."""
+    """The raw samples of one time; if ``images`` is given, scaled from that many images to ``of`` images."""
 
     unit: str
     per: str
@@ -176,7 +176,7 @@ class Memory(Record):
 
 
 class Determinant(Record):
-    """Raw times of both ways to a log-determinant, a list of samples for each width."""
+    """Raw times of both computations of a log-determinant, a list of samples for each width."""
 
     widths: list[int]
     diagonal_ms: list[list[PositiveTime]]
@@ -202,14 +202,14 @@ class Interval(Record):
 
 
 class MixtureModel(Record):
-    """A model's negative log-likelihood on test points of the mixture, and by how much it is above the truth's."""
+    """A model's negative log-likelihood on test points of the mixture, and its excess over that of the true density."""
 
     nats: Interval
     above_truth: Interval
 
 
 class Mixture(Record):
-    """`runs/mixture.json`; ``densities`` names the layers of the grid beside it, whose corners are in ``box``."""
+    """`runs/mixture.json`; ``densities`` names the layers of the grid in `mixture.npy`; ``box`` has its corners."""
 
     status: Status
     message: Message | None
@@ -227,7 +227,7 @@ class Mixture(Record):
 
 
 class Unfinished(Record):
-    """A cell of the grid that has no figures yet: a training that has come part of its way, or what is still to do."""
+    """A cell of the grid that has no figures yet: its training is partial, or its stage is missing or failed."""
 
     stage: Literal["train", "evaluate", "measure"]
     dataset: str
@@ -238,5 +238,5 @@ class Unfinished(Record):
 
     @property
     def key(self) -> Key:
-        """Which cell it is."""
+        """The key of the cell."""
         return Key(self.dataset, self.recipe, self.seed)

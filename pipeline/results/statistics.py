@@ -12,7 +12,7 @@ from scipy import stats
 
 
 def shown(value: float, digits: int = 4) -> str:
-    """A number for readers: that many significant digits, thousands set apart, a proper minus sign."""
+    """A number for readers: ``digits`` significant digits, thousands separators and a true minus sign."""
     value = rounded(value, 9)
     whole = value.is_integer() or abs(value) >= 1000
     text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}".removesuffix(".")
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; ``low`` and ``high`` are None for a single sample, or where none applies."""
+    """A value with its 95 % interval; ``low`` and ``high`` are None for a single sample or without an interval."""
 
     value: float
     low: float | None
@@ -80,7 +80,7 @@ def median_interval(samples: Sequence[float]) -> Estimate:
 def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate:
     """median(above) / median(below) of two independent sets of samples, with a percentile bootstrap interval.
 
-    There is no interval where either has a single sample; ``n`` is the smaller number of samples.
+    The interval is None if either has a single sample; ``n`` is the smaller number of samples.
 
     Raises:
         ValueError: If either is empty or holds a value that is not finite, or the median below is not positive.
@@ -99,7 +99,7 @@ def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate
 def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """The probability that a sample of ``a`` is below one of ``b``, ties counted half: Mann and Whitney's U / (n m).
 
-    It has no interval here; ``n`` is the smaller number of samples.
+    No interval is computed; ``n`` is the smaller number of samples.
 
     Raises:
         ValueError: If either has fewer than two samples, or one that is not finite.
@@ -127,7 +127,7 @@ def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def rounded(value: float, digits: int = 6) -> float:
-    """``value`` with that many significant digits."""
+    """``value`` rounded to ``digits`` significant digits."""
     return float(f"{value:.{digits}g}")
 
 

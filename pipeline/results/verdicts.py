@@ -1,4 +1,4 @@
-"""From evidence to verdicts, by the rules of `claims.yaml` alone."""
+"""Verdicts on the claims: the rules of `claims.yaml` applied to the evidence."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pipeline.results.conversion import conversion_of
 from pipeline.results.evidence import BELOW, STATISTICS, DifferentError, Evidence, MissingError, Subject
 from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
-from pipeline.results.statistics import (
-    rounded,
-    shown,
-)
+from pipeline.results.statistics import rounded, shown
 
-# What is said of a figure at a scale where the claim is not decided, by the verdict that its bounds would give; not of
-# smoke's.
+# Added to the sentence where the scale is too small to decide the claim, by the verdict that its bounds would give; the
+# smoke preset adds nothing.
 LEANINGS: dict[Verdict, str] = {
     "replicated": " By the same bounds the claim would hold here.",
     "partly": " By the same bounds the claim would hold in part here.",
@@ -30,7 +27,7 @@ LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the experiment on a data set is: the preset, all data or a subset, which recipes are the paper's."""
+    """The size of the experiment on a data set: preset, whole data or a subset, and the recipes as in the paper."""
 
     preset: Preset
     title: str
@@ -47,12 +44,12 @@ class Scale:
     def words(self, subjects: Sequence[Subject]) -> str:
         """The scale as the report names it."""
         devices = sorted(set().union(*(subject.devices for subject in subjects)))
-        places = " and ".join({"cpu": "a CPU", "cuda": "a GPU"}.get(device, device) for device in devices)
-        return f"{self.preset} preset{', subset of the data' if self.subset else ''}, on {places or 'no device'}"
+        hardware = " and ".join({"cpu": "a CPU", "cuda": "a GPU"}.get(device, device) for device in devices)
+        return f"{self.preset} preset{', subset of the data' if self.subset else ''}, on {hardware or 'no device'}"
 
 
 def verdict_of(claim: Claim, evidence: Evidence) -> Verdict:
-    """Replicated or not where all bounds of that side hold, partly otherwise."""
+    """``replicated`` or ``not_replicated`` if all bounds of that side hold, ``partly`` otherwise."""
     if all(bounds.hold(evidence[name]) for name, bounds in claim.replicated.items()):
         return "replicated"
     if all(bounds.hold(evidence[name]) for name, bounds in claim.not_replicated.items()):
@@ -61,7 +58,7 @@ def verdict_of(claim: Claim, evidence: Evidence) -> Verdict:
 
 
 def rule_in_words(claim: Claim) -> str:
-    """The two bounds as a sentence, made from the bounds themselves."""
+    """The rule of a claim in words, generated from its bounds."""
 
     def side(conditions: Mapping[str, Bounds]) -> str:
         parts = []
@@ -73,15 +70,15 @@ def rule_in_words(claim: Claim) -> str:
         return " and ".join(parts)
 
     sentence = f"Replicated: {side(claim.replicated)}. Not replicated: {side(claim.not_replicated)}. Otherwise partly."
-    place = {"paper": "by the paper preset on a GPU only", "laptop": "from the laptop preset upwards"}
-    sentence += f" Decided {place[claim.needs]}."
+    scales = {"paper": "by the paper preset on a GPU only", "laptop": "from the laptop preset upwards"}
+    sentence += f" Decided {scales[claim.needs]}."
     if claim.confirms:
-        sentence += f" In the claim’s favour {place[claim.confirms]}."
+        sentence += f" In the claim’s favour {scales[claim.confirms]}."
     return sentence
 
 
 def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tuple[Verdict, str, Evidence]:
-    """The verdict on one data set, why, and the evidence as far as there is any."""
+    """The verdict on one data set, its reason as a sentence, and the available evidence."""
     absent = [recipe for recipe in claim.compares if recipe not in subjects]
     if absent:
         return "not_tested", f"The grid has no {' and no '.join(absent)}.", {}
@@ -93,9 +90,9 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
         if len({subject.classes for subject in compared}) > 1:
             raise DifferentError("one recipe has a model a class and the other one for all (classes)")
     except MissingError as reason:
-        return "not_tested", f"{_capital(str(reason))}.", {}
+        return "not_tested", f"{_capitalised(str(reason))}.", {}
     except DifferentError as reason:
-        return "not_comparable", f"{_capital(str(reason))}.", {}
+        return "not_comparable", f"{_capitalised(str(reason))}.", {}
     values = {name: shown(estimate.value, 3) for name, estimate in evidence.items()}
     sentence = claim.sentence.format_map(values)
     verdict = verdict_of(claim, evidence)
@@ -116,22 +113,22 @@ def _overall(verdicts: Sequence[Verdict]) -> Verdict:
     return next((verdict for verdict in undecided if verdict in verdicts), "not_tested")
 
 
-def _capital(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _as_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
-    """The evidence in the claim's order, with labels and units; without a value what one seed cannot give."""
+def _evidence_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
+    """The evidence in the claim's order, with labels and units; the value of `BELOW` is None for a single seed."""
 
     def row(name: str, label: Label) -> dict[str, Any]:
-        found = evidence.get(name)
-        numbers = (None, None, None) if found is None else (found.value, found.low, found.high)
+        estimate = evidence.get(name)
+        numbers = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
         value, low, high = (None if number is None else rounded(number) for number in numbers)
-        about = {"name": name, "label": label.label, "unit": label.unit}
-        return {**about, "value": value, "low": low, "high": high, "n": 1 if found is None else found.n}
+        labelled = {"name": name, "label": label.label, "unit": label.unit}
+        return {**labelled, "value": value, "low": low, "high": high, "n": 1 if estimate is None else estimate.n}
 
-    there = {*evidence, BELOW} if evidence else set()
-    return [row(name, label) for name, label in claim.evidence.items() if name in there]
+    names = {*evidence, BELOW} if evidence else set()
+    return [row(name, label) for name, label in claim.evidence.items() if name in names]
 
 
 def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mapping[str, Subject]]) -> dict[str, Any]:
@@ -140,7 +137,7 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
     Args:
         claim: The claim with its rule.
         scales: The scale of each data set's experiment.
-        results: What was found, by data set and recipe.
+        results: The figures by data set and recipe.
     """
     datasets: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []
@@ -156,7 +153,7 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
                 "label": LABELS[verdict],
                 "scale": scales[dataset].words(compared),
                 "sentence": sentence,
-                "evidence": _as_json(claim, evidence),
+                "evidence": _evidence_json(claim, evidence),
             }
         )
     overall = _overall(verdicts)
@@ -170,7 +167,7 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
 
 
 def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, Any]:
-    """The content of `claims.json`: all of `claims.yaml` that a reader needs, and the verdicts on the paper's data."""
+    """The content of `claims.json`: parts of `claims.yaml` for the report, and verdicts on the paper's data sets."""
     ours = results.params
     claims = load_claims()
     same = frozenset(name for name in ours.grid.recipes if ours.recipes[name] == paper.recipes.get(name))

@@ -1,4 +1,4 @@
-"""Made-up runs of the whole grid through collect: metrics, verdicts and figures."""
+"""Tests of the collect stage on made-up runs of the whole grid: metrics, verdicts and figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.collect import collect
 
 def test_claims_say_which_cells_failed(whole: Project) -> None:
     claims = {claim["id"]: claim for claim in content(whole, "claims.json")["claims"]}
-    assert [found["verdict"] for found in claims["nll"]["datasets"]] == ["not_replicated", "not_tested"]
+    assert [dataset["verdict"] for dataset in claims["nll"]["datasets"]] == ["not_replicated", "not_tested"]
     assert "Seed 0 of realnvp: out of memory" in claims["nll"]["datasets"][1]["sentence"]
 
 
@@ -34,7 +34,7 @@ def test_the_same_runs_give_the_same_bytes(whole: Project, tmp_path: Path) -> No
     assert len(first) > 20
 
 
-def test_no_folder_of_the_machine_is_told(whole: Project) -> None:
+def test_the_reports_contain_no_path_of_the_machine(whole: Project) -> None:
     for path in whole.reports.rglob("*"):
         if path.suffix in {".json", ".csv", ".svg"}:
             text = path.read_text(encoding="utf-8")
@@ -44,15 +44,15 @@ def test_no_folder_of_the_machine_is_told(whole: Project) -> None:
     assert messages[0] == "needed 9 GiB, see <path>"
 
 
-def test_what_else_stands_in_reports_stays(small: Project) -> None:
-    kept = small.reports / "published" / "v1" / "metrics.json"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("{}", encoding="utf-8")
+def test_other_files_in_reports_stay(small: Project) -> None:
+    path = small.reports / "published" / "v1" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
     small.collect()
-    assert kept.read_text(encoding="utf-8") == "{}"
+    assert path.read_text(encoding="utf-8") == "{}"
 
 
-def test_stages_have_their_cells_and_what_they_took(small: Project) -> None:
+def test_stages_have_their_cells_and_seconds(small: Project) -> None:
     small.collect()
     stages = {row["stage"]: (row["cells"], row["seconds"]) for row in content(small, "provenance.json")["stages"]}
     assert stages == {

@@ -1,3 +1,5 @@
+"""Tests of the comparison with a revision: the noise rule, the report's lines, and reading from git."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +22,8 @@ RESULTS = "dataset,recipe,seed,class,status,images,bits_per_dim_std\n"
 
 
 def figure(*samples: float) -> dict[str, Any]:
-    found = mean_interval(samples)
-    return {"mean": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n}
+    estimate = mean_interval(samples)
+    return {"mean": estimate.value, "ci_low": estimate.low, "ci_high": estimate.high, "n": estimate.n}
 
 
 def side(metrics: dict[str, Any], rows: str = "", **data: str) -> Side:
@@ -44,9 +46,9 @@ def verdicts(before: Side, now: Side) -> dict[str, str]:
 def test_the_noise_over_seeds_is_welch_s() -> None:
     old, new = (1.8, 1.9, 2.0, 1.85), (2.1, 2.3, 2.2)
     sides = [side({"mnist": {"lunet": {"best_epoch": figure(*samples)}}}) for samples in (old, new)]
-    found = margin(*(one.variances(("mnist", "lunet", "best_epoch")) for one in sides))
+    noise = margin(*(one.variances(("mnist", "lunet", "best_epoch")) for one in sides))
     interval = stats.ttest_ind(new, old, equal_var=False).confidence_interval(0.95)
-    assert found == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
+    assert noise == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
 
 
 def test_the_noise_over_images_counts_for_bits_per_dim_with_one_seed() -> None:
@@ -56,8 +58,8 @@ def test_the_noise_over_images_counts_for_bits_per_dim_with_one_seed() -> None:
     expected = stats.t.ppf(0.975, 2 * 9999) * (2 * 0.3**2 / 10_000) ** 0.5
     for change, verdict in ((0.99, compare.WITHIN), (1.01, compare.LARGER)):
         changed = {name: figure(1.88 + change * expected) for name in metrics}
-        found = verdicts(before, side({"mnist": {"lunet": changed}}, rows))
-        assert found == {"mnist.lunet.bits_per_dim": verdict, "mnist.lunet.bits_per_dim_median": compare.UNKNOWN}
+        by_metric = verdicts(before, side({"mnist": {"lunet": changed}}, rows))
+        assert by_metric == {"mnist.lunet.bits_per_dim": verdict, "mnist.lunet.bits_per_dim_median": compare.UNKNOWN}
 
 
 def test_both_kinds_of_noise_add_up() -> None:
@@ -78,10 +80,10 @@ def test_parameters_have_no_noise() -> None:
     assert verdicts(sides[0], sides[0]) == {"mnist.lunet.parameters_free": compare.SAME}
 
 
-# What is said
+# The report
 
 
-def test_new_and_gone_are_told_recipes_in_one_line() -> None:
+def test_new_and_gone_recipes_take_one_line_each() -> None:
     bits, epoch = figure(1.8), figure(3)
     before = side({"mnist": {"lunet": {"bits_per_dim": bits}, "old": {"bits_per_dim": bits, "best_epoch": epoch}}})
     now = side({"mnist": {"lunet": {"best_epoch": epoch}, "fresh": {"bits_per_dim": bits}, "failed": {}}})
@@ -95,14 +97,14 @@ def test_new_and_gone_are_told_recipes_in_one_line() -> None:
     assert said.endswith("1 new; 1 gone")
 
 
-def test_what_is_the_same_is_counted_and_shown_on_demand() -> None:
+def test_equal_figures_are_counted_and_shown_on_demand() -> None:
     one = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8)}}})
     assert report(one, one, "HEAD").endswith("1 the same")
     assert "bits_per_dim  " not in report(one, one, "HEAD")
     assert "1.8" in report(one, one, "HEAD", everything=True)
 
 
-def test_other_data_and_missing_spreads_are_warned_of() -> None:
+def test_changed_data_and_missing_spreads_give_warnings() -> None:
     metrics = {"mnist": {"lunet": {"bits_per_dim": figure(1.8)}}}
     rows = "mnist,lunet,0,all,complete,100,0.3\n"
     said = report(side(metrics, rows, mnist="a"), side(metrics, rows, mnist="b"), "HEAD")
@@ -115,7 +117,7 @@ def test_other_data_and_missing_spreads_are_warned_of() -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"mnist": {"lunet": {"bits_per_dim": {"mean": NaN}}}}', '{"a": {"mean": "x"}}']
 )
-def test_damaged_metrics_are_told(text: str) -> None:
+def test_damaged_metrics_are_reported(text: str) -> None:
     with pytest.raises(UserError, match="the reports of HEAD are damaged"):
         read_side({"metrics.json": text}.get, "HEAD")
 
@@ -125,7 +127,7 @@ def test_damaged_metrics_are_told(text: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository in whose subfolder metrics were committed, and then changed."""
+    """A repository with metrics in a subfolder that were committed and then changed."""
     folder = tmp_path / "sub"
     (folder / "reports").mkdir(parents=True)
     git(tmp_path, "init", "--quiet")
@@ -144,8 +146,8 @@ def write(folder: Path, *samples: float) -> None:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    about = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *about, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+    options = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", *options, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
@@ -174,7 +176,7 @@ def test_the_workspace_is_compared_with_a_revision(repository: Path, revision: s
     ("revision", "words"),
     [("nowhere", "nowhere is no revision of git"), ("--all=3", "error: "), ("HEAD~1", "HEAD~1 has no reports/metrics")],
 )
-def test_what_cannot_be_compared_with_is_told(repository: Path, revision: str, words: str) -> None:
+def test_an_unknown_revision_is_refused(repository: Path, revision: str, words: str) -> None:
     status, said = run(repository, revision)
     assert status in (1, 2)
     assert words in said

@@ -1,4 +1,4 @@
-"""The report stage on the command line."""
+"""Tests that the report command copes with any invalid value in its files, without traceback or script."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipeline.core.console import UserError
 from pipeline.report import main as report_main
 
 
-def leaves(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where each value stands that holds no others."""
+def leaves(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of each value that contains no other values."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
-        return [above]
-    return [place for key, own in items for place in leaves(own, (*above, key))]
+        return [prefix]
+    return [path for key, child in items for path in leaves(child, (*prefix, key))]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "timings.json", "claims.json", "provenance.json"])
-def test_no_value_whatever_it_is_scripts_the_page_or_gives_a_traceback(
+def test_no_invalid_value_injects_script_or_gives_a_traceback(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for path in project.reports.iterdir():
@@ -34,19 +34,19 @@ def test_no_value_whatever_it_is_scripts_the_page_or_gives_a_traceback(
     original = json.loads((project.reports / name).read_text(encoding="utf-8"))
     arguments = ["report", "--reports", str(tmp_path), "--params", str(project.params)]
     monkeypatch.setattr(sys, "argv", arguments)
-    places = leaves(original)
+    paths = leaves(original)
     rendered = 0
     for number in range(24):
         content = json.loads(json.dumps(original))
-        *above, last = Random(number).choice(places)
-        place = content
-        for key in above:
-            place = place[key]
+        *parents, last = Random(number).choice(paths)
+        container = content
+        for key in parents:
+            container = container[key]
         wrong = [HOSTILE, float("nan"), None, 5000 * "n", -(10**400), {}][number % 6]
         if number >= 18:
-            del place[last]
+            del container[last]
         else:
-            place[last] = wrong
+            container[last] = wrong
         (tmp_path / name).unlink()
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
         try:

@@ -1,4 +1,4 @@
-"""Published runs beside this one: each from its own files, and one that cannot be read is said to be so."""
+"""Tests of the published runs on the page: each is read from its own files, and an unreadable one gives a warning."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_each_run_has_a_column_from_its_own_files(reports: Path, other: Path) ->
 def test_a_run_on_a_part_of_the_data_says_so(reports: Path, other: Path) -> None:
     folder = publish(other, reports, "smoke")
     assert "on a subset" not in section(render(reports, "Whole"))
-    spoil(folder, "provenance.json", lambda found: found["datasets"]["mnist"].update(subset=True))
+    spoil(folder, "provenance.json", lambda content: content["datasets"]["mnist"].update(subset=True))
     seal(folder, commit=None, dirty=None)
     assert "NVIDIA H100 unknown commit on a subset of MNIST " in section(render(reports, "Part"))
 
@@ -197,9 +197,9 @@ def test_none_that_can_be_read(reports: Path, other: Path) -> None:
 
 def test_markup_in_a_published_run_stays_text(reports: Path, other: Path) -> None:
     folder = publish(other, reports, "hostile")
-    spoil(folder, "provenance.json", lambda found: found["cells"][0].update(status="partial", message=HOSTILE))
-    spoil(folder, "provenance.json", lambda found: found["recipes"]["lunet_released"].update(label=HOSTILE))
-    spoil(folder, "claims.json", lambda found: found["claims"][0].update(label=HOSTILE))
+    spoil(folder, "provenance.json", lambda content: content["cells"][0].update(status="partial", message=HOSTILE))
+    spoil(folder, "provenance.json", lambda content: content["recipes"]["lunet_released"].update(label=HOSTILE))
+    spoil(folder, "claims.json", lambda content: content["claims"][0].update(label=HOSTILE))
     seal(folder, commit=HOSTILE, dirty=True)
     html = render(reports, "Hostile")
     page = Page(html)

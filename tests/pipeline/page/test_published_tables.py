@@ -1,4 +1,4 @@
-"""What is kept beside the published runs, on the page: the benchmark and the sweeps."""
+"""Tests of the published benchmark and sweeps on the page, whole, damaged and absent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shown(reports: Path) -> Page:
     return Page(render(reports, "Costs"))
 
 
-def test_the_kept_benchmark_is_shown_with_every_figure_and_time(reports: Path) -> None:
+def test_the_published_benchmark_is_shown_with_every_figure_and_time(reports: Path) -> None:
     page = shown(reports)
     labels = [attributes.get("aria-label") or "" for attributes in page.all("svg")]
     assert all(any(what in label for label in labels) for what in FIGURES.values())
@@ -52,12 +52,12 @@ def test_slopes_are_those_of_the_wide_layers(reports: Path) -> None:
     times.loc[wide, "ms"] = times.loc[wide, "value"] ** 1.5
     times.loc[~wide, "ms"] = 7.0
     times.to_csv(path, index=False)
-    found = read_benchmark(path.parent)
-    assert found is not None
-    assert found["slopes"] == pytest.approx({"training step": 1.5, "density": 1.5, "sampling": 1.5})
+    benchmark = read_benchmark(path.parent)
+    assert benchmark is not None
+    assert benchmark["slopes"] == pytest.approx({"training step": 1.5, "density": 1.5, "sampling": 1.5})
 
 
-def test_every_variant_of_the_kept_sweeps_is_shown(reports: Path) -> None:
+def test_every_variant_of_the_published_sweeps_is_shown(reports: Path) -> None:
     path = reports / "published/sweeps/lunet.csv"
     table = pd.read_csv(path)
     table.loc[0, ["status", "variant"]] = ["diverged", HOSTILE]
@@ -69,28 +69,28 @@ def test_every_variant_of_the_kept_sweeps_is_shown(reports: Path) -> None:
     assert len(page.all("script")) == 1
 
 
-def test_nothing_is_said_where_nothing_is_kept(reports: Path) -> None:
+def test_the_page_omits_tables_that_are_not_published(reports: Path) -> None:
     shutil.rmtree(reports / "published")
     page = shown(reports)
     assert "What an LU-Net costs" not in page.words
     assert "What settings buy" not in page.words
 
 
-def test_a_damaged_sweep_is_said_to_be_so(reports: Path) -> None:
+def test_a_damaged_sweep_is_reported(reports: Path) -> None:
     (reports / "published/sweeps/lunet.csv").write_text("variant\nx\n", encoding="utf-8")
-    found = {sweep["name"]: sweep for sweep in read_sweeps(reports / "published/sweeps")}
-    assert "The sweep lunet cannot be shown" in found["lunet"]["trouble"]
+    sweeps = {sweep["name"]: sweep for sweep in read_sweeps(reports / "published/sweeps")}
+    assert "The sweep lunet cannot be shown" in sweeps["lunet"]["trouble"]
     assert "The sweep lunet cannot be shown" in shown(reports).words
 
 
 @pytest.mark.parametrize("name", ["cost_times.csv", "times_table.csv", "cost_environment.csv"])
 @pytest.mark.parametrize("damage", [None, "", HOSTILE, "axis,value\n1,2\n"], ids=["gone", "empty", "hostile", "short"])
-def test_a_damaged_benchmark_is_said_to_be_so(reports: Path, name: str, damage: str | None) -> None:
+def test_a_damaged_benchmark_is_reported(reports: Path, name: str, damage: str | None) -> None:
     path = reports / "published/benchmarks" / name
     path.unlink() if damage is None else path.write_text(damage, encoding="utf-8")
-    found = read_benchmark(path.parent)
-    assert found is not None
-    assert "cannot be shown" in found["trouble"]
+    benchmark = read_benchmark(path.parent)
+    assert benchmark is not None
+    assert "cannot be shown" in benchmark["trouble"]
 
 
 def test_a_damaged_benchmark_leaves_the_page_whole_and_scripts_nothing(reports: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page: what it says, that it needs nothing from outside, and that no input can break out of its place."""
+"""Tests of the page: its content, its independence of the network, and the escaping of all input."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_poster_s_table_stands_beside_ours_in_both_currencies(page: Page) ->
     assert "7.46" in row
 
 
-def test_scale_failures_and_mixed_machines_are_said(page: Page) -> None:
+def test_the_page_mentions_scale_failures_and_mixed_machines(page: Page) -> None:
     assert "This is not the paper’s scale." in page.words
     assert "1 cell of the grid did not finish" in page.words
     assert "seed 1: diverged" in page.words
@@ -115,7 +115,7 @@ def test_the_plane_has_its_entropy_and_the_impossible_figure(page: Page) -> None
     assert any("One full-covariance Gaussian (5.000 nats)" in (svg["aria-label"] or "") for svg in page.all("svg"))
 
 
-def test_a_diverged_fit_in_the_plane_is_said(tmp_path: Path) -> None:
+def test_the_page_mentions_a_diverged_mixture_model(tmp_path: Path) -> None:
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
     figures = json.loads((project.runs / "mixture.json").read_text(encoding="utf-8"))["models"]
     left = {name: figures[name] for name in ("truth", "gaussian")}
@@ -184,7 +184,7 @@ def test_time_is_compared_on_one_machine_or_said_not_to_be(page: Page, tmp_path:
     assert "on 2 machines, so that times cannot be compared." in Page(render(project.reports, "Two")).words
 
 
-def test_provenance_is_there(project: Project, page: Page) -> None:
+def test_the_page_shows_the_provenance(project: Project, page: Page) -> None:
     checksums = json.loads((project.data / "mnist" / "dataset.json").read_text(encoding="utf-8"))["sha256"]
     assert all(checksum in page.words for checksum in checksums.values())
     assert "grid.seeds 0, 1, 2 0" in page.words
@@ -230,7 +230,7 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     assert "10 are not tested" in page.words
 
 
-def test_raw_values_stand_behind_means_and_medians(project: Project, page: Page) -> None:
+def test_means_and_medians_have_their_raw_values(project: Project, page: Page) -> None:
     buttons = page.all("button")
     assert [button["popovertarget"] for button in buttons] == [*page.behind]
     assert {button["type"] for button in buttons} == {"button"}
@@ -238,13 +238,15 @@ def test_raw_values_stand_behind_means_and_medians(project: Project, page: Page)
     assert behind.count("Mean of 3 seeds seed 0: 1.850, seed 1: 1.860, seed 2: 1.870") >= 2
     assert "Mean of 2 seeds seed 0: 1.450, seed 2: 1.470" in behind
     timings = pd.read_csv(project.reports / "timings.csv")
-    own = timings[(timings["dataset"] == "mnist") & (timings["recipe"] == "lunet") & (timings["quantity"] == "step")]
-    values = ", ".join(f"{value:#.4g}" for value in own["value"])
-    assert len(own) == 8
+    step_timings = timings[
+        (timings["dataset"] == "mnist") & (timings["recipe"] == "lunet") & (timings["quantity"] == "step")
+    ]
+    values = ", ".join(f"{value:#.4g}" for value in step_timings["value"])
+    assert len(step_timings) == 8
     assert f"Median of 8 repetitions, ms {values}" in behind
 
 
-def test_a_single_value_has_nothing_behind_it(tmp_path: Path) -> None:
+def test_a_single_value_has_no_raw_values(tmp_path: Path) -> None:
     small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
     behind = Page(render(small.reports, "One")).behind.values()
     assert behind
@@ -281,15 +283,15 @@ def test_the_poster_s_density_is_what_its_stopwatch_has_said() -> None:
     honest = {"median": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}
     printed = {"median": 41.5, "ci_low": None, "ci_high": None, "n": 1, "images": 1024, "of": 60_000}
     timings = {"density_large_ms": honest, "released_density_ms": printed}
-    found = poster_row(row, {}, {"lunet": timings})
-    assert found["honest"] == [{"mean": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}, None]
-    assert found["printed"] == [{"mean": 41.5, "ci_low": None, "ci_high": None, "n": 1}, None]
-    assert found["scaled"] == (1024, 60_000)
+    shown_row = poster_row(row, {}, {"lunet": timings})
+    assert shown_row["honest"] == [{"mean": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}, None]
+    assert shown_row["printed"] == [{"mean": 41.5, "ci_low": None, "ci_high": None, "n": 1}, None]
+    assert shown_row["scaled"] == (1024, 60_000)
     whole = {**timings, "released_density_ms": {**printed, "images": 60_000}}
     assert poster_row(row, {}, {"lunet": whole})["scaled"] is None
 
 
-def test_a_scaled_time_is_said_to_be_one(page: Page) -> None:
+def test_a_scaled_time_is_marked_as_scaled(page: Page) -> None:
     assert "Density evaluation, the poster’s way: timed on 1,024 images and scaled to all 60,000." in page.words
 
 

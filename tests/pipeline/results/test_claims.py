@@ -1,4 +1,4 @@
-"""The file of claims."""
+"""Tests that `claims.yaml` contains the poster's figures, and that an invalid rule is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.core.console import UserError
 from pipeline.results.claims import CLAIMS, load_claims
 
 
-def test_the_poster_s_table_is_as_printed() -> None:
+def test_the_poster_s_table_has_the_printed_figures() -> None:
     table = {row.quantity: (row.lunet, row.realnvp) for row in load_claims().poster}
     assert table == {
         "memory": (1127, 3725),

@@ -1,4 +1,4 @@
-"""Printed figures converted to bits per pixel."""
+"""Tests that printed figures converted to bits per pixel agree with the model's own bits per dimension."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def test_a_printed_figure_converts_to_the_honest_one(
     train(dataset, recipe, 0, CPU, tmp_path, name)
     models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
     settings = values["evaluate"] | {"draws": 100, "sample_rows": 1, "sample_columns": 1}
-    found, _ = evaluate(models, dataset, recipe, Evaluate.model_validate(settings), 0)
-    per_class = {label: Likelihood.model_validate(own) for label, own in found["per_class"].items()}
+    evaluation, _ = evaluate(models, dataset, recipe, Evaluate.model_validate(settings), 0)
+    per_class = {label: Likelihood.model_validate(likelihood) for label, likelihood in evaluation["per_class"].items()}
     assert len(per_class) == 2
     # What is left is the noise of the logit's slopes: 100 draws of 6,400 pixels.
-    assert converted(per_class, recipe, dataset) == pytest.approx(found["test"]["bits_per_dim"]["mean"], abs=0.003)
-    assert found["test"]["poster_bits_per_pixel"] != pytest.approx(found["test"]["bits_per_dim"]["mean"], abs=0.3)
+    assert converted(per_class, recipe, dataset) == pytest.approx(evaluation["test"]["bits_per_dim"]["mean"], abs=0.003)
+    assert evaluation["test"]["poster_bits_per_pixel"] != pytest.approx(
+        evaluation["test"]["bits_per_dim"]["mean"], abs=0.3
+    )

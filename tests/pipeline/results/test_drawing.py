@@ -1,4 +1,4 @@
-"""Which figures are drawn, and beside what."""
+"""Tests of the poster's times and the lower bounds on memory that the figures show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fake_results import Project, parameters
 from pipeline.results.drawing import memory_floors, poster_times
 
 
-def test_the_poster_s_times_are_drawn_beside_the_honest_ones_they_compare_with(small: Project) -> None:
+def test_the_poster_s_times_are_corrected_to_compare_with_ours(small: Project) -> None:
     small.collect()
     times = poster_times(content(small, "claims.json")["poster"])
     assert set(times) == {"optimizer_step", "density_large"}
@@ -20,14 +20,14 @@ def test_the_poster_s_times_are_drawn_beside_the_honest_ones_they_compare_with(s
     assert content(small, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
 
 
-def test_memory_cannot_be_below_what_parameters_gradients_and_states_take(tmp_path: Path) -> None:
+def test_memory_floors_count_parameters_gradients_and_optimiser_states(tmp_path: Path) -> None:
     changes = {"recipes__realnvp__training__optimizer": "sgd", "recipes__realnvp__dtype": "float64"}
     recipes = ["lunet", "realnvp", "gaussian"]
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=recipes, **changes))
     for recipe, stored in (("lunet", 3), ("realnvp", 2), ("gaussian", 5)):
         counts = {"stored": stored * 2**20, "free": 2 * 2**20}
         project.change(f"measure/mnist-{recipe}.json", parameters=counts)
-    # Four bytes a number, eight in double precision; Adam keeps two for each free parameter, SGD one.
+    # Four bytes per number, eight in double precision; Adam keeps two numbers for each free parameter, SGD one.
     assert memory_floors("mnist", project.read()) == {
         "lunet": {"sampling": 4 * 3, "training": 4 * (3 + 2 + 2 * 2)},
         "realnvp": {"sampling": 8 * 2, "training": 8 * (2 + 2 + 2)},

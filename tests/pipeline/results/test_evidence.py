@@ -1,4 +1,4 @@
-"""The statistics behind the claims."""
+"""Tests of the statistics that give the evidence for the claims."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_steps_of_different_batches_are_compared_per_image() -> None:
 
 def determined(diagonal: float, dense: float, widths: list[int]) -> Subject:
     """Determinant times that follow two power laws, after a flat start at small widths."""
-    found = {
+    timings = {
         "widths": widths,
         "diagonal_ms": [[1e-3 * max(width, 256) ** diagonal] * 3 for width in widths],
         "slogdet_ms": [[1e-6 * max(width, 256) ** dense] * 3 for width in widths],
     }
-    return replace(subject(), determinant=found)
+    return replace(subject(), determinant=timings)
 
 
 def test_the_determinant_is_judged_by_its_larger_widths() -> None:

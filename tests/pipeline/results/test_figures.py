@@ -1,4 +1,4 @@
-"""Figures as files: their bytes, their ink, and what they show."""
+"""Tests of the drawn figures: reproducible bytes, ink, and the values that they show."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_ids_differ_between_figures(tmp_path: Path) -> None:
     assert not clips[0] & clips[1]
 
 
-def test_all_that_is_no_recipe_s_is_drawn_in_ink(tmp_path: Path) -> None:
+def test_everything_but_the_recipes_is_drawn_in_ink(tmp_path: Path) -> None:
     times(tmp_path / "times.svg", timing("lunet", "step", 1.0, 2.0), LOOKS, {"step": {"lunet": 1.2}})
     colours = set(re.findall(r"#[0-9a-f]{6}", (tmp_path / "times.svg").read_text(encoding="utf-8")))
     assert colours == {INK, LOOKS["lunet"].colour}
@@ -83,20 +83,20 @@ def test_every_repetition_is_drawn(tmp_path: Path) -> None:
     assert uses[25] - uses[5] == 20
 
 
-def test_likelihoods_are_sorted_with_the_published_ones_among_them(tmp_path: Path) -> None:
-    found: dict[str, dict[str, Any]] = {
+def test_our_likelihoods_and_published_ones_are_sorted_together(tmp_path: Path) -> None:
+    figures: dict[str, dict[str, Any]] = {
         "lunet": {"mean": 1.85, "ci_low": 1.84, "ci_high": 1.86},
         "realnvp": {"mean": 1.45, "ci_low": None, "ci_high": None},
     }
     references = [{"label": "Glow & <co> $x$", "value": 1.5}]
-    likelihoods(tmp_path / "bars.svg", found, references, LOOKS)
-    found_texts = texts(tmp_path / "bars.svg")
-    order = [text for text in found_texts if text in {"LU-Net", "RealNVP", "Glow &amp; &lt;co&gt; $x$"}]
+    likelihoods(tmp_path / "bars.svg", figures, references, LOOKS)
+    shown = texts(tmp_path / "bars.svg")
+    order = [text for text in shown if text in {"LU-Net", "RealNVP", "Glow &amp; &lt;co&gt; $x$"}]
     assert order == ["RealNVP", "Glow &amp; &lt;co&gt; $x$", "LU-Net"]
-    assert "1.85" in found_texts
+    assert "1.85" in shown
 
 
-def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> None:
+def test_the_axis_of_curves_ignores_the_untrained_model(tmp_path: Path) -> None:
     bits = {"train_bits_per_dim": [None, 2.1, 1.9], "holdout_bits_per_dim": [900.0, 2.2, 2.0]}
     rows = pd.DataFrame({"recipe": "lunet", "seed": 0, "model": "all", "epoch": [0, 1, 2], **bits})
     curves(tmp_path / "curves.svg", rows, LOOKS)
@@ -105,7 +105,7 @@ def test_curves_leave_the_untrained_start_out_of_the_axis(tmp_path: Path) -> Non
     assert max(ticks) < 3
 
 
-def test_the_mixture_s_regions_hold_their_share_of_the_mass(tmp_path: Path) -> None:
+def test_the_mixture_s_regions_contain_their_share_of_the_mass(tmp_path: Path) -> None:
     x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
     standard = (-(x**2 + y**2) / 2 - np.log(2 * np.pi)).astype(np.float32)
     # Of a standard normal in the plane, the region of a share p is the disc with squared radius -2 ln(1 - p).
@@ -125,18 +125,18 @@ def test_curves_of_several_seeds_are_their_mean_and_a_band(tmp_path: Path) -> No
     bits = [3.0, 2.0, 1.0, 3.0, 1.0, math.nan]  # the second one ended early, the third at its start
     rows = pd.DataFrame({"recipe": "lunet", "seed": seeds, "model": "all", "epoch": [0, 1, 2, 0, 1, 0]})
     rows = rows.assign(holdout_bits_per_dim=bits, train_bits_per_dim=bits)
-    found = bundle(rows, "epoch", "holdout_bits_per_dim")
-    assert found["mean"].tolist() == [3.0, 1.5, 1.0]
-    assert found[["low", "high"]].to_numpy().tolist() == [[3.0, 3.0], [1.0, 2.0], [1.0, 1.0]]
-    assert found["n"].tolist() == [2, 2, 1]
+    curve = bundle(rows, "epoch", "holdout_bits_per_dim")
+    assert curve["mean"].tolist() == [3.0, 1.5, 1.0]
+    assert curve[["low", "high"]].to_numpy().tolist() == [[3.0, 3.0], [1.0, 2.0], [1.0, 1.0]]
+    assert curve["n"].tolist() == [2, 2, 1]
     bands = {}
-    for name, own in {"one": rows[rows["seed"] == 0], "three": rows}.items():
-        curves(tmp_path / f"{name}.svg", own, LOOKS)
+    for name, selected in {"one": rows[rows["seed"] == 0], "three": rows}.items():
+        curves(tmp_path / f"{name}.svg", selected, LOOKS)
         bands[name] = (tmp_path / f"{name}.svg").read_text(encoding="utf-8").count("FillBetweenPolyCollection")
     assert bands == {"one": 0, "three": 1}
 
 
-def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) -> None:
+def test_progress_leaves_out_the_untrained_model(tmp_path: Path) -> None:
     rows = pd.DataFrame(
         {
             "recipe": "lunet",
@@ -149,13 +149,13 @@ def test_progress_begins_with_training_and_leaves_the_start_out(tmp_path: Path) 
     )
     progress(tmp_path / "progress.svg", rows, LOOKS)
     svg = (tmp_path / "progress.svg").read_text(encoding="utf-8")
-    # One marker a look after the start, and one in the legend.
+    # One marker for each validation after the initialisation, and one in the legend.
     assert len(re.findall(rf'<use [^>]*style="fill: {LOOKS["lunet"].colour}', svg)) == 4
     assert "RealNVP" not in texts(tmp_path / "progress.svg")
     assert {"10", "20", "50", "100"} <= set(texts(tmp_path / "progress.svg"))
 
 
-def test_memory_labels_both_phases_and_marks_what_they_cannot_be_below(tmp_path: Path) -> None:
+def test_memory_labels_both_phases_and_marks_their_floors(tmp_path: Path) -> None:
     peaks = {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9.0}}
     floors = {"lunet": {"training": 563.7, "sampling": 9.4}}
     memory(tmp_path / "memory.svg", peaks, floors, LOOKS)
@@ -177,7 +177,7 @@ def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:
     assert np.array_equal(read[30:58, 60:88], grid[1, 2])
 
 
-def test_real_images_stand_a_class_a_row() -> None:
+def test_real_images_have_one_class_per_row() -> None:
     labels = np.array([1, 0, 1, 0, 1], dtype=np.uint8)
     pictures = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 28, 28), dtype=np.uint8)
     grid = real_images(pictures, labels, 2, 2)

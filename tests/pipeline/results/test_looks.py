@@ -1,4 +1,4 @@
-"""Labels, colours and markers of recipes."""
+"""Tests of the recipes' colours: sufficient contrast, and independence of the other recipes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("recipe", KNOWN)
 def test_colours_stand_out_on_light_and_dark(recipe: str) -> None:
-    own = luminance(KNOWN[recipe].colour)
-    assert (luminance("#fcfbf8") + 0.05) / (own + 0.05) >= 3
-    assert (own + 0.05) / (luminance("#15171a") + 0.05) >= 3
+    recipe_luminance = luminance(KNOWN[recipe].colour)
+    assert (luminance("#fcfbf8") + 0.05) / (recipe_luminance + 0.05) >= 3
+    assert (recipe_luminance + 0.05) / (luminance("#15171a") + 0.05) >= 3
 
 
 def test_looks_do_not_depend_on_the_other_recipes() -> None:
     assert looks(["realnvp", "mine"])["realnvp"] == looks(["lunet", "realnvp"])["realnvp"]
-    found = looks(["lunet", "mine", "yours"])
-    assert found["mine"].label == "mine"
-    assert len({look.colour for look in found.values()}) == 3
+    by_recipe = looks(["lunet", "mine", "yours"])
+    assert by_recipe["mine"].label == "mine"
+    assert len({look.colour for look in by_recipe.values()}) == 3

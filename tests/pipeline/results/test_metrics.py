@@ -1,4 +1,4 @@
-"""The headline metrics and times."""
+"""Tests of the headline metrics, the times and the memory: their values, intervals and units."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_gpu_s_memory_is_the_allocator_s(small: Project) -> None:
     assert "memory_training_above_start_mib" not in timings
 
 
-def test_the_whole_process_on_a_gpu_stands_beside_the_allocator(small: Project) -> None:
+def test_gpu_memory_of_the_whole_process_is_a_second_entry(small: Project) -> None:
     small.change(
         "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__training__gpu_process_mib=612.0
     )
@@ -78,7 +78,7 @@ def test_the_whole_process_on_a_gpu_stands_beside_the_allocator(small: Project) 
     assert timings["memory_training_mib"]["median"] == 77
 
 
-def test_models_a_class_are_averaged_by_their_held_out_images(tmp_path: Path) -> None:
+def test_models_per_class_are_averaged_by_their_held_out_images(tmp_path: Path) -> None:
     changes = {**SMALL, "recipes__lunet__classes": "each", "recipes__realnvp__classes": "each"}
     project = Project(tmp_path, parameters(**changes))
     change = {"models__1__best_holdout_bits_per_dim": 5.05, "models__1__holdout_images": 12}

@@ -1,4 +1,4 @@
-"""What is told of where the results come from."""
+"""Tests that the provenance contains the origin of the results and the differences in parameters."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipeline.presets.merged import load_preset
 from pipeline.results.provenance import differences, provenance_of
 
 
-def test_provenance_tells_where_all_comes_from(tmp_path: Path) -> None:
+def test_provenance_contains_the_origin_of_the_results(tmp_path: Path) -> None:
     project = with_failures(tmp_path)
     project.change("train/mnist-lunet-0/run.json", environment__time="2026-01-01T00:00:00+00:00")
     provenance = provenance_of(project.read(), load_preset("laptop"))
@@ -31,7 +31,7 @@ def test_provenance_tells_where_all_comes_from(tmp_path: Path) -> None:
     )
 
 
-def test_differences_name_keys_values_and_what_one_side_lacks() -> None:
+def test_differences_contain_keys_both_values_and_missing_keys() -> None:
     ours = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
     paper = {"a": 1, "b": {"c": [1, 3], "d": None}, "g": 0}
     assert differences(ours, paper) == [

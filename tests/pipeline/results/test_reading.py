@@ -1,4 +1,4 @@
-"""The ways in which the stages' files can be wrong, and what is said then."""
+"""Tests that missing, damaged and outdated files of the stages are refused, with the command that mends them."""
 
 from __future__ import annotations
 

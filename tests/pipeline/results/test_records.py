@@ -1,4 +1,4 @@
-"""What the stages' files must say."""
+"""Tests that the schemas of the stages' files refuse invalid numbers and remove paths from messages."""
 
 from __future__ import annotations
 

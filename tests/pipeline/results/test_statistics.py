@@ -1,4 +1,4 @@
-"""Intervals against values known otherwise, and the samples that tempt one to cut corners."""
+"""Tests of intervals, ratios, slopes and probabilities against known values, and of their edge cases."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pipeline.results.statistics import (
 
 
 def test_mean_interval_is_students() -> None:
-    found = mean_interval([1.0, 2.0, 3.0])
+    estimate = mean_interval([1.0, 2.0, 3.0])
     # t(0.975, 2 degrees of freedom) = 4.302653, standard error 1/sqrt(3)
-    assert found.value == 2.0
-    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
-    assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
-    assert found.n == 3
+    assert estimate.value == 2.0
+    assert estimate.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
+    assert estimate.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+    assert estimate.n == 3
 
 
 def test_mean_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(1)
     intervals = [mean_interval(random.normal(5.0, 2.0, 4).tolist()) for _ in range(2_000)]
-    share = np.mean([found.least <= 5.0 <= found.most for found in intervals])
+    share = np.mean([interval.least <= 5.0 <= interval.most for interval in intervals])
     assert 0.935 < share < 0.965  # three standard errors around 0.95
 
 
@@ -42,10 +42,10 @@ def test_mean_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_median_interval_is_the_same_every_time_and_brackets_the_median() -> None:
     samples = np.random.default_rng(2).lognormal(0, 0.5, 20).tolist()
-    found = median_interval(samples)
-    assert found == median_interval(samples)
-    assert found.value == pytest.approx(np.median(samples))
-    assert min(samples) <= found.least < found.value < found.most <= max(samples)
+    estimate = median_interval(samples)
+    assert estimate == median_interval(samples)
+    assert estimate.value == pytest.approx(np.median(samples))
+    assert min(samples) <= estimate.least < estimate.value < estimate.most <= max(samples)
 
 
 def test_an_outlier_hardly_moves_the_median_interval() -> None:
@@ -57,9 +57,9 @@ def test_an_outlier_hardly_moves_the_median_interval() -> None:
 
 
 def test_ratio_of_medians() -> None:
-    found = ratio_of_medians([6.0, 6.0, 6.0], [2.0, 3.0, 4.0])
-    assert found.value == 2.0
-    assert (found.low, found.high) == (1.5, 3.0)
+    estimate = ratio_of_medians([6.0, 6.0, 6.0], [2.0, 3.0, 4.0])
+    assert estimate.value == 2.0
+    assert (estimate.low, estimate.high) == (1.5, 3.0)
     assert ratio_of_medians([3.0], [2.0, 2.0]).low is None
     with pytest.raises(ValueError, match="positive"):
         ratio_of_medians([1.0], [0.0])
@@ -85,16 +85,16 @@ def test_the_probability_below_counts_pairs_and_ties_by_half() -> None:
         ([1.0, 2.0, 3.0], [2.0, 2.0], 0.5),
         ([1.0, 2.0], [2.0, 3.0, 4.0], 5.5 / 6),
     ):
-        found = probability_below(a, b)
-        assert found.value == expected
-        assert (found.low, found.high, found.n) == (None, None, min(len(a), len(b)))
+        estimate = probability_below(a, b)
+        assert estimate.value == expected
+        assert (estimate.low, estimate.high, estimate.n) == (None, None, min(len(a), len(b)))
 
 
 def test_the_probability_below_is_that_of_the_distributions() -> None:
     random = np.random.default_rng(3)
-    found = probability_below(random.normal(0, 1, 2000).tolist(), random.normal(1, 1, 2000).tolist())
+    estimate = probability_below(random.normal(0, 1, 2000).tolist(), random.normal(1, 1, 2000).tolist())
     # The difference is normal with mean 1 and variance 2.
-    assert found.value == pytest.approx(stats.norm.cdf(1 / 2**0.5), abs=0.03)
+    assert estimate.value == pytest.approx(stats.norm.cdf(1 / 2**0.5), abs=0.03)
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([1.0, math.nan], [1.0, 2.0])])

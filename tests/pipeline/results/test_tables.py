@@ -1,4 +1,4 @@
-"""The tables: their rows, what ends a history, and the way to CSV and back."""
+"""Tests of the tables: their rows, the end of a failed history, and the round trip through CSV."""
 
 from pathlib import Path
 
@@ -35,10 +35,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_results_have_a_row_for_every_cell_and_class(whole: Results) -> None:
     table = results_table(whole)
     assert len(table[table["class"] == "all"]) == 2 * 5 * 3
-    own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 2)]
-    assert own["class"].tolist() == ["all", "0", "1", "2"]
-    assert own["bits_per_dim_mean"].tolist() == pytest.approx([1.87, 1.77, 1.87, 1.97])
-    assert own[["device", "host", "commit"]].iloc[0].tolist() == ["cpu", "0123abcd", "c0ffee000000"]
+    cell_rows = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 2)]
+    assert cell_rows["class"].tolist() == ["all", "0", "1", "2"]
+    assert cell_rows["bits_per_dim_mean"].tolist() == pytest.approx([1.87, 1.77, 1.87, 1.97])
+    assert cell_rows[["device", "host", "commit"]].iloc[0].tolist() == ["cpu", "0123abcd", "c0ffee000000"]
 
 
 def test_failed_cells_have_one_row_without_figures(whole: Results) -> None:
@@ -58,11 +58,11 @@ def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> No
     assert table[table["quantity"] == "step"]["repetition"].tolist() == 4 * list(range(8))
 
 
-def test_curves_are_the_histories_one_after_the_other(whole: Results) -> None:
+def test_curves_are_the_concatenated_histories(whole: Results) -> None:
     table = curves_table(whole.cells)
-    own = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 0)]
-    assert own["step"].tolist() == [0, 10, 20, 30]
-    assert own["train_bits_per_dim"].isna().tolist() == [True, False, False, False]
+    cell_rows = table[(table["dataset"] == "mnist") & (table["recipe"] == "lunet") & (table["seed"] == 0)]
+    assert cell_rows["step"].tolist() == [0, 10, 20, 30]
+    assert cell_rows["train_bits_per_dim"].isna().tolist() == [True, False, False, False]
     assert set(table["recipe"]) == {"lunet", "lunet_learned", "realnvp"}
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_history_is_named(tmp_path: Path, text: str) -> None:
 # CSV
 
 
-def test_tables_survive_the_way_to_csv_and_back(whole: Results, tmp_path: Path) -> None:
+def test_tables_survive_a_round_trip_through_csv(whole: Results, tmp_path: Path) -> None:
     tables = {
         "results": results_table(whole),
         "timings": timings_table(whole.measurements),
@@ -127,7 +127,7 @@ def test_whole_numbers_stay_whole_and_others_keep_every_digit(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("message", ["NA", "nan", "1.50", 'a, "b"\nc', "a\rb", "<script>", "=1+1"])
-def test_any_message_comes_back_as_it_was(tmp_path: Path, message: str) -> None:
+def test_any_message_survives_a_round_trip(tmp_path: Path, message: str) -> None:
     project = Project(tmp_path, parameters(**SMALL))
     project.fail("mnist-lunet-0", message=message)
     path = tmp_path / "results.csv"

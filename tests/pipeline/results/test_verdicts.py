@@ -1,4 +1,4 @@
-"""Each rule at its bounds, the principle of scale, and the file of claims itself."""
+"""Tests of the verdicts: each rule at its bounds, the effect of scale, and the rules in `claims.yaml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.results.statistics import Estimate
 from pipeline.results.verdicts import Scale, judge, rule_in_words, verdict_of
 
 
-def test_all_ten_claims_are_there_in_the_paper_s_order() -> None:
+def test_all_ten_claims_are_in_the_paper_s_order() -> None:
     assert list(CLAIMS) == [
         "memory", "epochs", "nll", "step", "density", "sampling", "inverse", "determinant", "likelihood", "samples",
     ]  # fmt: skip
@@ -22,15 +22,15 @@ def test_all_ten_claims_are_there_in_the_paper_s_order() -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 def test_no_rule_says_both(claim: Claim) -> None:
-    """Some bound of one side must exclude a bound of the other, but for the ends themselves."""
+    """Some bound of one side must exclude a bound of the other, except at the ends."""
     for name, bounds in claim.replicated.items():
-        other = claim.not_replicated.get(name)
-        if other is None:
+        opposite = claim.not_replicated.get(name)
+        if opposite is None:
             continue
-        apart = (bounds.at_least is not None and other.at_most is not None and other.at_most <= bounds.at_least) or (
-            bounds.at_most is not None and other.at_least is not None and bounds.at_most <= other.at_least
-        )
-        if apart:
+        disjoint = (
+            bounds.at_least is not None and opposite.at_most is not None and opposite.at_most <= bounds.at_least
+        ) or (bounds.at_most is not None and opposite.at_least is not None and bounds.at_most <= opposite.at_least)
+        if disjoint:
             return
     pytest.fail(f"{claim.id} may be replicated and not replicated at once")
 
@@ -50,7 +50,7 @@ def test_rules_in_words_come_from_the_bounds() -> None:
         (0.05, 0.2, "not_replicated"),
     ],
 )
-def test_the_whole_interval_must_keep_the_bound(low: float, high: float, expected: str) -> None:
+def test_the_whole_interval_must_lie_within_the_bound(low: float, high: float, expected: str) -> None:
     evidence = {"difference": Estimate((low + high) / 2, low, high, 3)}
     assert verdict_of(CLAIMS["nll"], evidence) == expected
 
@@ -71,8 +71,8 @@ def test_the_honest_currency_decides_against_the_poster_s() -> None:
     result, sentence = verdict("nll", LAPTOP, lunet=lunet, realnvp=realnvp)
     assert result == "not_replicated"
     assert "1.85 and RealNVP 1.45 bits/dim, a difference of 0.400" in sentence
-    found = judge(CLAIMS["nll"], {"mnist": LAPTOP}, {"mnist": {"lunet": lunet, "realnvp": realnvp}})
-    beside = {item["name"]: item["value"] for item in found["datasets"][0]["evidence"]}
+    judged = judge(CLAIMS["nll"], {"mnist": LAPTOP}, {"mnist": {"lunet": lunet, "realnvp": realnvp}})
+    beside = {item["name"]: item["value"] for item in judged["datasets"][0]["evidence"]}
     assert (beside["beside_lunet"], beside["beside_realnvp"]) == (1.84, 7.9)
 
 
@@ -82,18 +82,18 @@ def test_a_tie_is_partly_at_the_paper_s_scale() -> None:
 
 
 def test_seeds_are_paired() -> None:
-    """Seeds differ by far more than the models: unpaired, the interval would hold zero."""
+    """Seeds differ by far more than the models: unpaired, the interval would contain zero."""
     lunet, realnvp = subject("cuda", bits_per_dim=[1.0, 2.0, 3.0]), subject("cuda", bits_per_dim=[1.2, 2.21, 3.19])
     assert verdict("nll", PAPER, lunet=lunet, realnvp=realnvp)[0] == "replicated"
     only_two = replace(realnvp, metrics={"bits_per_dim": {1: 2.21, 2: 3.19}})
-    found = judge(CLAIMS["nll"], {"mnist": PAPER}, {"mnist": {"lunet": lunet, "realnvp": only_two}})
-    assert {item["n"] for item in found["datasets"][0]["evidence"]} == {2}
+    judged = judge(CLAIMS["nll"], {"mnist": PAPER}, {"mnist": {"lunet": lunet, "realnvp": only_two}})
+    assert {item["n"] for item in judged["datasets"][0]["evidence"]} == {2}
 
 
 def evidence_of(claim: str, scale: Scale, **subjects: Subject) -> dict[str, Any]:
     """The evidence on one data set, by name."""
-    found = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
-    return {item["name"]: item for item in found["datasets"][0]["evidence"]}
+    judged = judge(CLAIMS[claim], {"mnist": scale}, {"mnist": subjects})
+    return {item["name"]: item for item in judged["datasets"][0]["evidence"]}
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def evidence_of(claim: str, scale: Scale, **subjects: Subject) -> dict[str, Any]
 def test_several_seeds_say_how_often_one_is_below_the_other(
     lunet: list[float], realnvp: list[float], below: float
 ) -> None:
-    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=lunet), realnvp=subject(bits_per_dim=realnvp))
-    assert found["below"] == {
+    evidence = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=lunet), realnvp=subject(bits_per_dim=realnvp))
+    assert evidence["below"] == {
         "name": "below",
         "label": "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m)",
         "unit": "",
@@ -121,25 +121,25 @@ def test_several_seeds_say_how_often_one_is_below_the_other(
 
 
 def test_one_seed_says_that_it_is_one() -> None:
-    found = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=1.8), realnvp=subject(bits_per_dim=1.4))
-    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
-    assert (found["difference"]["low"], found["difference"]["n"]) == (None, 1)
-    found = evidence_of("epochs", LAPTOP, lunet=subject(best_epoch=40.0), realnvp=subject(best_epoch=[90.0, 100.0]))
-    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
-    assert (found["ratio"]["low"], found["ratio"]["n"]) == (None, 1)
+    evidence = evidence_of("nll", LAPTOP, lunet=subject(bits_per_dim=1.8), realnvp=subject(bits_per_dim=1.4))
+    assert (evidence["below"]["value"], evidence["below"]["n"]) == (None, 1)
+    assert (evidence["difference"]["low"], evidence["difference"]["n"]) == (None, 1)
+    evidence = evidence_of("epochs", LAPTOP, lunet=subject(best_epoch=40.0), realnvp=subject(best_epoch=[90.0, 100.0]))
+    assert (evidence["below"]["value"], evidence["below"]["n"]) == (None, 1)
+    assert (evidence["ratio"]["low"], evidence["ratio"]["n"]) == (None, 1)
 
 
 def test_a_diverged_seed_leaves_the_others_in_pairs() -> None:
-    """Seed 1 of RealNVP diverged: its partner counts no more, in difference and probability alike."""
+    """Seed 1 of RealNVP diverged: its partner does not count, in the difference or in the probability."""
     lunet = subject("cuda", bits_per_dim=[1.0, 9.0, 1.2])
     realnvp = Subject({"bits_per_dim": {0: 1.3, 2: 1.4}}, {}, None, "all", frozenset({"cuda"}), frozenset({"aa"}))
     realnvp = replace(realnvp, trouble="seed 1 of realnvp: diverged")
-    found = evidence_of("nll", PAPER, lunet=lunet, realnvp=realnvp)
-    assert (found["lunet"]["value"], found["lunet"]["n"]) == (1.1, 2)
-    assert (found["difference"]["value"], found["below"]["value"], found["below"]["n"]) == (-0.25, 1.0, 2)
+    evidence = evidence_of("nll", PAPER, lunet=lunet, realnvp=realnvp)
+    assert (evidence["lunet"]["value"], evidence["lunet"]["n"]) == (1.1, 2)
+    assert (evidence["difference"]["value"], evidence["below"]["value"], evidence["below"]["n"]) == (-0.25, 1.0, 2)
     left = replace(realnvp, metrics={"bits_per_dim": {1: 1.3}})
-    found = evidence_of("nll", PAPER, lunet=replace(lunet, metrics={"bits_per_dim": {1: 1.1}}), realnvp=left)
-    assert (found["below"]["value"], found["below"]["n"]) == (None, 1)
+    evidence = evidence_of("nll", PAPER, lunet=replace(lunet, metrics={"bits_per_dim": {1: 1.1}}), realnvp=left)
+    assert (evidence["below"]["value"], evidence["below"]["n"]) == (None, 1)
 
 
 def test_seeds_that_have_no_partner_are_not_tested() -> None:
