@@ -244,14 +244,14 @@ def _response(url: str, patience: float) -> IO[bytes]:
 def _folders(name: str, folder: str | None) -> Iterator[Attempt]:
     dataset = ORIGINS[name].folder
     paths = [Path(folder).expanduser()] if folder else []
-    paths += [path for path in _package_folders(dataset) if path.is_dir()]
+    paths += [path for path in _installed(dataset) if path.is_dir()]
     if not paths:
         raise SourceError(f"data.{name}.folder is null, and no package has put one in share/datasets/{dataset}")
     for path in paths:
         yield f"folder {path}", partial(_from_folder, path, ORIGINS[name].torchvision)
 
 
-def _package_folders(folder: str) -> Iterator[Path]:
+def _installed(folder: str) -> Iterator[Path]:
     """The folders where packages of the system or the environment install a data set."""
     shares = [*os.environ.get("XDG_DATA_DIRS", "").split(os.pathsep), "/usr/local/share", "/usr/share"]
     for share in dict.fromkeys((f"{sys.prefix}/share", *filter(None, shares))):

@@ -82,8 +82,8 @@ def test_damaged_idx_is_refused(damage: Callable[[bytes], bytes], reason: str) -
 
 def test_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_DIRS", f"{tmp_path}{os.pathsep}/elsewhere")
-    assert tmp_path / "datasets" / "mnist" in sources._package_folders("mnist")
-    assert Path("/usr/share/datasets/mnist") in sources._package_folders("mnist")
+    assert tmp_path / "datasets" / "mnist" in sources._installed("mnist")
+    assert Path("/usr/share/datasets/mnist") in sources._installed("mnist")
 
 
 @pytest.mark.parametrize("file", FILES)
