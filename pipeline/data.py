@@ -39,21 +39,21 @@ def main() -> None:
     params = load_params(arguments.params)
     settings = params.dataset(arguments.dataset)
     if params.preset == "paper":
-        from pipeline.core.environment import choose_device  # it needs torch, which takes seconds to import
+        from pipeline.core.environment import choose_device  # it imports torch, which takes seconds
 
         choose_device(params)
     try:
         if isinstance(settings, CustomData):
-            done = write_custom(arguments.dataset, settings, arguments.out)
+            outcome = write_custom(arguments.dataset, settings, arguments.out)
         else:
-            done = write_known(arguments.dataset, settings, arguments.out)
+            outcome = write_known(arguments.dataset, settings, arguments.out)
     except OSError as error:
         raise UserError(f"cannot write {arguments.out}: {error}") from None
-    say(f"{arguments.dataset}: {done}")
+    say(f"{arguments.dataset}: {outcome}")
 
 
 def write_known(name: str, settings: DataSource, out: Path) -> str:
-    """Write one of the paper's data sets, verified, unless it is there; returns what was done."""
+    """Write one of the paper's data sets, verified, unless the folder contains it already; returns a message."""
     subset = settings.source == "bundled"
     if is_current(out.resolve(), name, subset=subset):
         return f"{out} already holds the verified data; nothing fetched"
@@ -65,7 +65,7 @@ def write_known(name: str, settings: DataSource, out: Path) -> str:
 
 
 def write_custom(name: str, settings: CustomData, out: Path) -> str:
-    """Write a data set of your own; returns what was done. Its checksums are recorded, not compared."""
+    """Write a custom data set; returns a message. Its checksums are recorded, not compared."""
     path = Path(settings.path)
     if path.resolve().is_relative_to(out.resolve()):
         raise UserError(f"data.{name}.path is {path}, within {out}, which this stage writes; keep it elsewhere")
@@ -77,7 +77,7 @@ def write_custom(name: str, settings: CustomData, out: Path) -> str:
 
 
 def is_current(out: Path, name: str, *, subset: bool) -> bool:
-    """Whether a folder holds exactly what this stage would write there for one of the paper's data sets."""
+    """Whether a folder contains exactly what this stage would write for one of the paper's data sets."""
     try:
         dataset = load_dataset(out)
     except UserError:
@@ -87,35 +87,35 @@ def is_current(out: Path, name: str, *, subset: bool) -> bool:
 
 
 def write_dataset(out: Path, arrays: Mapping[str, Bytes], description: Mapping[str, Any]) -> None:
-    """Write the arrays and their description, whole or not at all."""
-    with replacing(out) as fresh:
-        fresh.mkdir()
+    """Write the arrays and their description atomically."""
+    with replacing(out) as folder:
+        folder.mkdir()
         for array, values in arrays.items():
-            (fresh / f"{array}.npy").write_bytes(npy_bytes(values))
-        write_json(fresh / DESCRIPTION, dict(description), sealed=True)
+            (folder / f"{array}.npy").write_bytes(npy_bytes(values))
+        write_json(folder / DESCRIPTION, dict(description), sealed=True)
 
 
 def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[str, Any]:
     """The content of `dataset.json`: names, licence, sizes, classes, and checksums of the .npy and the IDX files."""
     origin = ORIGINS[name]
-    about = {"name": name, "title": origin.title, "licence": origin.licence}
-    return _describe(about, origin.class_names, arrays, subset=subset)
+    names = {"name": name, "title": origin.title, "licence": origin.licence}
+    return _describe(names, origin.class_names, arrays, subset=subset)
 
 
 def describe_custom(name: str, title: str, class_names: Sequence[str], arrays: Mapping[str, Bytes]) -> dict[str, Any]:
-    """The same for a data set of your own, which ``own`` marks."""
-    about = {"name": name, "title": title, "licence": "not known: a data set of your own"}
-    return _describe(about, class_names, arrays, subset=False) | {"custom": True}
+    """The content of `dataset.json` for a custom data set, which the key ``custom`` marks."""
+    names = {"name": name, "title": title, "licence": "not known: a data set of your own"}
+    return _describe(names, class_names, arrays, subset=False) | {"custom": True}
 
 
 def _describe(
-    about: Mapping[str, str], class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
+    names: Mapping[str, str], class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
 ) -> dict[str, Any]:
     def per_class(labels: Bytes) -> dict[str, int]:
         return {str(label): int((labels == label).sum()) for label in range(len(class_names))}
 
     return {
-        **about,
+        **names,
         "shape": list(arrays["train_images"].shape[1:]),
         "class_names": list(class_names),
         "train": len(arrays["train_images"]),

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.check:
-        # DVC reads a parameter only when a stage needs it, which may be minutes later.
+        # DVC reads a parameter only when a stage needs it, perhaps minutes later.
         load_params(arguments.params)
     else:
         say(write_preset(arguments.preset, arguments.params))
@@ -36,12 +36,12 @@ def main() -> None:
 def write_preset(name: Preset, path: Path) -> str:
     """Write a preset into a parameter file and return the difference, for printing."""
     load_preset(name)
-    fresh = preset_text(name)
+    text = preset_text(name)
     # The file that is replaced may be damaged.
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    write_text(path, fresh)
+    write_text(path, text)
     names = (f"{path} before", f"{path} now")
-    difference = list(difflib.unified_diff(old.splitlines(), fresh.splitlines(), *names, lineterm="", n=1))
+    difference = list(difflib.unified_diff(old.splitlines(), text.splitlines(), *names, lineterm="", n=1))
     return "\n".join(difference) or f"{path} already is the preset {name}"
 
 

@@ -1,4 +1,4 @@
-"""Tries settings of a recipe and keeps a table of how each does on held-out training images."""
+"""Trains variants of a recipe and records the bits per dimension of each on held-out training images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = [
     "train_bits_per_dim", "epochs", "steps", "seconds", "parameters", "device", "processor", "gpu", "threads", "torch",
     "commit", "dirty",
 ]  # fmt: skip
-WHAT_WAS_TRIED = COLUMNS[:6]
+KEY_COLUMNS = COLUMNS[:6]
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
             "changes": json.dumps(changes),
         }
         rows = read_table(table)
-        if any(all(old[key] == str(row[key]) for key in WHAT_WAS_TRIED) for old in rows):
+        if any(all(old[key] == str(row[key]) for key in KEY_COLUMNS) for old in rows):
             say(f"{variant}: is in {table} already")
             continue
         recipe = changed(params, recipe_name, changes).recipe(recipe_name)
@@ -94,28 +94,28 @@ def main() -> None:
             "parameters": model.flow.free_parameters(),
             **{key: environment[key] for key in COLUMNS if key in environment},
         }
-        # Read again, as another process may have added to it.
+        # Read again, since another process may have added a row.
         write_table(table, [*read_table(table), row])
         say(f"{variant}: {result.status}, {result.best_holdout_bits_per_dim} bits/dim held out, written to {table}")
 
 
 def changes_of(sweep: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The recipe of each variant of a sweep, and what it changes of it, by dotted key.
+    """The recipe of each variant of a sweep, and the variant's changes to it, by dotted key.
 
-    A sweep that is ``cumulative`` changes, in each variant, what those before it have changed, too.
+    In a ``cumulative`` sweep, each variant includes the changes of all variants before it.
     """
-    variants, before = {}, dict(sweep.get("changes", {}))
-    for name, own in sweep["variants"].items():
-        changes = {**before, **(own or {})}
+    variants, inherited = {}, dict(sweep.get("changes", {}))
+    for name, additions in sweep["variants"].items():
+        changes = {**inherited, **(additions or {})}
         recipe = changes.pop("recipe", sweep["recipe"])
         variants[name] = (recipe, changes)
         if sweep.get("cumulative"):
-            before = {**before, **(own or {})}
+            inherited = {**inherited, **(additions or {})}
     return variants
 
 
 def changed(params: Params, recipe: str, changes: dict[str, Any]) -> Params:
-    """Parameters with some of a recipe's values changed; a key that it lacks or a wrong value is a `UserError`."""
+    """Parameters with some of a recipe's values changed; raises a `UserError` for an unknown key or a wrong value."""
     values = params.model_dump(mode="json")
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -127,7 +127,7 @@ def changed(params: Params, recipe: str, changes: dict[str, Any]) -> Params:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, all values as text; none where there is no file."""
+    """The rows of a table, all values as text; empty if the file does not exist."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -135,7 +135,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

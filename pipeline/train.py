@@ -1,4 +1,4 @@
-"""The train stage: fits one recipe to one data set and keeps the weights that do best on held-out images."""
+"""The train stage: fits one recipe to one data set and saves the weights that are best on held-out images."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def main() -> None:
     with (
         StopRequest() as request,
         determinism(params),
-        checkpoints(arguments.out, identity) as kept,
-        replacing(arguments.out) as fresh,
+        checkpoints(arguments.out, identity) as checkpoint_path,
+        replacing(arguments.out) as folder,
     ):
-        fresh.mkdir()
+        folder.mkdir()
 
         def checkpoint(key: str) -> Checkpoint:
-            return Checkpoint(kept / f"{key}.pt", params.checkpoint_seconds, request)
+            return Checkpoint(checkpoint_path / f"{key}.pt", params.checkpoint_seconds, request)
 
-        fits, parameters = train(dataset, recipe, arguments.seed, device, fresh / "flows", name, checkpoint)
-        write_history(fresh / "history.csv", fits)
+        fits, parameters = train(dataset, recipe, arguments.seed, device, folder / "flows", name, checkpoint)
+        write_history(folder / "history.csv", fits)
         failed = next((fit for fit in fits.values() if fit.status != "complete"), None)
         run = {
             "dataset": arguments.dataset,
@@ -86,7 +86,7 @@ def main() -> None:
             "models": {key: _without_history(fit) for key, fit in fits.items()},
             "environment": describe_environment(device),
         }
-        write_json(fresh / "run.json", run, sealed=True)
+        write_json(folder / "run.json", run, sealed=True)
     say(f"{name}: {run['status']} in {run['seconds']:.0f} s, written to {arguments.out}")
 
 
@@ -101,24 +101,28 @@ def train(
 ) -> tuple[dict[str, Fit], dict[str, int]]:
     """Fit every model of a recipe and write those that are complete to ``flows/<model>``.
 
-    A model that diverges or runs out of memory is recorded as such, and the others are trained all the same. Each model
-    goes on from its ``checkpoint``; one that had come to its end is not trained again.
+    A model that diverges or runs out of memory is recorded as such, and the remaining models are still trained. Each
+    model resumes from its ``checkpoint``; a completed model is not trained again.
 
     Returns:
-        How each fit went, by model, and the numbers of stored and of free parameters of one model.
+        The fit of each model, by name, and the numbers of stored and of free parameters of one model.
     """
     images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
     test_images, test_labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     height, width = images.shape[1:]
     fits = {}
     for index, (key, label) in enumerate(groups(dataset, recipe).items()):
-        own_seed = 1_000_003 * seed + index
-        torch.manual_seed(own_seed)
+        model_seed = 1_000_003 * seed + index
+        torch.manual_seed(model_seed)
         model = build(recipe, (1, height, width))
-        own, test, own_name = images, test_images, name
+        model_images, model_test, model_name = images, test_images, name
         if label is not None:
-            own, test, own_name = images[labels == label], test_images[test_labels == label], f"{name} class {key}"
-        fits[key] = fit(model, recipe, own, test, device, own_seed, own_name, checkpoint(key))
+            model_images, model_test, model_name = (
+                images[labels == label],
+                test_images[test_labels == label],
+                f"{name} class {key}",
+            )
+        fits[key] = fit(model, recipe, model_images, model_test, device, model_seed, model_name, checkpoint(key))
         if label is not None and fits[key].message:
             fits[key].message = f"class {key}: {fits[key].message}"
         if fits[key].status == "complete":
@@ -128,7 +132,7 @@ def train(
 
 
 def reached(folder: Path, models: Sequence[str], training: Training | None) -> dict[str, float]:
-    """How many epochs of each model's training are kept in a folder of checkpoints; 0 where nothing is."""
+    """The epochs that each model has completed, from a folder of checkpoints; 0 without a checkpoint."""
     epochs = dict.fromkeys(models, 0.0)
     for key in models:
         saved = Checkpoint(folder / f"{key}.pt").read()

@@ -1,4 +1,4 @@
-"""The command line that the stages of one cell share: a data set, a recipe and, where it matters, a seed."""
+"""The command line that the stages of one cell share: a data set, a recipe and, for some stages, a seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: 
     Args:
         stage: The module of the stage.
         description: What the stage does, for ``--help``.
-        out: What an example writes.
-        out_help: What ``--out`` is.
+        out: The output path in the example.
+        out_help: The help text of ``--out``.
         seed: Whether the cell has a seed.
     """
     parser = argparse.ArgumentParser(
@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 class Key(NamedTuple):
-    """Which cell of the grid; measurements have no seed."""
+    """The identity of a cell of the grid; measurements have no seed."""
 
     dataset: str
     recipe: str
@@ -61,5 +61,5 @@ class Key(NamedTuple):
         return "-".join(str(part) for part in self if part is not None)
 
     def command(self, stage: str) -> str:
-        """The exact command with which a stage writes this cell."""
+        """The exact command that runs a stage for this cell."""
         return COMMANDS[stage].format(*self, key=self)

@@ -1,4 +1,4 @@
-"""How a stage talks to the person who runs it."""
+"""Messages, errors and signals of the stages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, NoReturn, Self
 
 
 class UserError(Exception):
-    """A mistake that the reader can mend: what was wrong, what is allowed, what to do.
+    """A mistake that the user can correct; the message says what is wrong, what is allowed, and what to do.
 
     Stages print it as one message and exit with status 1, without a traceback.
     """
 
 
 class StoppedError(Exception):
-    """A stage that has come to a good stop because a signal asked for it."""
+    """A stage that stopped cleanly because a signal asked for it."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}: {message}")
@@ -26,48 +26,48 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """What SIGTERM and SIGINT ask for, noted within a `with` block so that the work can come to a good stop.
+    """Records SIGTERM and SIGINT within a `with` block so that the work can stop cleanly.
 
-    The same signal once more ends the process as it would have without. One of each does not: Ctrl-C reaches every
-    process of a terminal, and `pipeline.run`, which cannot know that it did, asks its stages once more by SIGTERM.
+    A second signal of the same kind has its usual effect. One of each kind does not end the process: Ctrl-C reaches
+    every process of a terminal, and `pipeline.run`, which cannot detect this, also sends SIGTERM to its stages.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+            self._handlers[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.signal = self.signal or number
-        signal.signal(number, self._before.pop(signal.Signals(number)))
+        signal.signal(number, self._handlers.pop(signal.Signals(number)))
 
     def heed(self, message: str) -> None:
-        """Stop if a signal has asked for it, with a message that says how things stand.
+        """Stop if a signal has asked for it, with a message on the state of the work.
 
         Raises:
-            StoppedError: If so.
+            StoppedError: If a signal was received.
         """
         if self.signal is not None:
             raise StoppedError(self.signal, message)
 
 
 def say(message: str) -> None:
-    """Print one line now, also where the output is a file or a pipe."""
+    """Print one line and flush it, so that it appears at once in a file or a pipe too."""
     print(message, flush=True)
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run a stage's ``main``; turn a mistake, a failing file or a stop into one message and an exit status."""
+    """Run a stage's ``main``; turn a mistake, a file error or a stop into one message and an exit status."""
     for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold letters that the locale lacks.
+        # File names may contain characters that the locale lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -75,8 +75,8 @@ def exit_with(main: Callable[[], None]) -> None:
     except UserError as error:
         _exit(1, f"error: {error}")
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _exit(1, f"error: {place}{error.strerror or error}")
+        prefix = f"{error.filename}: " if error.filename else ""
+        _exit(1, f"error: {prefix}{error.strerror or error}")
     except StoppedError as stop:
         _exit(stop.status, str(stop))
     except KeyboardInterrupt:

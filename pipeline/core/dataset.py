@@ -1,4 +1,4 @@
-"""A data set on disk, as the data stage writes it and every later stage reads it."""
+"""The data set on disk that the data stage writes and later stages read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DESCRIPTION = "dataset.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Square images of shape (N, H, H) and labels of shape (N,), both uint8; ``info`` is all of `dataset.json`."""
+    """Square images of shape (N, H, H) and labels of shape (N,), both uint8; ``info`` contains `dataset.json`."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Dataset:
 
     @property
     def in_paper(self) -> bool:
-        """Whether the paper could be about it; a data set of your own has no claims and no published figures."""
+        """Whether it is one of the paper's data sets; a custom one has no claims and no published figures."""
         return not self.info.get("custom", False)
 
 
@@ -43,7 +43,7 @@ def load_dataset(folder: Path, name: str | None = None) -> Dataset:
 
     Args:
         folder: The folder that the data stage wrote.
-        name: Which data set it must be; any, where left out.
+        name: The name that the data set must have; any by default.
 
     Raises:
         UserError: If a file is missing, truncated or changed; the message names it and says how to write it again.
@@ -51,14 +51,14 @@ def load_dataset(folder: Path, name: str | None = None) -> Dataset:
     description = Path(folder) / DESCRIPTION
     info = read_json(description)
     try:
-        found, title, class_names = info["name"], info["title"], tuple(info["class_names"])
+        stored_name, title, class_names = info["name"], info["title"], tuple(info["class_names"])
         checksums = {array: info["sha256"][f"{array}.npy"] for array in ARRAYS}
     except (KeyError, TypeError):
         raise _unusable(description, "lacks a name, a title, class names or checksums") from None
-    if name not in (None, found):
-        raise UserError(f"{folder} holds the data set {found}, not {name}")
+    if name not in (None, stored_name):
+        raise UserError(f"{folder} holds the data set {stored_name}, not {name}")
     arrays = {array: _load(description.with_name(f"{array}.npy"), checksum) for array, checksum in checksums.items()}
-    return Dataset(name=found, title=title, class_names=class_names, info=info, **arrays)
+    return Dataset(name=stored_name, title=title, class_names=class_names, info=info, **arrays)
 
 
 def _load(path: Path, checksum: str) -> Bytes:

@@ -1,4 +1,4 @@
-"""Which machine a result comes from, and which device a stage runs on."""
+"""The device of a stage, and the description of the machine beside every result."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ import torch
 from pipeline.core.console import UserError
 from pipeline.core.params import Params
 
-# The numbers of glibc's malloc.h; mallopt takes C ints.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 2**30
+# The constants in glibc's malloc.h; mallopt takes C ints.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, RETAINED_BYTES = -1, -3, 2**30
 
 
 def choose_device(params: Params) -> torch.device:
     """The device that the parameters ask for.
 
     Raises:
-        UserError: If they ask for a GPU, by ``device: cuda`` or by the paper's preset, and there is none.
+        UserError: If they ask for a GPU, by ``device: cuda`` or the paper's preset, and none is available.
     """
     available = torch.cuda.is_available()
     if params.preset == "paper" and (not available or params.device == "cpu"):
@@ -45,22 +45,22 @@ def choose_device(params: Params) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the device or of the machine did not suffice."""
+    """Whether an error says that the device or the machine ran out of memory."""
     # On a CPU torch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
 def determinism(params: Params) -> Iterator[None]:
-    """Allow only deterministic algorithms in the block, where the parameters ask for it.
+    """Allow only deterministic algorithms in the block, if the parameters ask for it.
 
     Raises:
-        UserError: If something in the block has no such algorithm on its device.
+        UserError: If an operation in the block has no such algorithm on its device.
     """
-    before = torch.get_deterministic_debug_mode()
-    # cuBLAS reads it when the GPU is first used.
+    previous = torch.get_deterministic_debug_mode()
+    # cuBLAS reads this variable when the GPU is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Not torch.use_deterministic_algorithms, which takes two seconds to import torch's compiler, unused here.
+    # Not torch.use_deterministic_algorithms, which imports torch's compiler for two seconds; it is unused here.
     torch.set_deterministic_debug_mode("error" if params.deterministic else "default")
     try:
         yield
@@ -71,22 +71,22 @@ def determinism(params: Params) -> Iterator[None]:
             f"params.yaml has deterministic: true, and {str(error).splitlines()[0]} Set deterministic: false"
         ) from None
     finally:
-        torch.set_deterministic_debug_mode(before)
+        torch.set_deterministic_debug_mode(previous)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of handing it back page by page; elsewhere do nothing.
+    """Let glibc keep freed memory instead of returning it page by page; has no effect with another C library.
 
-    A training step frees and takes the same tensors again and again; without the page faults it is some 10 % faster.
+    Every training step allocates and frees the same tensors; without page faults it is about 10 % faster.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, RETAINED_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, RETAINED_BYTES)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Time, machine, versions and commit, for the record beside every result; the machine's name only as a digest."""
+    """Time, machine, versions and commit, for the record beside every result; the host name only as a digest."""
     commit, dirty = _commit()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,7 +109,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it in a file alone, and the libraries that read it take over a second."""
+    """The processor's name; Linux gives it only in a file, and the libraries that read the file take over a second."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -126,7 +126,7 @@ def _gpu_driver() -> str | None:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The commit, and whether the code differs from it; parameters are recorded apart. Nothing is known without git."""
+    """The commit, and whether the code differs from it, both None without git; parameters are recorded separately."""
     try:
         head = _git("rev-parse", "HEAD")
         return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline"))

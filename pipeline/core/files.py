@@ -1,4 +1,4 @@
-"""Reading and writing the pipeline's files: whole or not at all."""
+"""Reads the pipeline's files, and writes them atomically."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from pipeline.core.console import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, put in its place when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block succeeds.
 
-    The block may write a file or make a folder there. When it fails, nothing is left behind and what stood at ``path``
-    is untouched. What a process left behind that was killed meanwhile is removed by the next one.
+    The block may write a file or make a folder there. If it fails, ``path`` is unchanged and no temporary files remain.
+    The next call removes the temporary files of a process that was killed.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(path)
+        _remove_abandoned(path)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}-{os.getpid()}-", dir=path.parent))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    fresh, old = holder / path.name, holder / "old" / path.name
+    temporary, old = holder / path.name, holder / "old" / path.name
     try:
-        yield fresh
-        # Only a file takes the place of another at once.
-        if path.is_dir() or (fresh.is_dir() and path.exists()):
+        yield temporary
+        # Only a file can replace another in one operation.
+        if path.is_dir() or (temporary.is_dir() and path.exists()):
             old.parent.mkdir()
             path.rename(old)
         try:
-            fresh.replace(path)
+            temporary.replace(path)
         except OSError:
             if old.exists():
                 old.rename(path)
             raise
     except OSError as error:
-        # A disk that is full names no file.
+        # The error of a full disk names no file.
         error.filename = error.filename or str(path)
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _remove_left_behind(path: Path) -> None:
-    """Remove the temporary folders for ``path`` of processes that are no more."""
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary folders for ``path`` of processes that have ended."""
     for folder in path.parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(path.name)}-(\d+)-\w+", folder.name)
-        if found and not is_running(int(found[1])):
+        match = re.fullmatch(rf"\.{re.escape(path.name)}-(\d+)-\w+", folder.name)
+        if match and not is_running(int(match[1])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and has not ended; one whose parent has not taken notice of its end has."""
+    """Whether a process exists and has not ended; a zombie has ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -70,10 +70,10 @@ def is_running(pid: int) -> bool:
 
 
 def refuse_foreign(folder: Path, marker: str) -> None:
-    """Refuse to replace a folder that does not hold ``marker``: a mistyped path must not delete what is there.
+    """Refuse to replace a folder without ``marker``, so that a mistyped path deletes nothing.
 
     Raises:
-        UserError: If there is a file in its place, or a folder that holds other things.
+        UserError: If the path is a file, or a folder with other contents.
     """
     folder = Path(folder)
     if not folder.exists() or (folder / marker).is_file() or (folder.is_dir() and not any(folder.iterdir())):
@@ -82,28 +82,28 @@ def refuse_foreign(folder: Path, marker: str) -> None:
 
 
 def without_paths(message: str) -> str:
-    """A message in which absolute paths, which tell of the machine, are left out."""
+    """A message without absolute paths, which would identify the machine."""
     return re.sub(r"(?<![\w.])(?:[A-Za-z]:\\|~?/)[\w.+-]+(?:[\\/][\w.+-]+)+", "<path>", message)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with plain newlines, whole or not at all."""
-    with replacing(path) as fresh:
-        fresh.write_text(text, encoding="utf-8", newline="\n")
+    """Write ``text`` atomically as UTF-8 with plain newlines."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_durably(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file whole or not at all, on the disk itself when this returns; one process at a time may do so."""
-    fresh = path.with_name(f".{path.name}.part")
+    """Write a file atomically and synchronise it to the disk; one process at a time may write a path."""
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        with fresh.open("wb") as file:
+        with temporary.open("wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(path)
+        temporary.replace(path)
     except OSError:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -114,19 +114,19 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
-    """Write ``value`` as JSON; NaN and infinity are refused, since JSON has no word for them.
+    """Write ``value`` as JSON; raises ValueError for NaN and infinity, which JSON lacks.
 
     Args:
         path: The file.
-        value: What it will hold.
-        sealed: Whether ``value``, then a dictionary, gets a checksum, which `read_json` looks at.
+        value: The content.
+        sealed: Whether ``value``, which must be a dictionary, gets a checksum that `read_json` verifies.
     """
     content = value | {"checksum": _checksum(value)} if sealed else value
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; one that is missing, damaged or changed since it was sealed is a `UserError` that names it."""
+    """Read a JSON file; raises a `UserError` if it is missing, damaged, or changed since it was sealed."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

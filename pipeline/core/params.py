@@ -1,4 +1,4 @@
-"""What `params.yaml` may say: read, validated, and refused with the key, the value and what is allowed."""
+"""The schema of `params.yaml`; errors name the key, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.core.console import UserError
 
 Preset = Literal["smoke", "laptop", "overnight", "paper"]
 
-# Upper bounds keep clear of what the machine's own integers hold, and of a slip of the finger.
+# Upper bounds prevent integer overflow and catch typing errors.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -23,13 +23,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: immutable, unknown keys refused, numbers never read from text."""
+    """A part of `params.yaml`: immutable, without unknown keys, and with numbers never read from text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Grid(Section):
-    """Which cells are run: every data set with every recipe and seed."""
+    """The cells to run: every data set with every recipe and seed."""
 
     datasets: list[Name] = Field(min_length=1)
     recipes: list[Name] = Field(min_length=1)
@@ -45,21 +45,21 @@ class Grid(Section):
 
 
 class DataSource(Section):
-    """Where a data set comes from; ``auto`` tries mirrors, folder and packages in this order."""
+    """The source of a data set; ``auto`` tries mirrors, folder and packages in this order."""
 
     source: Literal["auto", "mirrors", "folder", "packages", "bundled"]
     folder: str | None
 
 
 class CustomData(Section):
-    """A data set of your own: ``path`` is a .npz file, a folder of IDX files, or one of PNG files in class folders."""
+    """A custom data set: ``path`` is a .npz file, a folder of IDX files, or one of PNG files in class folders."""
 
     path: Annotated[str, Field(min_length=1, max_length=1000)]
     title: Annotated[str, Field(min_length=1, max_length=80)] | None = None
 
 
 class Data(Section):
-    """The sources of the paper's data sets; every other key is a data set of your own."""
+    """The sources of the paper's data sets; every other key is a custom data set."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, CustomData]
@@ -68,7 +68,7 @@ class Data(Section):
     fashion_mnist: DataSource
 
     @model_validator(mode="after")
-    def _own_names_are_names(self) -> Self:
+    def _custom_names_are_valid(self) -> Self:
         for name in self.__pydantic_extra__:
             try:
                 TypeAdapter(Name).validate_python(name)
@@ -78,19 +78,19 @@ class Data(Section):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All data sets that there are."""
+        """The names of all data sets."""
         return (*type(self).model_fields, *self.__pydantic_extra__)
 
     def get(self, name: str) -> DataSource | CustomData:
-        """Where one of the data sets comes from."""
-        own: dict[str, CustomData] = self.__pydantic_extra__
-        return own[name] if name in own else getattr(self, name)
+        """The source of a data set."""
+        custom: dict[str, CustomData] = self.__pydantic_extra__
+        return custom[name] if name in custom else getattr(self, name)
 
 
 class LUNetModel(Section):
     """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope.
 
-    A single layer would have no phi at all, and be a Gaussian.
+    A single layer would have no phi and be a Gaussian.
     """
 
     kind: Literal["lunet"]
@@ -152,7 +152,7 @@ def _holdout(value: Any) -> float | Literal["test"]:
 
 
 class Training(Section):
-    """How a model is fitted by gradient steps."""
+    """The settings of training by gradient steps."""
 
     objective: Literal["likelihood", "released"]
     epochs: Positive
@@ -213,7 +213,7 @@ class Recipe(Section):
 
 
 class Evaluate(Section):
-    """How models are judged on the test set."""
+    """The settings of the evaluation on the test set."""
 
     draws: Count
     batch_size: Count
@@ -223,7 +223,7 @@ class Evaluate(Section):
 
 
 class Measure(Section):
-    """How times and memory are taken."""
+    """The settings of the measurements of time and memory."""
 
     repetitions: Annotated[Count, Field(ge=5)]
     warmup: Count
@@ -247,7 +247,7 @@ class Mixture(Section):
 
 
 class Report(Section):
-    """What the report says beside the results."""
+    """The texts of the report."""
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -280,13 +280,13 @@ class Params(Section):
         return self
 
     def dataset(self, name: str) -> DataSource | CustomData:
-        """Where the data set called ``name`` comes from; an unknown one is a `UserError` that lists those there are."""
+        """The source of the data set ``name``; raises a `UserError` that lists the known names if it is unknown."""
         if name not in self.data.names:
             raise UserError(f"data set {name!r} is not in params.yaml; data has: {', '.join(self.data.names)}")
         return self.data.get(name)
 
     def recipe(self, name: str) -> Recipe:
-        """The recipe called ``name``; an unknown one is a `UserError` that lists those there are."""
+        """The recipe ``name``; raises a `UserError` that lists the known names if it is unknown."""
         if name not in self.recipes:
             raise UserError(f"recipe {name!r} is not in params.yaml; it has: {', '.join(self.recipes)}")
         return self.recipes[name]
@@ -296,19 +296,19 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate a parameter file.
 
     Raises:
-        UserError: If the file is missing, is not YAML, or says something that is not allowed; the message names each
-            key, its value, and what is allowed.
+        UserError: If the file is missing, is not YAML, or contains a value that is not allowed; the message names
+            each key, its value, and what is allowed.
     """
     return validate(read_yaml(path), str(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file; a missing or malformed one is a `UserError` that names it."""
+    """Read a YAML file; raises a `UserError` that names it if it is missing or malformed."""
     try:
         return YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; write one with: python -m pipeline.preset laptop") from None
-    # Beside its own error, the parser passes on those of values such as a date that is none, and of endless nesting.
+    # The parser also raises the errors of invalid values, such as an impossible date, and of endless nesting.
     except (OSError, ValueError, RecursionError, YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
@@ -323,9 +323,9 @@ def validate(values: Any, source: str) -> Params:
 
 
 def _sentence(problem: Any) -> str:
-    """One mistake in words: the key as it stands in the file, the value, and what is allowed."""
+    """One mistake as a sentence: the key as in the file, its value, and what is allowed."""
     location = problem["loc"]
-    # Below `model`, pydantic names the kind it has chosen; the file has no such key.
+    # Below `model`, pydantic inserts the chosen kind, which is not a key of the file.
     key = ".".join(str(part) for before, part in zip(("", *location), location, strict=False) if before != "model")
     if location[-2:-1] == ("model",) and isinstance(problem["input"], dict):
         key = ".".join(map(str, location[:-1]))
@@ -346,6 +346,6 @@ def _sentence(problem: Any) -> str:
 
 
 def _known_keys() -> set[str]:
-    """The keys of this file's sections; other files have sections too."""
+    """The keys of this module's sections; other modules have sections too."""
     sections = [section for section in Section.__subclasses__() if section.__module__ == __name__]
     return {key for section in sections for key in section.model_fields}

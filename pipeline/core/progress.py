@@ -18,27 +18,27 @@ class Progress:
     """Counts the steps of a loop and shows them with a note and the time left.
 
     Args:
-        name: What runs.
-        total: How many steps there are.
-        done: How many of them were done before.
+        name: The name of the loop.
+        total: The number of steps.
+        done: The number of steps completed before.
     """
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         self._name = name
         self._lines = not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", disable=self._lines, dynamic_ncols=True)
-        self._total, self._before, self._done = total, done, done
+        self._total, self._done_at_start, self._done = total, done, done
         self._start = self._shown = time.monotonic()
 
     def step(self, note: str) -> None:
-        """One step is done; ``note`` says how it stands."""
+        """Count one completed step; ``note`` describes the state of the loop."""
         self._done += 1
         if not self._lines:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update()
         elif (now := time.monotonic()) - self._shown >= SECONDS_BETWEEN_LINES or self._done == self._total:
             self._shown = now
-            left = (now - self._start) / (self._done - self._before) * (self._total - self._done)
+            left = (now - self._start) / (self._done - self._done_at_start) * (self._total - self._done)
             say(f"{self._name}: step {self._done}/{self._total}, {note}, {tqdm.format_interval(left)} left")
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The presets: `laptop.yaml`, and for the others what they change in it."""
+"""The presets: `laptop.yaml`, and the changes that each other preset makes to it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BASE: Preset = "laptop"
 
 
 def preset_text(name: Preset) -> str:
-    """The whole parameter file of a preset, with the comments of `laptop.yaml`, in the form in which DVC writes it.
+    """The whole parameter file of a preset, with the comments of `laptop.yaml`, in DVC's format.
 
-    In that form `dvc exp run -S` of one value changes one line.
+    In this format, `dvc exp run -S` of one value changes one line.
     """
     text = (PRESETS / f"{BASE}.yaml").read_text(encoding="utf-8")
     if name == BASE:
@@ -44,7 +44,7 @@ def load_preset(name: Preset) -> Params:
 
 
 def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Put changes into values, sections within sections."""
+    """Apply changes to values in place, section by section."""
     for key, change in changes.items():
         if isinstance(change, Mapping) and isinstance(values.get(key), MutableMapping):
             _merge(values[key], change)

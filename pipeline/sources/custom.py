@@ -1,4 +1,4 @@
-"""A data set of your own: a .npz file, a folder of IDX files, or PNG files in folders that name their class."""
+"""Reads a custom data set: a .npz file, a folder of IDX files, or PNG files in one folder per class."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ KINDS = (
 
 
 def read_custom(path: Path) -> tuple[dict[str, Bytes], tuple[str, ...]]:
-    """The arrays of a data set, as `ARRAYS` names them, and the names of its classes.
+    """The arrays of a data set, by the names in `ARRAYS`, and its class names.
 
-    Labels are made to count from 0; what they were before, or the folders' names, is what the classes are called.
+    Labels are renumbered from 0; the class names are the original labels or the names of the folders.
 
     Args:
         path: A .npz file with the four arrays; a folder with the four IDX files, plain or .gz; or a folder with PNG
             files in train/<class>/ and test/<class>/.
 
     Raises:
-        UserError: If there is something else, or it is no data set that a model can be trained and tested on: square
-            8-bit images of one size, and a label of at least two and at most 256 for each, all of them in both parts.
+        UserError: If the path has none of these forms, or the data set cannot train and test a model. It needs square
+            8-bit images of one size, one label per image, and 2 to 256 classes, each in both parts.
     """
     if not path.exists():
         raise UserError(f"{path} is not there; a data set of your own is {KINDS}")
     if path.is_file():
         if path.suffix.lower() != ".npz":
             raise UserError(f"{path} is no .npz file; a data set of your own is {KINDS}")
-        found = read_npz(path)
-        _require([array for array in ARRAYS if array not in found], path)
+        contents = read_npz(path)
+        _require([array for array in ARRAYS if array not in contents], path)
     elif (path / "train").is_dir() or (path / "test").is_dir():
         return _checked(*_from_pngs(path), path)
     else:
-        places = {array: _idx_file(path, file) for array, file in zip(ARRAYS, FILES, strict=True)}
-        _require([file for file, place in zip(FILES, places.values(), strict=True) if place is None], path)
-        found = {array: read_idx_file(place) for array, place in places.items() if place is not None}
+        files = {array: _idx_file(path, file) for array, file in zip(ARRAYS, FILES, strict=True)}
+        _require([name for name, file in zip(FILES, files.values(), strict=True) if file is None], path)
+        contents = {array: read_idx_file(file) for array, file in files.items() if file is not None}
     arrays = {
-        array: as_images(found[array], f"{path}: {array}")
+        array: as_images(contents[array], f"{path}: {array}")
         if array.endswith("images")
-        else as_labels(found[array], f"{path}: {array}")
+        else as_labels(contents[array], f"{path}: {array}")
         for array in ARRAYS
     }
-    present = np.unique(np.concatenate([arrays["train_labels"], arrays["test_labels"]]))
+    classes = np.unique(np.concatenate([arrays["train_labels"], arrays["test_labels"]]))
     for array in ("train_labels", "test_labels"):
-        arrays[array] = np.searchsorted(present, arrays[array]).astype(np.uint8)
-    return _checked(arrays, tuple(map(str, present.tolist())), path)
+        arrays[array] = np.searchsorted(classes, arrays[array]).astype(np.uint8)
+    return _checked(arrays, tuple(map(str, classes.tolist())), path)
 
 
 def as_labels(values: Bytes, where: str) -> Bytes:
-    """Labels with shape (N,), uint8; a column of them is taken too."""
+    """Labels with shape (N,), uint8; the shape (N, 1) is accepted too."""
     values = values.squeeze(1) if values.ndim == 2 and values.shape[1] == 1 else values
     if values.ndim != 1 or not len(values):
         raise UserError(f"{where} has the shape {values.shape}; labels have (N,), at least one")
@@ -65,8 +65,8 @@ def as_labels(values: Bytes, where: str) -> Bytes:
 
 
 def _idx_file(folder: Path, file: str) -> Path | None:
-    """The IDX file of a folder, plain or compressed."""
-    return next((place for suffix in ("", ".gz") if (place := folder / f"{file}{suffix}").is_file()), None)
+    """The path of an IDX file in a folder, plain or compressed; None if it is missing."""
+    return next((path for suffix in ("", ".gz") if (path := folder / f"{file}{suffix}").is_file()), None)
 
 
 def _require(missing: list[str], path: Path) -> None:
@@ -75,33 +75,33 @@ def _require(missing: list[str], path: Path) -> None:
 
 
 def _from_pngs(path: Path) -> tuple[dict[str, Bytes], tuple[str, ...]]:
-    """The arrays of PNG files, in the order of their names, and the names of their folders, numbers in their order."""
-    folders = {part: {place.name: place for place in _folders(path / part)} for part in ("train", "test")}
-    names = sorted({*folders["train"], *folders["test"]}, key=_in_order)
+    """The arrays of PNG files, sorted by file name, and the names of their folders, numbers in numeric order."""
+    folders = {part: {folder.name: folder for folder in _class_folders(path / part)} for part in ("train", "test")}
+    names = sorted({*folders["train"], *folders["test"]}, key=_sort_key)
     arrays: dict[str, Bytes] = {}
-    for part, own in folders.items():
-        files = {name: png_files(own[name]) for name in names if name in own}
+    for part, by_class in folders.items():
+        files = {name: png_files(by_class[name]) for name in names if name in by_class}
         arrays[f"{part}_images"] = read_pngs([file for name in files for file in files[name]])
         counts = [len(files.get(name, [])) for name in names]
         arrays[f"{part}_labels"] = np.repeat(np.arange(len(names)), counts).astype(np.uint8)
     return arrays, tuple(names)
 
 
-def _folders(path: Path) -> list[Path]:
-    found = [place for place in path.iterdir() if place.is_dir()] if path.is_dir() else []
-    if not found:
+def _class_folders(path: Path) -> list[Path]:
+    folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []
+    if not folders:
         raise UserError(f"{path} holds no folders of classes; a data set of your own is {KINDS}")
-    return found
+    return folders
 
 
-def _in_order(name: str) -> tuple[int, str]:
+def _sort_key(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdecimal() else (1 << 62, name)
 
 
 def _checked(
     arrays: dict[str, Bytes], class_names: tuple[str, ...], path: Path
 ) -> tuple[dict[str, Bytes], tuple[str, ...]]:
-    """The arrays, if models can be trained and tested on them."""
+    """The arrays and class names, if models can be trained and tested on them; else raises a `UserError`."""
     train, test = arrays["train_images"], arrays["test_images"]
     height, width = train.shape[1:]
     if test.shape[1:] != train.shape[1:]:

@@ -1,4 +1,4 @@
-"""8-bit grey images from files of the usual kinds: .npz, .npy, IDX (also .gz), PNG, and folders of PNG files."""
+"""Reads 8-bit grey images from .npz, .npy, IDX (also .gz) and PNG files, and from folders of PNG files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.core.progress import Progress
 from pipeline.sources.published import SourceError, parse_idx, read_idx
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-# Where a PNG file says how many bits a value has.
+# The offset of the bit depth in a PNG file.
 PNG_DEPTH = 24
 LARGEST_IDX = 1 << 31
 
 
 def read_pictures(path: Path, array: str | None = None) -> tuple[Bytes, list[str]]:
-    """Images of shape (N, H, W), uint8, and a name for each: its file in a folder, else its number.
+    """Images of shape (N, H, W), uint8, and a name for each: its path in a folder, else its index.
 
     Args:
-        path: A .npz, .npy, IDX or PNG file, or a folder with PNG files at any depth, taken in the order of their names.
-        array: Which array of a .npz file; left out, "images", "test_images", or the only one.
+        path: A .npz, .npy, IDX or PNG file, or a folder with PNG files at any depth, read in the order of their names.
+        array: The name of an array in a .npz file; by default "images", "test_images", or the only array.
 
     Raises:
-        UserError: If there is nothing to read, or what is there is not 8-bit grey images of one size.
+        UserError: If the path contains nothing readable, or not 8-bit grey images of one size.
     """
     path = Path(path)
     if path.is_dir() or path.suffix.lower() == ".png":
@@ -46,7 +46,7 @@ def read_pictures(path: Path, array: str | None = None) -> tuple[Bytes, list[str
 
 
 def png_files(folder: Path) -> list[Path]:
-    """The PNG files of a folder, at any depth, by name; none is a `UserError`."""
+    """The PNG files of a folder, at any depth, sorted by name; raises a `UserError` if it contains none."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".png" and file.is_file())
     if not files:
         raise UserError(f"{folder} holds no .png file")
@@ -72,8 +72,8 @@ def read_pngs(files: Sequence[Path]) -> Bytes:
 
 
 def read_png(file: Path) -> Bytes:
-    """The image of a PNG file, with shape (H, W); red, green and blue may be there if they are alike."""
-    from matplotlib.image import imread  # it takes a third of a second to import
+    """The image of a PNG file, with shape (H, W); colour channels are accepted if they are equal."""
+    from matplotlib.image import imread  # its import takes a third of a second
 
     content = read_bytes(file)
     if not content.startswith(PNG_START) or len(content) <= PNG_DEPTH:
@@ -83,7 +83,7 @@ def read_png(file: Path) -> Bytes:
     if PNG_END not in content:
         raise UserError(f"{file} is a damaged PNG file: it is cut off")
     try:
-        # As shares of 255, which a float32 tells apart.
+        # imread returns float32 fractions of 255, which determine the bytes.
         values = np.rint(255 * imread(file, format="png")).astype(np.uint8)
     except (OSError, ValueError, SyntaxError, zlib.error) as error:
         raise UserError(f"{file} is a damaged PNG file: {error}") from None
@@ -97,12 +97,12 @@ def read_png(file: Path) -> Bytes:
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of a .npz file, by name."""
-    found = _load(path)
-    if not isinstance(found, np.lib.npyio.NpzFile):
+    archive = _load(path)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path} is not a .npz file")
     try:
-        with found:
-            return {name: found[name] for name in found.files}
+        with archive:
+            return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
@@ -118,10 +118,10 @@ def read_idx_file(path: Path) -> Bytes:
 
 
 def as_images(values: NDArray[Any], where: str) -> Bytes:
-    """Values as images of shape (N, H, W), uint8; whole numbers from 0 to 255 of another type are taken too.
+    """Values as images of shape (N, H, W), uint8; integers from 0 to 255 of another type are accepted too.
 
     Raises:
-        UserError: If the values are others, or have another shape than one image, or images of one channel.
+        UserError: If other values occur, or the shape is not that of one image or of images with one channel.
     """
     if values.ndim == 4 and 1 in (values.shape[1], values.shape[3]):
         values = values.squeeze(1 if values.shape[1] == 1 else 3)
@@ -133,7 +133,7 @@ def as_images(values: NDArray[Any], where: str) -> Bytes:
 
 
 def as_bytes(values: NDArray[Any], where: str) -> Bytes:
-    """Whole numbers from 0 to 255 as uint8; anything else is a `UserError`."""
+    """Integers from 0 to 255 as uint8; raises a `UserError` for anything else."""
     if values.dtype.kind not in "ui":
         raise UserError(f"{where} is {values.dtype}, not 8-bit; give whole numbers from 0 to 255 (dtype uint8)")
     if values.min() < 0 or values.max() > 255:
@@ -142,7 +142,7 @@ def as_bytes(values: NDArray[Any], where: str) -> Bytes:
 
 
 def read_bytes(path: Path, most: int = -1) -> bytes:
-    """The content of a file; one that is missing or not to be read is a `UserError`."""
+    """The content of a file; raises a `UserError` if it is missing or unreadable."""
     try:
         with path.open("rb") as file:
             return file.read(most)
@@ -159,11 +159,11 @@ def _load(path: Path) -> Any:
 
 
 def _chosen(arrays: Mapping[str, NDArray[Any]], wanted: str | None, path: Path) -> NDArray[Any]:
-    """The array that is asked for, or that must be meant."""
+    """The requested array, or the only possible one."""
     names = [wanted] if wanted else [name for name in ("images", "test_images") if name in arrays] or [*arrays]
     if (wanted and wanted not in arrays) or (len(names) != 1 and names[:1] != ["images"]):
-        there = ", ".join(arrays) or "none"
-        raise UserError(f"{path} has these arrays: {there}; name the one with the images by --array")
+        available = ", ".join(arrays) or "none"
+        raise UserError(f"{path} has these arrays: {available}; name the one with the images by --array")
     return arrays[names[0]]
 
 

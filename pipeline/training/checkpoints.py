@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or not at all, used by the very same training alone, gone when it has succeeded."""
+"""Checkpoints of a training: written atomically, used only by the identical training, removed when it succeeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.core.console import StopRequest, UserError, say
 from pipeline.core.files import write_durably
 
 FOLDER = Path(".checkpoints")
-# A checkpoint waits at least this many times as long as the last one took to write: its cost stays below 1 %.
+# The interval between checkpoints, in multiples of the time that writing one takes: their cost stays below 1 %.
 PATIENCE = 100
 
 
@@ -31,21 +31,21 @@ class Checkpoint:
     """The checkpoint of one model, a file that begins with the SHA-256 of the rest.
 
     Args:
-        path: The file; without one nothing is written and nothing found.
-        seconds: The least time from one checkpoint to the next; 0 writes one after every step.
-        request: What asks the training to stop; a checkpoint is then due at once.
+        path: The file; without one, nothing is written or read.
+        seconds: The minimum time between two checkpoints; 0 writes one after every step.
+        request: The request to stop the training; once it is made, a checkpoint is due.
     """
 
     def __init__(self, path: Path | None = None, seconds: float = math.inf, request: StopRequest | None = None) -> None:
         self._path, self._seconds, self._request = path, seconds, request or StopRequest()
-        self._written, self._wait = time.monotonic(), seconds
+        self._written, self._interval = time.monotonic(), seconds
 
     def is_due(self) -> bool:
-        """Whether to write now."""
-        return self._request.signal is not None or time.monotonic() - self._written >= self._wait
+        """Whether to write a checkpoint now."""
+        return self._request.signal is not None or time.monotonic() - self._written >= self._interval
 
     def read(self) -> dict[str, Any] | None:
-        """The state that was written last, if any.
+        """The last state written, or None.
 
         Raises:
             UserError: If the file is damaged.
@@ -62,17 +62,17 @@ class Checkpoint:
             raise UserError(f"{self._path} is damaged; delete it, and this model is trained from its start") from error
         return loaded
 
-    def write(self, state: Mapping[str, Any], place: str) -> None:
-        """Put a state in the place of the last one, and stop if that has been asked for.
+    def write(self, state: Mapping[str, Any], progress: str) -> None:
+        """Replace the last state, then stop if a signal has asked for it.
 
-        A disk that refuses it does not end the training, which may still succeed.
+        A failed write does not end the training, which may still succeed.
 
         Args:
             state: Tensors and plain values.
-            place: How far the training has come, for the reader.
+            progress: How far the training has come, for messages.
 
         Raises:
-            StoppedError: If a signal has asked for it.
+            StoppedError: If a signal has asked the training to stop.
         """
         begin, outcome = time.monotonic(), "what is done is kept, and the same command goes on from there"
         if self._path is not None:
@@ -82,10 +82,10 @@ class Checkpoint:
                 write_durably(self._path, _sha256(buffer.getbuffer()), buffer.getbuffer())
             except OSError as error:
                 outcome = f"{self._path} cannot be written: {error.strerror or error}"
-                say(f"{place}: {outcome}; the training goes on without this checkpoint")
+                say(f"{progress}: {outcome}; the training goes on without this checkpoint")
         self._written = time.monotonic()
-        self._wait = self._seconds and max(self._seconds, PATIENCE * (self._written - begin))
-        self._request.heed(f"{place}: {outcome}")
+        self._interval = self._seconds and max(self._seconds, PATIENCE * (self._written - begin))
+        self._request.heed(f"{progress}: {outcome}")
 
 
 @contextmanager
@@ -93,16 +93,15 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     """The folder for the checkpoints of one training, removed when the block ends well.
 
     Args:
-        out: What the training writes; no other process may train for it meanwhile.
-        identity: All that the trained weights depend on beside the code; a training with anything else gets another
-            folder.
+        out: The output path of the training; one process at a time may train for it.
+        identity: Everything that the trained weights depend on, except the code; another identity gets another folder.
 
     Raises:
         UserError: If another process trains for ``out``, or the folder cannot be made.
     """
-    folder, place = checkpoint_folder(out, identity), _place(out)
-    # The lock belongs to what is written, since trainings with other parameters must not write it together either.
-    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(place)).decode()[:32]}.lock", timeout=0)
+    folder, path = checkpoint_folder(out, identity), _project_path(out)
+    # The lock is for the output path, since trainings with different parameters must not write it at once either.
+    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(path)).decode()[:32]}.lock", timeout=0)
     try:
         FOLDER.mkdir(exist_ok=True)
         lock.acquire()
@@ -122,21 +121,21 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def checkpoint_folder(out: Path, identity: Mapping[str, Any]) -> Path:
-    """Where the checkpoints of a training are kept; see `checkpoints`."""
-    identity = {**identity, "out": str(_place(out)), "torch": torch.__version__, "code": code()}
+    """The folder of a training's checkpoints; see `checkpoints`."""
+    identity = {**identity, "out": str(_project_path(out)), "torch": torch.__version__, "code": code()}
     return FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
 
 
-def _place(out: Path) -> Path:
-    """What a training writes, relative to the project if it lies within, so that a project may be moved."""
-    place = out.resolve()
-    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+def _project_path(out: Path) -> Path:
+    """An output path, relative to the project if it is inside, so that the project can be moved."""
+    path = out.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def code() -> dict[str, str]:
     """The SHA-256 of each module of `lunet` and `pipeline` that this process has imported, by name."""
     specs = [module.__spec__ for module in [*sys.modules.values()] if getattr(module, "__spec__", None)]
-    # A module that runs as __main__ has its own name in its spec alone.
+    # Only the spec of a module that runs as __main__ contains its real name.
     return {
         spec.name: _sha256(Path(spec.origin).read_bytes()).decode()
         for spec in specs
@@ -145,13 +144,13 @@ def code() -> dict[str, str]:
 
 
 def random_state(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """The states of a generator and of torch's own ones."""
+    """The states of a generator and of torch's global generators."""
     state = {"own": generator.get_state(), "cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(generator.device)} if generator.device.type == "cuda" else {})
 
 
 def restore_random_state(generator: torch.Generator, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `random_state` has told."""
+    """Restore the states that `random_state` returned."""
     generator.set_state(state["own"])
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:

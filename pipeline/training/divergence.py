@@ -1,4 +1,4 @@
-"""What a training step may end with: numbers that are not finite, or no memory; found, placed and put into words."""
+"""Failures of a training step, non-finite numbers or too little memory: detection, location and description."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from lunet import ImageFlow
 from pipeline.core.environment import is_out_of_memory
 
-Buffer = tuple[nn.Module, str, Tensor]  # where it belongs, its name, and its values
-REMEMBERED = 50  # losses; more than are taken between two looks at one
+Buffer = tuple[nn.Module, str, Tensor]  # its module, its name, and its values
+REMEMBERED = 50  # losses; more than fit.py computes between two checks of their mean
 
 
 class DivergedError(Exception):
@@ -25,7 +25,7 @@ class DivergedError(Exception):
 
 
 class GradientError(Exception):
-    """A gradient that is not finite; ``parameter`` is the one nearest to the loss that has such a gradient."""
+    """A gradient that is not finite; ``parameter`` is the parameter nearest to the loss with such a gradient."""
 
     def __init__(self, parameter: str) -> None:
         super().__init__(parameter)
@@ -33,17 +33,17 @@ class GradientError(Exception):
 
 
 class DivergenceGuard:
-    """Watches over the steps of a training while it lasts: none is taken with a gradient that is not finite.
+    """Guards the training steps in a `with` block: no step is taken with a gradient that is not finite.
 
-    A `DivergedError` within is told with the step, the learning rate and the last finite values.
+    A `DivergedError` in the block gains the step, the learning rate and the last finite values in its message.
 
-    Cost: one pass over the gradients a step; a GPU is waited for once a step.
+    Cost: one pass over the gradients and one synchronisation with a GPU in each step.
 
     Args:
         model: The model.
         optimizer: The optimizer of its parameters.
-        generator: Where the noise of a step comes from.
-        done: How many steps were taken before.
+        generator: The source of each step's noise.
+        done: The number of steps taken before.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class DivergenceGuard:
     ) -> None:
         self._model, self._optimizer, self._generator, self._step = model, optimizer, generator, done
         self._rate = 0.0
-        self._sizes: dict[str, Tensor] = {}
+        self._gradient_norms: dict[str, Tensor] = {}
         self._largest: Tensor | None = None
         self._losses: deque[Tensor] = deque(maxlen=REMEMBERED)
         self._handles: list[RemovableHandle] = []
         self._with_buffers = [module for module in model.modules() if [*module.buffers(recurse=False)]]
 
     def __enter__(self) -> Self:
-        self._handles.append(self._optimizer.register_step_pre_hook(self._check))
+        self._handles.append(self._optimizer.register_step_pre_hook(self._check_gradients))
         for name, parameter in self._model.named_parameters():
-            # Before the gradients are clipped, which spreads what is not finite to all of them.
-            self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._look, name)))
+            # Before the gradients are clipped, since clipping spreads a non-finite value to all of them.
+            self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._measure_gradient, name)))
         return self
 
     def __exit__(
@@ -70,43 +70,43 @@ class DivergenceGuard:
         for handle in self._handles:
             handle.remove()
         if isinstance(error, DivergedError):
-            raise DivergedError(f"{error}; {self._situation()}") from None
+            raise DivergedError(f"{error}; {self._describe_step()}") from None
 
     def take(self, step: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """Take one step on a batch and return its loss.
 
         Raises:
-            DivergedError: If the loss or a gradient is not finite; parameters and buffers are those before the step.
-            MemoryError: If memory does not suffice; the message says for what batch it would, where it would for one.
+            DivergedError: If the loss or a gradient is not finite; parameters and buffers are as before the step.
+            MemoryError: If memory does not suffice; the message names a batch size that fits, if any does.
         """
         self._step, self._rate = self._step + 1, float(self._optimizer.param_groups[0]["lr"])
-        random, buffers = self._generator.get_state(), self._buffers()
+        random_state, buffers = self._generator.get_state(), self._buffers()
         try:
             self._losses.append(step(batch))
             return self._losses[-1]
         except GradientError as error:
-            self._generator.set_state(random)
-            _put_back(buffers)
+            self._generator.set_state(random_state)
+            _restore_buffers(buffers)
             message = describe_failure(self._model, batch, self._generator, error.parameter)
-            _put_back(buffers)
+            _restore_buffers(buffers)
             raise DivergedError(message) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             message = str(error).splitlines()[0]
-        # Here the error has let go of the tensors of the step that failed.
+        # Here the error no longer keeps the tensors of the failed step alive.
         size = batch_that_fits(step, batch)
         raise MemoryError(f"{message}; a batch of {size} images would fit" if size else message)
 
     def _buffers(self) -> list[Buffer]:
-        """The model's buffers; no copies, since a flow puts new tensors in their place (running averages do)."""
+        """The model's buffers, not copied, since a flow replaces them by new tensors (its running averages)."""
         return [
             (module, name, buffer)
             for module in self._with_buffers
             for name, buffer in module.named_buffers(recurse=False)
         ]
 
-    def _situation(self) -> str:
+    def _describe_step(self) -> str:
         finite = [loss for loss in map(float, self._losses) if math.isfinite(loss)]
         return (
             f"step {self._step}, learning rate {self._rate:.3g}"
@@ -114,56 +114,57 @@ class DivergenceGuard:
             + (f", largest gradient before it {float(self._largest):.3g}" if self._largest is not None else "")
         )
 
-    def _look(self, name: str, parameter: Tensor) -> None:
+    def _measure_gradient(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            # Ten times as fast on a CPU as a maximum norm, and NaN comes through as well.
+            # Ten times as fast on a CPU as a maximum norm, and it propagates NaN too.
             low, high = parameter.grad.aminmax()
-            self._sizes[name] = torch.maximum(-low, high)
+            self._gradient_norms[name] = torch.maximum(-low, high)
 
-    def _check(self, *_: object) -> None:
-        sizes, self._sizes = self._sizes, {}
-        if not sizes:
+    def _check_gradients(self, *_: object) -> None:
+        norms, self._gradient_norms = self._gradient_norms, {}
+        if not norms:
             return
-        largest = torch.stack([*sizes.values()]).amax()
+        largest = torch.stack([*norms.values()]).amax()
         if not largest.isfinite():
-            raise GradientError(next(name for name, size in sizes.items() if not size.isfinite()))
+            raise GradientError(next(name for name, norm in norms.items() if not norm.isfinite()))
         self._largest = largest
 
 
-def _put_back(buffers: list[Buffer]) -> None:
+def _restore_buffers(buffers: list[Buffer]) -> None:
     for module, name, buffer in buffers:
         setattr(module, name, buffer)
 
 
 def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator, parameter: str) -> str:
-    """What is not finite on a batch, and the first layer where it is so.
+    """Describe what is not finite on a batch, and in which layer first.
 
     Args:
-        model: The model, with the weights and buffers it had before the step; running averages take the batch in again.
+        model: The model, with its weights and buffers from before the step; its running averages are updated again.
         batch: The images of the step, uint8, with shape (N, H, W).
-        generator: The generator, in the state it had before the step.
+        generator: The generator, in its state before the step.
         parameter: The parameter whose gradient is not finite.
     """
     failed: list[str] = []
 
-    def look(name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
+    def check_output(name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
         if not all(part.isfinite().all() for part in (output if isinstance(output, tuple) else (output,))):
             failed.append(name)
 
-    handles = [module.register_forward_hook(partial(look, name)) for name, module in model.flow.named_modules() if name]
+    modules = [(name, module) for name, module in model.flow.named_modules() if name]
+    handles = [module.register_forward_hook(partial(check_output, name)) for name, module in modules]
     with torch.no_grad():
         loss = float(model.bits_per_dim(batch, generator=generator).mean())
     for handle in handles:
         handle.remove()
     if failed:
         return f"the loss is {loss}: the layer {failed[0]} is the first with a value that is not finite"
-    layer, _, own = parameter.removeprefix("flow.").rpartition(".")
+    layer, _, weight = parameter.removeprefix("flow.").rpartition(".")
     reason = "" if math.isfinite(loss) else f"the loss is {loss}: "
-    return f"{reason}the gradient of {own} in the layer {layer} is the first that is not finite"
+    return f"{reason}the gradient of {weight} in the layer {layer} is the first that is not finite"
 
 
 def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | None:
-    """The largest half, quarter, and so on of a batch for which there is memory to take a step; None if none is."""
+    """The largest half, quarter, and so on of a batch whose step fits in memory; None if none fits."""
     size = len(batch) // 2
     while size:
         if batch.is_cuda:
@@ -171,7 +172,7 @@ def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | No
         try:
             step(batch[:size])
         except GradientError:
-            return size  # there was memory for it
+            return size  # its memory sufficed
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

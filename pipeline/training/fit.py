@@ -32,9 +32,9 @@ HISTORY = [
     "model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim",
     "smallest_diagonal", "condition", "latent_error", "pixels_exact",
 ]  # fmt: skip
-DIAGNOSED = 100  # held-out images that go through the flow and back at each look
-CHECK_EVERY = 20  # steps; looking at a loss makes a GPU wait
-SCORING_BATCH = 128  # images; larger ones fall out of a CPU's caches
+DIAGNOSED = 100  # held-out images in the round trip of each validation
+CHECK_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
+SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
 
 
 @dataclass
@@ -69,23 +69,23 @@ def fit(
     name: str,
     checkpoint: Checkpoint,
 ) -> Fit:
-    """Fit one model to uint8 images of shape (N, H, W), in place; divergence and lack of memory are told, not raised.
+    """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
-    ``test`` is used where the recipe says that weights are chosen on the test set, and nowhere else.
+    ``test`` is used only if the recipe selects the weights on the test set.
 
     Raises:
-        UserError: If the images cannot determine the model's start.
+        UserError: If the images cannot determine the model's initialisation.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    own, holdout = split(images, test, recipe.training, seed)
-    result = Fit(train_images=len(own), holdout_images=len(holdout))
+    train_images, holdout = split(images, test, recipe.training, seed)
+    result = Fit(train_images=len(train_images), holdout_images=len(holdout))
     saved = checkpoint.read()
     begin = time.perf_counter()
     try:
         model.to(device)
-        own, holdout = own.to(device), holdout.to(device)
+        train_images, holdout = train_images.to(device), holdout.to(device)
         if saved is None:
-            start_(model, recipe, own, generator)
+            start_(model, recipe, train_images, generator)
             result.seconds = time.perf_counter() - begin
         else:
             model.load_state_dict(saved["model"])
@@ -95,7 +95,7 @@ def fit(
                 return result
         if recipe.training is not None:
             descent = None if saved is None else saved["descent"]
-            descend(model, recipe.training, own, holdout, generator, name, result, checkpoint, descent)
+            descend(model, recipe.training, train_images, holdout, generator, name, result, checkpoint, descent)
     except DivergedError as error:
         result.status, result.message = "diverged", without_paths(str(error))
     except (RuntimeError, MemoryError) as error:
@@ -110,50 +110,50 @@ def fit(
 
 
 def split(images: Tensor, test: Tensor, training: Training | None, seed: int) -> tuple[Tensor, Tensor]:
-    """The images to train on, in a random order, and those on which the best weights are chosen."""
+    """The training images, in a random order, and the held-out images, on which the best weights are selected."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     if training is not None and training.holdout == "test":
         return images[order], test
-    held = 0 if training is None else max(1, round(training.holdout * len(images)))
-    return images[order[held:]], images[order[:held]]
+    holdout_size = 0 if training is None else max(1, round(training.holdout * len(images)))
+    return images[order[holdout_size:]], images[order[:holdout_size]]
 
 
 class HoldoutTracker:
-    """Looks at the held-out images now and then, draws the training curve, and keeps the ``best`` weights.
+    """Evaluates a model on the held-out images, records the training curve, and keeps the ``best`` weights.
 
     Args:
         model: The model in training.
         holdout: The held-out images, uint8, with shape (N, H, W).
         per_epoch: Steps in an epoch.
-        result: Where curve and best figures are written.
+        result: The fit that receives the curve and the best bits per dimension.
     """
 
     def __init__(self, model: ImageFlow, holdout: Tensor, per_epoch: int, result: Fit) -> None:
         self._model, self._holdout, self._per_epoch, self._result = model, holdout, per_epoch, result
         self.best: dict[str, Any] = {}
 
-    def look(self, step: int, learning_rate: float, train_bits: float | None) -> float:
-        """The held-out bits per dimension after a step; the curve gets a point.
+    def validate(self, step: int, learning_rate: float, train_bits: float | None) -> float:
+        """The held-out bits per dimension after a step; adds a point to the curve.
 
         Raises:
             DivergedError: If it is not finite.
         """
         result = self._result
         try:
-            held = score(self._model, self._holdout)
+            holdout_bits = score(self._model, self._holdout)
             diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED])
         except NonFiniteError as error:
             raise DivergedError(f"held-out images fail after step {step}: {error}") from None
         epoch = round(step / self._per_epoch, 4)
-        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, held, *diagnosis)
+        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, holdout_bits, *diagnosis)
         result.history.append(dict(zip(HISTORY[1:], point, strict=True)))
-        if result.best_holdout_bits_per_dim is None or held < result.best_holdout_bits_per_dim:
-            result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = held, step, epoch
+        if result.best_holdout_bits_per_dim is None or holdout_bits < result.best_holdout_bits_per_dim:
+            result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = holdout_bits, step, epoch
             self.best = copy.deepcopy(self._model.state_dict())
-        return held
+        return holdout_bits
 
     def restore_best(self) -> None:
-        """Put the best weights back into the model."""
+        """Load the best weights into the model."""
         self._model.load_state_dict(self.best)
 
 
@@ -170,32 +170,32 @@ def descend(
 ) -> None:
     """Take the recipe's optimisation steps and leave the model at its best held-out weights.
 
-    With ``saved``, a state that was written to the checkpoint, it goes on from there as if it had never stopped.
+    With ``saved``, the state in a checkpoint, training resumes there as if it had never stopped.
 
     Raises:
         DivergedError: When a loss is not finite.
     """
     descent = Descent(model, training, images, holdout, generator, result)
     if saved is None:
-        descent.look()
+        descent.validate()
     else:
         descent.restore(saved)
         say(f"{name}: goes on after step {descent.done}")
     model.train()
-    note, clock = f"held out {descent.held:.3f}", Clock(result)
+    note, clock = f"held out {descent.holdout_bits:.3f}", Clock(result)
     with (
         Progress(name, descent.steps, descent.done) as progress,
-        DivergenceGuard(model, descent.optimizer, generator, descent.done) as watch,
+        DivergenceGuard(model, descent.optimizer, generator, descent.done) as guard,
     ):
         while descent.done < descent.steps:
-            descent.step(watch)
-            due, looks = checkpoint.is_due(), descent.done in descent.looks
-            if due or looks or descent.done % CHECK_EVERY == 0:
+            descent.step(guard)
+            due, validates = checkpoint.is_due(), descent.done in descent.validation_steps
+            if due or validates or descent.done % CHECK_EVERY == 0:
                 mean = descent.losses.mean(descent.done)
-                note = f"{mean:.3f} bits/dim, held out {descent.held:.3f}"
-            if looks:
+                note = f"{mean:.3f} bits/dim, held out {descent.holdout_bits:.3f}"
+            if validates:
                 clock.stop()
-                descent.look(mean)
+                descent.validate(mean)
                 clock.start()
             progress.step(note)
             if due:
@@ -207,38 +207,38 @@ def descend(
 
 
 class Clock:
-    """Adds the time of optimisation to a fit, without that of looks and of checkpoints; runs from the start."""
+    """Adds the optimisation time to a fit, without validation and checkpoints; starts when it is made."""
 
     def __init__(self, result: Fit) -> None:
         self._result = result
         self.start()
 
     def start(self) -> None:
-        """Time counts from here on."""
+        """Start a timed interval."""
         self._begin = time.perf_counter()
 
     def stop(self) -> None:
-        """Time up to here is counted."""
+        """Add the time since the last start to the fit."""
         self._result.seconds += time.perf_counter() - self._begin
 
 
 class Descent:
-    """The optimisation of a model, step by step; all that the next step depends on is its `state` and the model's.
+    """The optimisation of a model, step by step; the next step depends only on its `state` and the model's.
 
     Attributes:
-        steps: How many steps there are.
-        done: How many of them are done.
-        looks: The steps after which the held-out images are looked at.
-        held: The held-out bits per dimension at the last look.
-        losses: The training losses since then.
+        steps: The number of optimisation steps.
+        done: The number of completed steps.
+        validation_steps: The steps after which the model is evaluated on the held-out images.
+        holdout_bits: The held-out bits per dimension at the last validation.
+        losses: The training losses since the last validation.
 
     Args:
         model: The model.
-        training: How it is trained.
-        images: The images to train on, uint8, with shape (N, H, W).
-        holdout: Those on which the best weights are chosen, likewise.
-        generator: Where the order of the images and the noise of each step come from.
-        result: What is written down about the fit.
+        training: The settings of the training.
+        images: The training images, uint8, with shape (N, H, W).
+        holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
+        generator: The source of the order of the images and of each step's noise.
+        result: The record of the fit.
     """
 
     def __init__(
@@ -253,9 +253,9 @@ class Descent:
         self._model, self._training, self._images, self._generator = model, training, images, generator
         self._result, self._counts_infinite_pixels = result, isinstance(model.flow, ReleasedRealNVP)
         self._per_epoch = math.ceil(len(images) / training.batch_size)
-        self.steps, self.done, self.held = max(1, round(training.epochs * self._per_epoch)), 0, math.nan
-        looks = range(1, training.validations + 1)
-        self.looks = {round(self.steps * look / training.validations) for look in looks} | {self.steps}
+        self.steps, self.done, self.holdout_bits = max(1, round(training.epochs * self._per_epoch)), 0, math.nan
+        indices = range(1, training.validations + 1)
+        self.validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
         self._tracker = HoldoutTracker(model, holdout, self._per_epoch, result)
         self.optimizer = make_optimizer(model, training)
         self._schedule = make_schedule(self.optimizer, training, self.steps, self._per_epoch)
@@ -264,7 +264,7 @@ class Descent:
         self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=images.device)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which `restore` goes on."""
+        """The tensors and plain values that `restore` takes."""
         return {
             "step": self.done,
             "order": self._order,
@@ -277,22 +277,22 @@ class Descent:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Put back what `state` has told; the model and the result of that moment are put back already."""
+        """Restore what `state` returned; the caller restores the model and the fit first."""
         self.done, self._order, self._tracker.best = saved["step"], saved["order"], saved["best"]
         self.losses, self._infinite_pixels = Losses(*saved["losses"]), saved["infinite_pixels"]
         self.optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         restore_random_state(self._generator, saved["random"])
-        self.held = float(self._result.history[-1]["holdout_bits_per_dim"] or math.nan)
+        self.holdout_bits = float(self._result.history[-1]["holdout_bits_per_dim"] or math.nan)
 
-    def step(self, watch: DivergenceGuard) -> None:
-        """Take the next step, on the next batch of an order that is new in each epoch."""
+    def step(self, guard: DivergenceGuard) -> None:
+        """Take the next step, on the next batch; the images are shuffled anew in each epoch."""
         position = self.done % self._per_epoch
         if position == 0:
             self._order = torch.randperm(len(self._images), generator=self._generator, device=self._images.device)
         size = self._training.batch_size
         batch = self._images[self._order[position * size : (position + 1) * size]]
-        self.losses.add(watch.take(self._optimise, batch))
+        self.losses.add(guard.take(self._optimise, batch))
         if self._counts_infinite_pixels:
             self._infinite_pixels += infinite_pixels(batch, self._generator)
         self._schedule.step()
@@ -301,38 +301,38 @@ class Descent:
     def _optimise(self, batch: Tensor) -> Tensor:
         return optimise(self._model, self.optimizer, batch, self._generator, self._training)
 
-    def look(self, train_bits: float | None = None) -> None:
-        """Look at the held-out images; ``train_bits`` is the mean of the training losses since the last look.
+    def validate(self, train_bits: float | None = None) -> None:
+        """Evaluate on the held-out images; ``train_bits`` is the mean training loss since the last validation.
 
         Raises:
-            DivergedError: If the held-out figure is not finite.
+            DivergedError: If the held-out bits per dimension are not finite.
         """
-        self.held = self._tracker.look(self.done, float(self._schedule.get_last_lr()[0]), train_bits)
+        self.holdout_bits = self._tracker.validate(self.done, float(self._schedule.get_last_lr()[0]), train_bits)
         self.losses = Losses(torch.zeros((), device=self._images.device))
 
     def finish(self) -> None:
-        """Leave the model at its best weights, and write down how long the way to the end was."""
+        """Load the best weights into the model and record the numbers of epochs and steps."""
         self._result.epochs, self._result.steps = round(self.steps / self._per_epoch, 4), self.steps
         self._result.infinite_pixels = int(self._infinite_pixels) if self._counts_infinite_pixels else None
         self._tracker.restore_best()
 
 
 class Losses:
-    """The mean of losses, summed on their device so that no step waits for it."""
+    """The mean of losses, summed on their device so that no step waits for the sum."""
 
     def __init__(self, total: Tensor, count: int = 0) -> None:
         self._sum, self._count = total, count
 
     def add(self, loss: Tensor) -> None:
-        """Count one loss."""
+        """Add one loss."""
         self._sum, self._count = self._sum + loss, self._count + 1
 
     def state(self) -> tuple[Tensor, int]:
-        """The arguments that make these losses again."""
+        """The arguments from which this object can be made again."""
         return self._sum, self._count
 
     def mean(self, step: int) -> float:
-        """The mean so far; `DivergedError`, naming the step, if it is not finite."""
+        """The mean so far; raises a `DivergedError` that names the step if it is not finite."""
         mean = float(self._sum) / self._count
         if not math.isfinite(mean):
             raise DivergedError(f"the training loss is {mean} by step {step}")
@@ -351,20 +351,20 @@ def score(model: ImageFlow, images: Tensor) -> float:
 
 
 def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | None, float | None, float | None]:
-    """Smallest diagonal entry, largest condition number, latent error, and the share of pixels that come back.
+    """Smallest diagonal entry, largest condition number, latent error, and share of pixels exact after a round trip.
 
-    Nothing is known where the way back leaves the range of the numbers, as it does from the start of the released code.
+    All four are None if the inverse overflows, as it does at the released code's initialisation.
     """
     was_training = model.training
     try:
-        found = model.eval().diagnostics(images)
+        diagnostics = model.eval().diagnostics(images)
     except NonFiniteError:
         return None, None, None, None
     finally:
         model.train(was_training)
-    smallest = min((layer.smallest_diagonal for layer in found.layers), default=None)
-    condition = max((layer.condition for layer in found.layers), default=None)
-    return smallest, condition, found.latent_error, found.pixels_exact
+    smallest = min((layer.smallest_diagonal for layer in diagnostics.layers), default=None)
+    condition = max((layer.condition for layer in diagnostics.layers), default=None)
+    return smallest, condition, diagnostics.latent_error, diagnostics.pixels_exact
 
 
 def write_history(path: Path, fits: dict[str, Fit]) -> None:

@@ -1,4 +1,4 @@
-"""From a recipe to a model."""
+"""Builds and initialises the models of a recipe."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pipeline.core.params import (
 )
 
 Shape = tuple[int, int, int]
-# Training images that set a model's start, the first of a random order; enough for a covariance of 784 pixels.
+# Training images for a model's initialisation, the first of a random order; enough for a covariance of 784 pixels.
 START_IMAGES = 20_000
 
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
-    """An untrained model of the recipe's architecture for images of a shape (channels, height, width).
+    """An untrained model of the recipe's architecture for images with shape (channels, height, width).
 
     Raises:
         UserError: If the architecture cannot take images of that size.
     """
     try:
-        flow = _flow(recipe, shape)
+        flow = _build_flow(recipe, shape)
     except ValueError as error:
         raise UserError(
             f"a {recipe.model.kind} cannot take images of {shape[2]}x{shape[1]} pixels: {error}; take the recipe or "
@@ -42,24 +42,24 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
 
 
 def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
-    """Set a model from data before any step; for the models in closed form this is all of the training.
+    """Initialise a model from data before any step; a model in closed form needs no other training.
 
     Args:
         model: The untrained model.
         recipe: Its recipe.
         images: The training images, uint8, with shape (N, H, W).
-        generator: Where the dequantisation noise comes from.
+        generator: The source of the dequantisation noise.
 
     Raises:
-        UserError: If the images cannot determine the model, such as a covariance from too few of them.
+        UserError: If the images cannot determine the model, for example a covariance from too few of them.
     """
     try:
-        _start(model, recipe, images, generator)
+        _initialise(model, recipe, images, generator)
     except ValueError as error:
         raise UserError(f"a {recipe.model.kind} cannot be started from {len(images)} images: {error}") from None
 
 
-def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
+def _initialise(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
     match recipe.model, model.flow:
         case LUNetModel(start="uniform"), LUNet() as flow:
             flow.uniform_(generator)
@@ -75,13 +75,13 @@ def _start(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Ge
 
 
 def groups(dataset: Dataset, recipe: Recipe) -> dict[str, int | None]:
-    """The models that a recipe asks for, by name, with the class of each: one for all, or one a class."""
+    """The names of a recipe's models, with the class of each: one model for all classes (None), or one per class."""
     if recipe.classes == "all":
         return {"all": None}
     return {str(label): label for label in range(len(dataset.class_names))}
 
 
-def _flow(recipe: Recipe, shape: Shape) -> Flow:
+def _build_flow(recipe: Recipe, shape: Shape) -> Flow:
     features = math.prod(shape)
     match recipe.model:
         case LUNetModel(layers=layers, slope=slope):

@@ -1,4 +1,4 @@
-"""What a training step minimises: the likelihood, or what the released code differentiates in its place."""
+"""The loss of a training step: the negative log-likelihood, or the loss of the released code."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def loss_and_bits(
     Args:
         model: The model.
         images: The batch, uint8, with shape (N, H, W).
-        generator: Where the dequantisation noise comes from.
+        generator: The source of the dequantisation noise.
         objective: ``likelihood`` for mean bits per dimension; ``released`` for the released code's loss, which is for
             LU-Net a sum over the batch, without ln phi', and for RealNVP a mean with a penalty.
-        batch_size: The images of a full batch, by which the released mean divides the last one too.
+        batch_size: The size of a full batch; the released mean divides the sum over a smaller last batch by it too.
     """
     y, log_slope = model.preprocess(images, generator)
     z, log_det = model.flow(y)
@@ -48,8 +48,8 @@ def loss_and_bits(
 def infinite_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     """How many pixels of a batch the released RealNVP's preprocessing would have made infinite.
 
-    It adds noise below 1 in float32, where 255 plus the largest such numbers is 256, whose logit is infinite; one such
-    pixel makes every weight NaN.
+    It adds noise below 1 in float32, where 255 plus the largest such numbers rounds to 256. The logit is then infinite,
+    and one such pixel makes every weight NaN.
     """
     noise = torch.rand(images.shape, generator=generator, device=images.device)
     return ((images + noise) == 256).sum()

@@ -19,7 +19,7 @@ def optimise(
     generator: torch.Generator,
     training: Training,
 ) -> Tensor:
-    """One whole optimisation step on uint8 images; returns the loss in bits per dimension, still on its device."""
+    """Take one optimisation step on uint8 images; returns the mean bits per dimension, still on its device."""
     loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -32,8 +32,8 @@ def optimise(
 def make_optimizer(model: ImageFlow, training: Training) -> torch.optim.Optimizer:
     """The optimiser of a training, in its fused form.
 
-    The first group of parameters are an LU-Net's triangles, the second what acts on one feature alone, with a rate of
-    its own; other models have one group.
+    The first group contains an LU-Net's triangular matrices, the second its elementwise parameters, with a separate
+    learning rate; other models have one group.
     """
     triangles = [layer.lu for layer in model.flow.layers] if isinstance(model.flow, LUNet) else []
     elementwise = [p for p in model.parameters() if not any(p is triangle for triangle in triangles)]
@@ -51,14 +51,14 @@ def make_optimizer(model: ImageFlow, training: Training) -> torch.optim.Optimize
 def make_schedule(
     optimizer: torch.optim.Optimizer, training: Training, steps: int, per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate of each of ``steps`` steps, of which an epoch has ``per_epoch``."""
+    """The learning-rate schedule of ``steps`` steps; an epoch has ``per_epoch`` of them."""
     if training.halve_every is not None:
         interval = max(1, round(training.halve_every * per_epoch))
         return torch.optim.lr_scheduler.StepLR(optimizer, interval, gamma=0.5)
     if training.warmup is None:
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    # One more step than there are, since the schedule is advanced after the last one too; and a rise of at least one
-    # step, as torch divides by its length.
+    # One step too many, since the schedule also advances after the last step; and a rise of at least one step, since
+    # torch divides by its length.
     rise = max(training.warmup, 2 / (steps + 1))
     peaks = [group["lr"] for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(

@@ -1,4 +1,4 @@
-"""The data stage: every source gives the same bytes, and mistakes lose nothing."""
+"""The data stage: every source gives the same bytes, and failures lose no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In deterministic mode everything but what a clock says is the same bytes each time."""
+"""Deterministic mode: apart from clock times, two runs write the same bytes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def params(*, deterministic: bool) -> Params:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_mode_holds_in_its_block_alone(*, deterministic: bool) -> None:
+def test_the_mode_applies_only_in_its_block(*, deterministic: bool) -> None:
     with determinism(params(deterministic=deterministic)):
         assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert not torch.are_deterministic_algorithms_enabled()
@@ -74,7 +74,7 @@ def fail(words: str) -> Any:
     raise RuntimeError(words)
 
 
-def test_an_algorithm_that_is_not_deterministic_is_named_with_what_to_do() -> None:
+def test_the_error_for_a_nondeterministic_algorithm_names_it_and_the_remedy() -> None:
     words = "cumsum_cuda_kernel does not have a deterministic implementation, but you set ..."
     refusal = pytest.raises(UserError, match=r"cumsum_cuda_kernel .* Set deterministic: false")
     with refusal, determinism(params(deterministic=True)):

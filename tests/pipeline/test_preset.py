@@ -40,7 +40,7 @@ def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "params.yaml").exists()
 
 
-def test_a_damaged_file_is_replaced_all_the_same(tmp_path: Path) -> None:
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes(b"\xff\0")
     assert write("smoke", tmp_path / "params.yaml").returncode == 0
     assert (tmp_path / "params.yaml").read_bytes() == preset_text("smoke").encode()

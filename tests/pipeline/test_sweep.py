@@ -1,3 +1,5 @@
+"""Sweeps: their variants, errors and tables."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,7 @@ SWEEPS: dict[str, Any] = read_yaml(sweep.SWEEPS)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_variant_is_a_recipe_that_is_allowed(name: str) -> None:
+def test_every_variant_is_a_valid_recipe(name: str) -> None:
     params = load_preset("laptop")
     for recipe, changes in sweep.changes_of(SWEEPS[name]).values():
         training = sweep.changed(params, recipe, changes).recipe(recipe).training
@@ -24,10 +26,10 @@ def test_every_variant_is_a_recipe_that_is_allowed(name: str) -> None:
         assert training.holdout != "test"
 
 
-def test_a_cumulative_sweep_keeps_what_came_before() -> None:
+def test_a_cumulative_sweep_includes_earlier_changes() -> None:
     variants = {"first": {"a": 1}, "second": {"b": 2, "recipe": "other"}, "third": {"a": 3}}
-    found = sweep.changes_of({"recipe": "one", "cumulative": True, "changes": {"z": 0}, "variants": variants})
-    assert found == {
+    variant_changes = sweep.changes_of({"recipe": "one", "cumulative": True, "changes": {"z": 0}, "variants": variants})
+    assert variant_changes == {
         "first": ("one", {"z": 0, "a": 1}),
         "second": ("other", {"z": 0, "a": 1, "b": 2}),
         "third": ("other", {"z": 0, "a": 3, "b": 2}),
@@ -36,13 +38,13 @@ def test_a_cumulative_sweep_keeps_what_came_before() -> None:
     assert apart["third"] == ("one", {"a": 3})
 
 
-def test_a_wrong_change_is_named() -> None:
+def test_an_invalid_change_is_named() -> None:
     params = load_preset("laptop")
     with pytest.raises(UserError, match=r"recipes\.lunet\.training\.learning_rat: unknown key"):
         sweep.changed(params, "lunet", {"training.learning_rat": 1})
 
 
-def test_a_variant_is_trained_once_and_kept(
+def test_a_variant_is_trained_once_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {"model.start": "standardise", "training.epochs": 0.1, "training.holdout": 0.1}

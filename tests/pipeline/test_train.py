@@ -18,7 +18,7 @@ from pipeline.training.optimisation import optimise
 
 
 @pytest.mark.parametrize("name", ["lunet", "lunet_learned", "realnvp", "gaussian", "histogram"])
-def test_a_run_saves_the_weights_that_did_best(params: Params, dataset: Dataset, tmp_path: Path, name: str) -> None:
+def test_a_run_saves_the_best_weights(params: Params, dataset: Dataset, tmp_path: Path, name: str) -> None:
     fits, parameters = train(dataset, params.recipe(name), 0, CPU, tmp_path, name)
     fit = fits["all"]
     assert fit.status == "complete"
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert first != other
 
 
-def test_one_model_a_class_sees_its_class_alone(values: Any, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_model_per_class_is_trained_only_on_its_class(values: Any, dataset: Dataset, tmp_path: Path) -> None:
     recipe = recipe_of(values, "lunet", classes="each")
     assert groups(dataset, recipe) == {"0": 0, "1": 1}
     fits, _ = train(dataset, recipe, 0, CPU, tmp_path, "lunet")
@@ -58,7 +58,7 @@ def test_one_model_a_class_sees_its_class_alone(values: Any, dataset: Dataset, t
     assert right[..., 4:].mean() > 150 > 90 > right[..., :4].mean()
 
 
-def test_a_class_that_diverges_is_a_status_and_the_other_classes_go_on(
+def test_the_other_classes_are_trained_after_one_diverges(
     values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0

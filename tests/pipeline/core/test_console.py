@@ -1,4 +1,4 @@
-"""How a stage is stopped."""
+"""Stop requests: one signal stops a stage cleanly, a repeated one ends it at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("first", "second"), [BOTH, BOTH[::-1]])
-def test_a_signal_of_each_kind_is_one_request_and_the_first_is_told(
+def test_one_signal_of_each_kind_is_one_request_and_the_first_is_recorded(
     first: signal.Signals, second: signal.Signals
 ) -> None:
     before = [signal.getsignal(number) for number in BOTH]
@@ -23,8 +23,8 @@ def test_a_signal_of_each_kind_is_one_request_and_the_first_is_told(
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
-def test_the_same_signal_a_second_time_does_what_it_would_have_done() -> None:
-    # Where the tests run in the background of a shell it would be ignored.
+def test_a_second_signal_of_the_same_kind_has_its_usual_effect() -> None:
+    # A shell that runs the tests in the background would have it ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with StopRequest() as request:

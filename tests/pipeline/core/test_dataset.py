@@ -1,4 +1,4 @@
-"""A data set on disk is the one that is asked for."""
+"""Reading a data set from disk: its name must be the requested one."""
 
 from __future__ import annotations
 

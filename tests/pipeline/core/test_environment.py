@@ -1,4 +1,4 @@
-"""Devices, memory errors, and the record of where a result comes from."""
+"""Devices, memory errors, and the record of a result's environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.results.records import Environment
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(params: Params) -> None:
+def test_a_missing_gpu_is_refused(params: Params) -> None:
     assert choose_device(params.model_copy(update={"device": "auto"})) == torch.device("cpu")
     for changes in ({"device": "cuda"}, {"preset": "paper"}):
         with pytest.raises(UserError, match="CUDA GPU"):
@@ -31,11 +31,11 @@ def test_a_gpu_that_is_not_there_is_refused(params: Params) -> None:
         (ValueError("can it?"), False),
     ],
 )
-def test_errors_of_memory_are_told_from_others(error: Exception, expected: bool) -> None:
+def test_memory_errors_are_recognised(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
-def test_the_record_is_what_collect_reads_and_hides_the_machine_s_name() -> None:
+def test_the_record_has_the_keys_that_collect_reads_and_hides_the_host_name() -> None:
     described = describe_environment(torch.device("cpu"))
     record = Environment.model_validate(described)
     assert set(described) == set(Environment.model_fields)

@@ -1,3 +1,5 @@
+"""Writing files atomically, reading JSON, and the folders that must not be replaced."""
+
 from __future__ import annotations
 
 import os
@@ -12,8 +14,8 @@ from pipeline.core.files import read_json, refuse_foreign, replacing, without_pa
 
 
 def write_half(path: Path) -> None:
-    with replacing(path) as fresh:
-        fresh.write_text("half", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
         raise RuntimeError("half way")
 
 
@@ -29,9 +31,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for name in ("old", "new"):
-        with replacing(folder) as fresh:
-            fresh.mkdir()
-            (fresh / name).touch()
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            (temporary / name).touch()
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -60,7 +62,7 @@ def test_a_sealed_file_is_read_as_it_was_written_and_a_change_is_named(tmp_path:
         read_json(path)
 
 
-def test_what_a_killed_process_left_behind_is_removed_by_the_next_write(tmp_path: Path) -> None:
+def test_the_next_write_removes_the_temporary_files_of_a_killed_process(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left, running = (tmp_path / f".a.json-{pid}-x1_y" for pid in (ended.pid, os.getpid()))
@@ -72,7 +74,7 @@ def test_what_a_killed_process_left_behind_is_removed_by_the_next_write(tmp_path
     assert set(tmp_path.iterdir()) == {tmp_path / "a.json", running, other, unlike}
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*a\.json"):
         write_json(tmp_path / "file" / "a.json", 1)
@@ -86,7 +88,7 @@ def test_a_folder_of_the_same_kind_may_be_replaced(tmp_path: Path, content: list
     refuse_foreign(tmp_path / "missing", "run.json")
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mnist-lunet-0").mkdir()
     with pytest.raises(UserError, match="holds something else"):
         refuse_foreign(tmp_path, "run.json")
@@ -94,7 +96,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
         refuse_foreign(Path(__file__), "run.json")
 
 
-def test_the_old_file_stays_when_the_new_one_was_never_written(tmp_path: Path) -> None:
+def test_the_old_file_stays_when_the_block_writes_no_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, 1)
     with pytest.raises(FileNotFoundError), replacing(path):

@@ -1,3 +1,5 @@
+"""The parameter file: valid values, and the errors for invalid ones."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -26,7 +28,7 @@ def put(values: Any, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))
-def test_presets_are_valid_and_say_their_name(preset: Preset) -> None:
+def test_presets_are_valid_and_contain_their_name(preset: Preset) -> None:
     assert load_preset(preset).preset == preset
 
 
@@ -49,7 +51,7 @@ def test_margin_may_be_a_pair(values: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["kmnist", "names", "get", "model_dump"])
-def test_a_data_set_of_your_own_is_one_more_key_whatever_its_name(values: Any, name: str) -> None:
+def test_a_custom_data_set_may_have_any_valid_name(values: Any, name: str) -> None:
     put(values, f"data.{name}", {"path": "a.npz"})
     put(values, "grid.datasets", [name, "mnist"])
     params = validate(values, "params.yaml")
@@ -107,7 +109,7 @@ def test_a_mistake_is_named(values: Any, key: str, value: Any, words: list[str])
         assert word in str(caught.value)
 
 
-def test_every_mistake_is_told_at_once(values: Any) -> None:
+def test_every_mistake_is_reported_at_once(values: Any) -> None:
     put(values, "device", "gpu")
     put(values, "evaluate.draws", 0)
     with pytest.raises(UserError, match=r"2 mistake\(s\)"):
@@ -127,6 +129,6 @@ def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="lunet, lunet_learned, realnvp, lunet_released, realnvp_released, gaussian"):
         load_preset("laptop").recipe("glow")

@@ -1,4 +1,4 @@
-"""Progress of a long loop where there is no terminal."""
+"""Progress of a long loop without a terminal: lines at intervals and at the end."""
 
 from __future__ import annotations
 

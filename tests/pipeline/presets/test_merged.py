@@ -1,4 +1,4 @@
-"""The presets: what they change, and that DVC changes one line of them at a time."""
+"""The presets: their changes to the laptop preset, and the single line that DVC changes in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ every_preset = pytest.mark.parametrize("preset", get_args(Preset))
 
 
 def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of values that are no sections."""
+    """The dotted keys and values of everything that is not a section."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{above}{key}.")

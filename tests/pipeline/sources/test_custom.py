@@ -1,4 +1,4 @@
-"""Data sets of your own: every kind of source, what is refused, and their way through the pipeline."""
+"""Custom data sets: every kind of source, the refused ones, and the stages, DVC and the report that use them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def small(side: int = 16, classes: int = 3) -> Arrays:
-    """Some images of every class, in both parts, the labels in order."""
+    """Images of every class in both parts, with the labels in order."""
     random = np.random.default_rng(0)
     arrays: Arrays = {}
     for part, each in (("train", 4), ("test", 2)):
@@ -65,7 +65,7 @@ def put_pngs(path: Path, arrays: Arrays, names: tuple[str, ...] = ("0", "1", "2"
     return path
 
 
-# What is read
+# Reading
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_folders_name_the_classes_numbers_in_their_order(tmp_path: Path) -> None
     assert class_names == ("9", "10", "shoe")
 
 
-def test_labels_are_made_to_count_from_zero(tmp_path: Path) -> None:
+def test_labels_are_renumbered_from_zero(tmp_path: Path) -> None:
     arrays = small()
     for part in ("train", "test"):
         arrays[f"{part}_labels"] = (10 + 5 * arrays[f"{part}_labels"].astype(np.int64))[:, None]
-    found, class_names = read_custom(put_npz(tmp_path / "own", arrays))
+    loaded, class_names = read_custom(put_npz(tmp_path / "own", arrays))
     assert class_names == ("10", "15", "20")
-    np.testing.assert_array_equal(found["train_labels"], small()["train_labels"])
+    np.testing.assert_array_equal(loaded["train_labels"], small()["train_labels"])
 
 
-# What is refused
+# Refusals
 
 
 def without(array: str) -> Arrays:
@@ -116,12 +116,12 @@ def without(array: str) -> Arrays:
         ({name: v[..., :9] if v.ndim == 3 else v for name, v in small().items()}, "9x16 pixels; square"),
     ],
 )
-def test_what_no_model_can_take_is_told(tmp_path: Path, arrays: Arrays, words: str) -> None:
+def test_arrays_that_no_model_accepts_are_refused(tmp_path: Path, arrays: Arrays, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_custom(put_npz(tmp_path / "own", arrays))
 
 
-def test_other_things_are_told(tmp_path: Path) -> None:
+def test_other_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not there; a data set of your own is"):
         read_custom(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"lacks train-images-idx3-ubyte, train-labels"):
@@ -135,7 +135,7 @@ def test_other_things_are_told(tmp_path: Path) -> None:
         read_custom(folder)
 
 
-def test_odd_sides_are_told_where_a_realnvp_is_made() -> None:
+def test_odd_sides_are_refused_when_a_realnvp_is_built() -> None:
     params = load_preset("smoke")
     with pytest.raises(UserError, match=r"a realnvp cannot take images of 9x9 pixels: .*even height and width"):
         build(params.recipe("realnvp"), (1, 9, 9))
@@ -145,9 +145,9 @@ def test_odd_sides_are_told_where_a_realnvp_is_made() -> None:
 # The data stage
 
 
-def run_data(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, **more: str) -> None:
+def run_data(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, **settings: str) -> None:
     values = preset_values("smoke")
-    values["data"]["mine"] = {"path": str(path), **more}
+    values["data"]["mine"] = {"path": str(path), **settings}
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML(typ="safe", pure=True).dump(values, stream)
     arguments = ["--dataset", "mine", "--out", str(folder / "data/mine"), "--params", str(folder / "params.yaml")]
@@ -174,7 +174,7 @@ def test_the_stage_records_checksums_and_follows_a_change(
     assert changed.info["sha256"]["test_images.npy"] == dataset.info["sha256"]["test_images.npy"]
 
 
-def test_a_path_within_what_the_stage_writes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_inside_the_output_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data/mine").mkdir(parents=True)
     path = put_npz(tmp_path / "data/mine/own", small())
     with pytest.raises(UserError, match="keep it elsewhere"):
@@ -248,7 +248,7 @@ def test_it_is_in_metrics_and_tables_but_in_no_claim(project: Project) -> None:
     assert read("metrics.json")["mine"]["lunet"]["bits_per_dim"]["mean"] == 1.85
     assert read("timings.json")["mine"]["lunet"]
     claims = read("claims.json")
-    assert {found["dataset"] for claim in claims["claims"] for found in claim["datasets"]} == {"mnist"}
+    assert {entry["dataset"] for claim in claims["claims"] for entry in claim["datasets"]} == {"mnist"}
     assert {row["title"] for row in claims["conversion"]["poster"]} == {"MNIST"}
     assert read("provenance.json")["params"]["data"]["mine"] == {"path": "<path>", "title": None}
     assert (project.reports / "figures/likelihood-mine.svg").is_file()

@@ -1,3 +1,5 @@
+"""Reading images: .npz, .npy, IDX and PNG files, and the errors for other contents."""
+
 from __future__ import annotations
 
 import gzip
@@ -18,11 +20,11 @@ from pipeline.sources.published import idx_bytes
 
 @pytest.fixture
 def images() -> NDArray[np.uint8]:
-    """Images that hold every value that 8 bits have."""
+    """Images that contain every 8-bit value."""
     return gradients(6, 9)
 
 
-# What is read
+# Reading
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a-idx3-ubyte", "a-idx3-ubyte.gz", "folder"])
@@ -37,21 +39,21 @@ def test_every_kind_of_file_gives_the_same_images(tmp_path: Path, images: NDArra
             write_png(path / f"deep/{number}.png", image)
     else:
         path.write_bytes(gzip.compress(idx_bytes(images)) if name.endswith(".gz") else idx_bytes(images))
-    found, names = read_pictures(path)
-    np.testing.assert_array_equal(found, images)
-    assert found.dtype == np.uint8
+    pictures, names = read_pictures(path)
+    np.testing.assert_array_equal(pictures, images)
+    assert pictures.dtype == np.uint8
     assert names == [f"deep/{n}.png" if name == "folder" else str(n) for n in range(6)]
 
 
-def test_a_png_with_three_like_colours_is_grey(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+def test_a_png_with_equal_colour_channels_is_grey(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     write_grid(tmp_path / "a.png", images[None, :1])
-    found, names = read_pictures(tmp_path / "a.png")
-    np.testing.assert_array_equal(found, images[:1])
+    pictures, names = read_pictures(tmp_path / "a.png")
+    np.testing.assert_array_equal(pictures, images[:1])
     assert names == ["a.png"]
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 4, 5, 1), (6, 4, 5)])
-def test_one_channel_may_stand_first_or_last(shape: tuple[int, ...]) -> None:
+def test_the_channel_axis_may_be_first_or_last(shape: tuple[int, ...]) -> None:
     values = np.arange(120, dtype=np.int64).reshape(shape)
     np.testing.assert_array_equal(as_images(values, "x"), np.arange(120, dtype=np.uint8).reshape(6, 4, 5))
 
@@ -69,7 +71,7 @@ def test_the_array_of_a_npz_file_is_guessed_or_named(tmp_path: Path, images: NDA
             read_pictures(path, wanted)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -112,13 +114,13 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
 def test_a_png_that_was_cut_off_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     write_png(tmp_path / "a.png", images[0])
     content = (tmp_path / "a.png").read_bytes()
-    for kept in (len(content) - 20, 30):
-        (tmp_path / "a.png").write_bytes(content[:kept])
+    for length in (len(content) - 20, 30):
+        (tmp_path / "a.png").write_bytes(content[:length])
         with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
             read_pictures(tmp_path / "a.png")
 
 
-def test_colours_depth_and_size_are_told(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+def test_colours_depth_and_size_are_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     imsave(tmp_path / "a.png", images[0], cmap="viridis")
     with pytest.raises(UserError, match=r"a\.png has colours"):
         read_pictures(tmp_path / "a.png")

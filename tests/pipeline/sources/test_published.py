@@ -1,4 +1,4 @@
-"""Where the data come from: IDX files, folders, mirrors and packages."""
+"""Sources of the published data sets: IDX files, folders, mirrors and packages, and their failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Stub = Callable[[str, str], None]
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Put shell scripts in the place of programs; no other program of their kind is found."""
+    """Replace programs by shell scripts; the search path contains nothing else."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for tool in ("sh", "cp", "cat"):
@@ -44,7 +44,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 
 
 def pack(archive: Path, members: list[str], files: dict[str, bytes], *, kind: bytes = tarfile.REGTYPE) -> Path:
-    """A .tgz with the four files under these names, compressed where the name says so."""
+    """A .tgz with the four files under these names, compressed if the name ends in .gz."""
     with tarfile.open(archive, "w:gz") as tar:
         for member, content in zip(members, files.values(), strict=True):
             stored = gzip.compress(content) if member.endswith(".gz") else content
@@ -109,7 +109,7 @@ def test_incomplete_folder_names_the_missing_file(tmp_path: Path, files: dict[st
         fetch("mnist", DataSource(source="folder", folder=str(folder)))
 
 
-def test_mirror_after_a_bad_one(
+def test_a_good_mirror_follows_a_bad_one(
     tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = put(tmp_path / "bad", files | {FILES[0]: b"<html>"}, packed=True)

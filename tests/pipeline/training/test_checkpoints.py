@@ -1,3 +1,5 @@
+"""Checkpoints: exact resumption, damage, the interval between two, and one folder for each training."""
+
 from __future__ import annotations
 
 import contextlib
@@ -43,11 +45,11 @@ OPTIMIZERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_was_read_goes_on_as_what_was_written(tmp_path: Path, schedule: str, optimizer: str) -> None:
+def test_training_resumes_from_a_checkpoint_exactly(tmp_path: Path, schedule: str, optimizer: str) -> None:
     def parts() -> Any:
         model = torch.nn.Linear(3, 3)
-        own = OPTIMIZERS[optimizer](model.parameters())
-        return model, own, SCHEDULES[schedule](own), torch.Generator().manual_seed(0)
+        stepper = OPTIMIZERS[optimizer](model.parameters())
+        return model, stepper, SCHEDULES[schedule](stepper), torch.Generator().manual_seed(0)
 
     first, second, checkpoint = parts(), parts(), Checkpoint(tmp_path / "x.pt", 0)
     advance(first, 5)
@@ -65,7 +67,7 @@ def test_what_was_read_goes_on_as_what_was_written(tmp_path: Path, schedule: str
     assert first[2].get_last_lr() == second[2].get_last_lr()
 
 
-def test_nothing_is_found_where_nothing_was_written(tmp_path: Path) -> None:
+def test_without_a_checkpoint_nothing_is_read(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path / "x.pt").read() is None
     assert Checkpoint().read() is None
     Checkpoint().write({"step": 1}, "here")
@@ -94,7 +96,7 @@ class Harmful:
         return Path.touch, (Path("harm"),)
 
 
-def test_a_checkpoint_holds_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_contains_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Checkpoint(tmp_path / "all.pt", 0).write({"weights": Harmful()}, "here")
     with pytest.raises(UserError, match=r"all\.pt is damaged"):
@@ -119,7 +121,7 @@ def test_a_full_disk_spoils_neither_the_training_nor_the_last_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["all.pt"]
 
 
-# When
+# Interval
 
 
 def test_checkpoints_cost_less_than_two_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_checkpoints_cost_less_than_two_percent_of_the_time(tmp_path: Path, monk
     assert 0 < spent < 0.02 * clock[0]
 
 
-def test_the_least_time_between_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_keep_a_minimum_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     checkpoint, often = Checkpoint(tmp_path / "all.pt", 60), Checkpoint(tmp_path / "all.pt", 0)
@@ -153,7 +155,7 @@ def test_the_least_time_between_two_checkpoints(tmp_path: Path, monkeypatch: pyt
     assert not checkpoint.is_due()
 
 
-# Whose
+# Folder
 
 
 def folder_of(monkeypatch: pytest.MonkeyPatch, out: str = "runs/a", seed: int = 0, **code: str) -> Path:
@@ -164,24 +166,24 @@ def folder_of(monkeypatch: pytest.MonkeyPatch, out: str = "runs/a", seed: int = 
     return folder
 
 
-def test_every_training_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_training_has_a_separate_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = folder_of(monkeypatch)
     assert first == folder_of(monkeypatch) == folder_of(monkeypatch, str(tmp_path / "runs/../runs/a"))
-    others = [{"out": "runs/b"}, {"seed": 1}, {"lu_net": "changed"}]
-    assert len({first, *(folder_of(monkeypatch, **other) for other in others)}) == 1 + len(others)  # type: ignore[arg-type]
+    identities = [{"out": "runs/b"}, {"seed": 1}, {"lu_net": "changed"}]
+    assert len({first, *(folder_of(monkeypatch, **identity) for identity in identities)}) == 1 + len(identities)  # type: ignore[arg-type]
     monkeypatch.setattr(torch, "__version__", "99")
     assert folder_of(monkeypatch) != first
 
 
-def test_the_folder_goes_when_the_training_has_succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_removed_when_the_training_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    kept = folder_of(monkeypatch)
-    (kept / "all.pt").touch()
+    path = folder_of(monkeypatch)
+    (path / "all.pt").touch()
     with checkpoints.checkpoints(Path("runs/a"), {"seed": 0}) as folder:
-        assert folder == kept
+        assert folder == path
         assert (folder / "all.pt").exists()
-    assert not kept.exists()
+    assert not path.exists()
 
 
 def test_the_code_is_all_that_dvc_trains_again_for() -> None:
@@ -192,7 +194,7 @@ def test_the_code_is_all_that_dvc_trains_again_for() -> None:
     assert {".".join(path.with_suffix("").parts) for path in files} <= set(checkpoints.code())
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".checkpoints").touch()
     with pytest.raises(UserError, match=r"cannot write \.checkpoints"):

@@ -1,3 +1,5 @@
+"""Failures of a training step: non-finite losses and gradients, and lack of memory."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +15,7 @@ IMAGES = torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8, generator=torch.Gen
 
 
 class Training:
-    """A few steps of a model under watch."""
+    """A few guarded steps of a model."""
 
     def __init__(self, model: ImageFlow, clip_norm: float | None = None) -> None:
         self.model, self.clip_norm = model, clip_norm
@@ -44,7 +46,7 @@ def models() -> dict[str, ImageFlow]:
 
 
 def two_steps(training: Training, spoil: Any) -> None:
-    """One step as it should be, and one after which something was spoilt."""
+    """Take one normal step, and one after the model was spoilt."""
     with DivergenceGuard(training.model, training.optimizer, training.generator) as watch:
         watch.take(training.step, IMAGES)
         spoil(training.model.flow)
@@ -61,7 +63,7 @@ def two_steps(training: Training, spoil: Any) -> None:
         ("realnvp_released", "squeezed.0.shift", "squeezed.0.norm"),
     ],
 )
-def test_a_loss_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
+def test_a_non_finite_loss_is_reported_with_its_layer_and_takes_no_step(
     name: str, parameter: str, layer: str, clip_norm: float | None
 ) -> None:
     training = Training(models()[name], clip_norm)
@@ -91,7 +93,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
         ("realnvp_released", "squeezed.0"),
     ],
 )
-def test_a_gradient_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
+def test_a_non_finite_gradient_is_reported_with_its_layer_and_takes_no_step(
     name: str, layer: str, clip_norm: float | None
 ) -> None:
     training = Training(models()[name], clip_norm)
@@ -107,12 +109,12 @@ def test_a_gradient_that_is_not_finite_is_told_with_its_layer_and_takes_no_step(
 
 
 @pytest.mark.parametrize("name", ["lunet", "realnvp", "realnvp_released"])
-def test_being_watched_changes_nothing(name: str) -> None:
+def test_the_guard_changes_no_step(name: str) -> None:
     plain, watched = Training(models()[name]), Training(models()[name])
     with DivergenceGuard(watched.model, watched.optimizer, watched.generator) as watch:
         for _ in range(3):
             assert torch.equal(plain.step(IMAGES), watch.take(watched.step, IMAGES))
-    # Nothing of the watch is left.
+    # The guard leaves no hooks.
     with torch.no_grad():
         next(watched.model.parameters()).fill_(torch.nan)
     assert watched.step(IMAGES).isnan()
@@ -128,12 +130,12 @@ def limited(most: int) -> Any:
 
 
 @pytest.mark.parametrize(("most", "size"), [(5, 3), (3, 3), (2, 1), (1, 1), (0, None)])
-def test_the_batch_that_would_fit_is_found_by_halves(most: int, size: int | None) -> None:
+def test_halving_finds_a_batch_that_fits(most: int, size: int | None) -> None:
     assert batch_that_fits(limited(most), IMAGES) == size
 
 
 @pytest.mark.parametrize(("most", "words"), [(3, "; a batch of 3 images would fit"), (0, "")])
-def test_out_of_memory_is_told_with_the_batch_that_would_fit(most: int, words: str) -> None:
+def test_out_of_memory_is_reported_with_a_batch_that_fits(most: int, words: str) -> None:
     training = Training(models()["lunet"])
     with (
         DivergenceGuard(training.model, training.optimizer, training.generator) as watch,
@@ -143,7 +145,7 @@ def test_out_of_memory_is_told_with_the_batch_that_would_fit(most: int, words: s
     assert str(caught.value) == f"DefaultCPUAllocator: can't allocate memory: you tried{words}"
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
+def test_other_errors_are_not_mistaken_for_lack_of_memory() -> None:
     def fail(_: Tensor) -> Tensor:
         raise RuntimeError("shapes do not fit")
 

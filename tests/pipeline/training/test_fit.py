@@ -1,4 +1,4 @@
-"""The training of one model: validation, the best weights, and every way in which it can fail."""
+"""The training of one model: validation, the best weights, and its failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.train import train
 from pipeline.training.fit import HISTORY, split, write_history
 
 
-def test_the_history_is_what_the_tables_read() -> None:
+def test_the_history_has_the_columns_that_the_tables_read() -> None:
     assert list(CURVES)[3:] == HISTORY
 
 
@@ -77,17 +77,17 @@ def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_p
     assert (fit.infinite_pixels is None) == (name == "lunet_released")
 
 
-def test_the_test_set_is_looked_at_where_the_recipe_says_so_alone(values: Any) -> None:
+def test_the_test_set_is_held_out_only_if_the_recipe_says_so(values: Any) -> None:
     images, test = torch.arange(100), torch.arange(100, 120)
-    own, chosen_on = split(images, test, recipe_of(values, "lunet").training, seed=1)
-    assert torch.equal(torch.cat([own, chosen_on]).sort().values, images)
-    assert len(chosen_on) == 10
-    own, chosen_on = split(images, test, recipe_of(values, "lunet_released").training, seed=1)
-    assert torch.equal(own.sort().values, images)
-    assert torch.equal(chosen_on, test)
+    train_images, holdout = split(images, test, recipe_of(values, "lunet").training, seed=1)
+    assert torch.equal(torch.cat([train_images, holdout]).sort().values, images)
+    assert len(holdout) == 10
+    train_images, holdout = split(images, test, recipe_of(values, "lunet_released").training, seed=1)
+    assert torch.equal(train_images.sort().values, images)
+    assert torch.equal(holdout, test)
 
 
-def test_history_is_a_table_with_a_row_for_each_look(params: Params, dataset: Dataset, tmp_path: Path) -> None:
+def test_history_has_a_row_for_each_validation(params: Params, dataset: Dataset, tmp_path: Path) -> None:
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path / "flows", "lunet")
     write_history(tmp_path / "history.csv", fits)
     with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""From a recipe to a model."""
+"""The model of each recipe: its architecture, size limits, classes and initialisation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_size_that_an_architecture_cannot_take_is_refused(params: Params) -> N
         build(params.recipe("realnvp"), (1, 7, 7))
 
 
-def test_there_is_one_model_for_all_or_one_a_class(values: Any, dataset: Dataset) -> None:
+def test_a_recipe_has_one_model_for_all_classes_or_one_per_class(values: Any, dataset: Dataset) -> None:
     assert groups(dataset, recipe_of(values, "lunet", classes="all")) == {"all": None}
     assert groups(dataset, recipe_of(values, "lunet", classes="each")) == {"0": 0, "1": 1}
 

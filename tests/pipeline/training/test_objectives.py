@@ -1,3 +1,5 @@
+"""The training objectives: bits per dimension, the released losses, and infinite pixels."""
+
 from __future__ import annotations
 
 import math
@@ -48,8 +50,8 @@ def test_released_gradient_of_lu_net_leaves_out_the_slopes_and_weighs_the_diagon
     assert isinstance(flow, LUNet)
     parameters = list(flow.parameters())
     loss, _ = loss_and_bits(model, images(), seeded(), "released", 6)
-    found = torch.autograd.grad(loss, parameters)
-    # The poster's loss written out, with dense triangles.
+    gradients = torch.autograd.grad(loss, parameters)
+    # The poster's loss, written with dense triangular matrices.
     h, _ = model.preprocess(images(), seeded())
     expected = torch.tensor(0.5 * 6 * 16 * math.log(math.pi), dtype=torch.float64)
     for layer in flow.layers:
@@ -59,7 +61,7 @@ def test_released_gradient_of_lu_net_leaves_out_the_slopes_and_weighs_the_diagon
             expected = expected - torch.log(0.1 + 0.9 * torch.sigmoid(h.detach())).sum()
             h = 0.1 * h + 0.9 * torch.nn.functional.softplus(h)
     expected = expected + 0.5 * h.square().sum()
-    torch.testing.assert_close(found, torch.autograd.grad(expected, parameters), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, parameters), rtol=1e-8, atol=1e-8)
 
 
 def test_released_loss_of_realnvp_divides_by_a_full_batch() -> None:
@@ -77,7 +79,7 @@ def test_a_model_that_was_not_released_is_refused() -> None:
         loss_and_bits(model, images(), seeded(), "released", 6)
 
 
-def test_accidents_happen_to_white_pixels_alone() -> None:
+def test_only_white_pixels_become_infinite() -> None:
     pixels = torch.full((4096, 1024), 255, dtype=torch.uint8)
     # One in 2 ** 17 of 2 ** 22 pixels: 32, give or take 6.
     assert 8 <= int(infinite_pixels(pixels, seeded())) <= 56

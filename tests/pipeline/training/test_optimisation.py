@@ -47,7 +47,7 @@ def test_halving_halves_the_rate_after_whole_epochs(values: Any) -> None:
     assert rates == [0.6] * 30 + [0.3] * 30 + [0.15] * 10
 
 
-def test_triangles_and_what_acts_on_one_feature_have_rates_of_their_own(values: Any) -> None:
+def test_triangular_and_elementwise_parameters_have_separate_rates(values: Any) -> None:
     values["recipes"]["lunet_learned"]["training"] |= {"learning_rate": 0.001, "elementwise_rate": 0.05}
     recipe = recipe_of(values, "lunet_learned")
     assert recipe.training is not None
