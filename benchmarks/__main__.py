@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
 from lunet import LUNet
 from pipeline.core.environment import describe_environment, keep_freed_memory
-from pipeline.results.statistics import median_interval, ratio_of_medians, rounded
+from pipeline.results.statistics import median_interval, ratio_of_medians, round_significant
 
 WORKS = ("step", "log_prob", "sample")
 WARMUP = 2
@@ -182,7 +182,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             errors = [[row["ms"] - row["ms_low"]], [row["ms_high"] - row["ms"]]]
             axis.errorbar(row["ms"], position, xerr=errors, fmt="o", color=colour, capsize=2)
             axis.annotate(
-                f"{rounded(row['ratio'], 2):,g}", (row["ms"], position), (7, 3), textcoords="offset points", fontsize=7
+                f"{round_significant(row['ratio'], 2):,g}",
+                (row["ms"], position),
+                (7, 3),
+                textcoords="offset points",
+                fontsize=7,
             )
         axis.set(
             yticks=positions,

@@ -22,7 +22,7 @@ from lunet import LUNet
 from pipeline.core.environment import describe_environment, keep_freed_memory
 from pipeline.page.published_tables import WORKS
 from pipeline.results.figures import figure
-from pipeline.results.looks import INK, OTHERS, Look
+from pipeline.results.looks import FALLBACK_COLOURS, INK, Look
 
 FEATURES, LAYERS, BATCH = 784, 4, 256
 AXES = {
@@ -32,7 +32,7 @@ AXES = {
 }
 STYLES = {
     work: Look(label, colour, marker)
-    for (work, label), colour, marker in zip(WORKS.items(), OTHERS[1:4], "os^", strict=True)
+    for (work, label), colour, marker in zip(WORKS.items(), FALLBACK_COLOURS[1:4], "os^", strict=True)
 }
 POWERS = {"²": 2, "³": 3}
 MIB = 2**20
@@ -184,7 +184,7 @@ def draw(times: pd.DataFrame, memory: pd.DataFrame, folder: Path) -> None:
     for axis, group in memory.groupby("axis", sort=False):
         with _figure(folder / f"cost-memory-{axis}.svg", str(axis), "MiB in training") as axes:
             for reversible, label, marker in ((False, "plain", "o"), (True, "reversible", "^")):
-                chosen, colour = group[group["reversible"] == reversible], OTHERS[1 + reversible]
+                chosen, colour = group[group["reversible"] == reversible], FALLBACK_COLOURS[1 + reversible]
                 axes.plot(chosen["value"], chosen["mib"], f"{marker}-", color=colour, label=label)
                 axes.plot(chosen["value"], chosen["floor_mib"], ":", color=colour, label="at least")
 

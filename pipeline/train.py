@@ -57,7 +57,11 @@ def main() -> None:
     }
     if arguments.reached:
         say(
-            json.dumps(reached(checkpoint_folder(arguments.out, identity), [*groups(dataset, recipe)], recipe.training))
+            json.dumps(
+                completed_epochs(
+                    checkpoint_folder(arguments.out, identity), [*groups(dataset, recipe)], recipe.training
+                )
+            )
         )
         return
     with (
@@ -131,7 +135,7 @@ def train(
     return fits, {"stored": stored, "free": model.flow.free_parameters()}
 
 
-def reached(folder: Path, models: Sequence[str], training: Training | None) -> dict[str, float]:
+def completed_epochs(folder: Path, models: Sequence[str], training: Training | None) -> dict[str, float]:
     """The epochs that each model has completed, from a folder of checkpoints; 0 without a checkpoint."""
     epochs = dict.fromkeys(models, 0.0)
     for key in models:

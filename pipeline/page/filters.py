@@ -13,14 +13,14 @@ from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.results.looks import INK
-from pipeline.results.statistics import shown
+from pipeline.results.statistics import format_number
 
 COLLECT = "python -m pipeline.collect (or dvc repro)"
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number for readers, or a dash for None."""
-    return "–" if value is None else shown(value, digits)
+    return "–" if value is None else format_number(value, digits)
 
 
 def as_yaml(value: Any) -> str:
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
     """A time for readers: in seconds below two minutes, then in minutes and seconds, then in hours and minutes."""
     whole = round(seconds)
     if whole < 120:
-        return f"{shown(seconds, 2)} s" if seconds < 9.95 else f"{whole} s"
+        return f"{format_number(seconds, 2)} s" if seconds < 9.95 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -15,12 +15,12 @@ from pipeline.core.console import UserError
 from pipeline.core.files import read_json
 from pipeline.results.claims import Verdict
 from pipeline.results.records import Record
-from pipeline.results.statistics import mean_interval, rounded
+from pipeline.results.statistics import mean_interval, round_significant
 from pipeline.results.tables import RESULTS, read_table
 
 MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
-THIS = "This run"
+THIS_RUN = "This run"
 
 
 class Figure(Record):
@@ -181,7 +181,7 @@ def read_this(reports: Path) -> Run:
         UserError: If a file is missing or damaged.
     """
     try:
-        return _read(reports, THIS)
+        return _read(reports, THIS_RUN)
     except ValidationError as error:
         raise UserError(
             f"{reports} is damaged ({_first_mistake(error)}): write it again with python -m pipeline.collect"
@@ -248,9 +248,9 @@ def _bits(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def _estimate(rows: pd.DataFrame) -> dict[str, Any]:
     values = rows["bits_per_dim_mean"].tolist()
     interval = mean_interval(values)
-    low, high = (None if end is None else rounded(end) for end in (interval.low, interval.high))
+    low, high = (None if end is None else round_significant(end) for end in (interval.low, interval.high))
     return {
-        "mean": rounded(interval.value),
+        "mean": round_significant(interval.value),
         "ci_low": low,
         "ci_high": high,
         "n": interval.n,

@@ -67,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
             label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
         },
         "rivals_environment": read_environment(folder / "times_environment.csv"),
-        "rivals": beside_the_first(pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE)),
+        "rivals": benchmark_rows(pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE)),
     }
 
 
@@ -78,7 +78,7 @@ def read_environment(path: Path) -> dict[str, str]:
     return {name: values[name] for name in ENVIRONMENT}
 
 
-def beside_the_first(table: pd.DataFrame) -> list[dict[str, Any]]:
+def benchmark_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of `benchmarks`' table as estimates; ratios are to the first model of each work and batch."""
 
     def estimate(row: Any, name: str) -> dict[str, float]:

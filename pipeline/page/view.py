@@ -137,18 +137,18 @@ def render(reports: Path, title: str) -> str:
         memory=MEMORY,
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
-        others=others_view(reports),
+        others=published_view(reports),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),
         datasets=[
-            dataset_view(name, reports / "figures", with_raw(name, contents, results, timings), results, latents)
+            dataset_view(name, reports / "figures", with_raw_values(name, contents, results, timings), results, latents)
             for name in provenance["datasets"]
         ],
     )
 
 
-def others_view(reports: Path) -> dict[str, Any]:
+def published_view(reports: Path) -> dict[str, Any]:
     """This run and the published runs, a column for each, and a warning for each run that cannot be read."""
     published, warnings = read_published(reports / "published")
     if not published:
@@ -163,7 +163,7 @@ def others_view(reports: Path) -> dict[str, Any]:
     }
 
 
-def with_raw(
+def with_raw_values(
     name: str, contents: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
 ) -> dict[str, Mapping[str, Any]]:
     """The contents of the JSON files, with the raw values of the means and medians of one data set added."""

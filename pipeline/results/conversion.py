@@ -18,7 +18,7 @@ from pipeline.evaluation.released_bits import (
 from pipeline.results.claims import ClaimsFile
 from pipeline.results.reading import Results
 from pipeline.results.records import Likelihood
-from pipeline.results.statistics import rounded
+from pipeline.results.statistics import round_significant
 
 
 def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
     codes: tuple[tuple[Code, float], ...] = (("lunet", printed.lunet), ("realnvp", printed.realnvp))
     poster = [
         {"title": dataset.title, "code": code, "printed": value}
-        | {key: rounded(bits) for key, bits in poster_in_bits(dataset, code, value).items()}
+        | {key: round_significant(bits) for key, bits in poster_in_bits(dataset, code, value).items()}
         for dataset in results.datasets.values()
         if dataset.in_paper
         for code, value in codes
@@ -40,7 +40,7 @@ def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
             continue
         if (value := converted(per_class, recipe, dataset)) is not None:
             figures = (test.poster_bits_per_pixel, value, test.bits_per_dim.mean)
-            named = dict(zip(("printed", "converted", "honest"), map(rounded, figures), strict=True))
+            named = dict(zip(("printed", "converted", "honest"), map(round_significant, figures), strict=True))
             checks.append({"title": dataset.title, **cell.key._asdict(), **named})
     return {"poster": poster, "checks": checks}
 

@@ -25,13 +25,15 @@ KNOWN = {
     "gaussian": Look("Gaussian", "#12946d", "D"),
     "histogram": Look("Pixel histograms", "#c2649a", "X"),
 }
-OTHERS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
+FALLBACK_COLOURS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
 
 
 def looks(recipes: Sequence[str]) -> dict[str, Look]:
-    """The look of each recipe; recipes that are not in `KNOWN` take the colours of `OTHERS` in turn."""
+    """The look of each recipe; recipes that are not in `KNOWN` take the colours of `FALLBACK_COLOURS` in turn."""
     unknown = [recipe for recipe in recipes if recipe not in KNOWN]
-    assigned = {recipe: Look(recipe, OTHERS[i % len(OTHERS)], "*") for i, recipe in enumerate(unknown)}
+    assigned = {
+        recipe: Look(recipe, FALLBACK_COLOURS[i % len(FALLBACK_COLOURS)], "*") for i, recipe in enumerate(unknown)
+    }
     return {recipe: KNOWN.get(recipe) or assigned[recipe] for recipe in recipes}
 
 

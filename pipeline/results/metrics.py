@@ -13,7 +13,7 @@ from pipeline.core.cell import Key
 from pipeline.results.evidence import Subject, Times
 from pipeline.results.reading import Cell, Results
 from pipeline.results.records import Measurement, Run, StageRecord, Unfinished
-from pipeline.results.statistics import Estimate, mean_interval, median_interval, rounded
+from pipeline.results.statistics import Estimate, mean_interval, median_interval, round_significant
 
 HEADLINES = (
     "bits_per_dim",
@@ -180,8 +180,8 @@ def timings_of(subjects: Subjects) -> dict[str, Any]:
 def _interval_json(name: str, estimate: Estimate) -> dict[str, Any]:
     low, high = estimate.low, estimate.high
     return {
-        name: rounded(estimate.value),
-        "ci_low": None if low is None else rounded(low),
-        "ci_high": None if high is None else rounded(high),
+        name: round_significant(estimate.value),
+        "ci_low": None if low is None else round_significant(low),
+        "ci_high": None if high is None else round_significant(high),
         "n": estimate.n,
     }

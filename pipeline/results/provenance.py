@@ -9,7 +9,7 @@ from pipeline.core.params import Params
 from pipeline.results.looks import looks
 from pipeline.results.reading import MIXTURE, Cell, Results
 from pipeline.results.records import Environment, Measurement, Unfinished
-from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, rounded
+from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, round_significant
 
 
 def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def stages(results: Results) -> list[dict[str, Any]]:
 
 def _total(seconds: Sequence[float | None]) -> float | None:
     known = [value for value in seconds if value is not None]
-    return rounded(sum(known)) if known and len(known) == len(seconds) else None
+    return round_significant(sum(known)) if known and len(known) == len(seconds) else None
 
 
 def environments(results: Results) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 
-def shown(value: float, digits: int = 4) -> str:
+def format_number(value: float, digits: int = 4) -> str:
     """A number for readers: ``digits`` significant digits, thousands separators and a true minus sign."""
-    value = rounded(value, 9)
+    value = round_significant(value, 9)
     whole = value.is_integer() or abs(value) >= 1000
     text = f"{value:,.0f}" if whole else f"{value:#.{digits}g}".removesuffix(".")
     return text.replace("-", "−")
@@ -126,7 +126,7 @@ def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def rounded(value: float, digits: int = 6) -> float:
+def round_significant(value: float, digits: int = 6) -> float:
     """``value`` rounded to ``digits`` significant digits."""
     return float(f"{value:.{digits}g}")
 

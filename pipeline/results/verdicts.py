@@ -12,7 +12,7 @@ from pipeline.results.conversion import conversion_of
 from pipeline.results.evidence import BELOW, STATISTICS, DifferentError, Evidence, MissingError, Subject
 from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
-from pipeline.results.statistics import rounded, shown
+from pipeline.results.statistics import format_number, round_significant
 
 # Added to the sentence where the scale is too small to decide the claim, by the verdict that its bounds would give; the
 # smoke preset adds nothing.
@@ -93,7 +93,7 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
         return "not_tested", f"{_capitalised(str(reason))}.", {}
     except DifferentError as reason:
         return "not_comparable", f"{_capitalised(str(reason))}.", {}
-    values = {name: shown(estimate.value, 3) for name, estimate in evidence.items()}
+    values = {name: format_number(estimate.value, 3) for name, estimate in evidence.items()}
     sentence = claim.sentence.format_map(values)
     verdict = verdict_of(claim, evidence)
     level = LEVELS.index(scale.level(compared, claim.compares))
@@ -123,7 +123,7 @@ def _evidence_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     def row(name: str, label: Label) -> dict[str, Any]:
         estimate = evidence.get(name)
         numbers = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
-        value, low, high = (None if number is None else rounded(number) for number in numbers)
+        value, low, high = (None if number is None else round_significant(number) for number in numbers)
         labelled = {"name": name, "label": label.label, "unit": label.unit}
         return {**labelled, "value": value, "low": low, "high": high, "n": 1 if estimate is None else estimate.n}
 

@@ -24,7 +24,7 @@ from pipeline.core.files import write_durably
 
 FOLDER = Path(".checkpoints")
 # The interval between checkpoints, in multiples of the time that writing one takes: their cost stays below 1 %.
-PATIENCE = 100
+INTERVAL_FACTOR = 100
 
 
 class Checkpoint:
@@ -84,7 +84,7 @@ class Checkpoint:
                 outcome = f"{self._path} cannot be written: {error.strerror or error}"
                 say(f"{progress}: {outcome}; the training goes on without this checkpoint")
         self._written = time.monotonic()
-        self._interval = self._seconds and max(self._seconds, PATIENCE * (self._written - begin))
+        self._interval = self._seconds and max(self._seconds, INTERVAL_FACTOR * (self._written - begin))
         self._request.heed(f"{progress}: {outcome}")
 
 

@@ -17,7 +17,7 @@ from lunet import ImageFlow
 from pipeline.core.environment import is_out_of_memory
 
 Buffer = tuple[nn.Module, str, Tensor]  # its module, its name, and its values
-REMEMBERED = 50  # losses; more than fit.py computes between two checks of their mean
+RECENT_LOSSES = 50  # losses; more than fit.py computes between two checks of their mean
 
 
 class DivergedError(Exception):
@@ -53,7 +53,7 @@ class DivergenceGuard:
         self._rate = 0.0
         self._gradient_norms: dict[str, Tensor] = {}
         self._largest: Tensor | None = None
-        self._losses: deque[Tensor] = deque(maxlen=REMEMBERED)
+        self._losses: deque[Tensor] = deque(maxlen=RECENT_LOSSES)
         self._handles: list[RemovableHandle] = []
         self._with_buffers = [module for module in model.modules() if [*module.buffers(recurse=False)]]
 

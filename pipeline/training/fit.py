@@ -24,7 +24,7 @@ from pipeline.core.params import Recipe, Training
 from pipeline.core.progress import Progress
 from pipeline.training.checkpoints import Checkpoint, random_state, restore_random_state
 from pipeline.training.divergence import DivergedError, DivergenceGuard
-from pipeline.training.models import start_
+from pipeline.training.models import initialise_
 from pipeline.training.objectives import infinite_pixels
 from pipeline.training.optimisation import make_optimizer, make_schedule, optimise
 
@@ -32,7 +32,7 @@ HISTORY = [
     "model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim",
     "smallest_diagonal", "condition", "latent_error", "pixels_exact",
 ]  # fmt: skip
-DIAGNOSED = 100  # held-out images in the round trip of each validation
+DIAGNOSED_IMAGES = 100  # held-out images in the round trip of each validation
 CHECK_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
 SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
 
@@ -85,7 +85,7 @@ def fit(
         model.to(device)
         train_images, holdout = train_images.to(device), holdout.to(device)
         if saved is None:
-            start_(model, recipe, train_images, generator)
+            initialise_(model, recipe, train_images, generator)
             result.seconds = time.perf_counter() - begin
         else:
             model.load_state_dict(saved["model"])
@@ -141,7 +141,7 @@ class HoldoutTracker:
         result = self._result
         try:
             holdout_bits = score(self._model, self._holdout)
-            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED])
+            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED_IMAGES])
         except NonFiniteError as error:
             raise DivergedError(f"held-out images fail after step {step}: {error}") from None
         epoch = round(step / self._per_epoch, 4)

@@ -41,7 +41,7 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
     return ImageFlow(flow, shape, recipe.margin).to(getattr(torch, recipe.dtype))
 
 
-def start_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
+def initialise_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
     """Initialise a model from data before any step; a model in closed form needs no other training.
 
     Args:

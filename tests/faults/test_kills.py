@@ -117,7 +117,7 @@ def test_a_signal_stops_the_training_after_the_step_with_a_checkpoint(
 
 def test_a_signal_before_the_first_step_stops_the_training_too(tmp_path: Path) -> None:
     cell = Cell(tmp_path, "gaussian")
-    assert cell.train(Fault("pipeline.training.fit.start_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert cell.train(Fault("pipeline.training.fit.initialise_", 1, signal=signal.SIGTERM)) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM: mnist gaussian 0 is trained: what is done is kept" in cell.log
     assert cell.train() == 0
     assert "complete already" in cell.log

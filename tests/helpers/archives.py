@@ -18,7 +18,7 @@ def unpacked(archive: Path) -> Contents:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-def packed_again(path: Path, contents: Contents, *extra_members: tarfile.TarInfo) -> Path:
+def repack(path: Path, contents: Contents, *extra_members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for name, content in contents.items():
             member = tarfile.TarInfo(name)

@@ -11,7 +11,7 @@ import pytest
 posix = pytest.mark.skipif(os.name != "posix", reason="the stand-ins for package managers are shell scripts")
 
 
-def put(folder: Path, files: dict[str, bytes], *, packed: bool = False) -> Path:
+def write_idx_files(folder: Path, files: dict[str, bytes], *, packed: bool = False) -> Path:
     folder.mkdir(parents=True)
     for file, content in files.items():
         path = folder / (f"{file}.gz" if packed else file)

@@ -24,7 +24,7 @@ from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
 
 @pytest.fixture
-def values() -> Any:
+def smoke_values() -> Any:
     """The values of the smoke preset, cut to a few steps."""
     values = preset_values("smoke")
     for name in ("lunet", "lunet_learned", "realnvp"):
@@ -33,8 +33,8 @@ def values() -> Any:
 
 
 @pytest.fixture
-def params(values: Any) -> Params:
-    return validate(values, "params.yaml")
+def params(smoke_values: Any) -> Params:
+    return validate(smoke_values, "params.yaml")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture
-def shades() -> Dataset:
+def two_classes() -> Dataset:
     """Two classes of 4x4 images, dark and bright, in turn."""
     random = np.random.default_rng(0)
     labels = np.arange(60, dtype=np.uint8) % 2
@@ -61,7 +61,7 @@ def shades() -> Dataset:
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def idx_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The IDX files of 20 + 10 images, which both data sets now consist of; no installed copy or mirror exists."""
     random = np.random.default_rng(0)
     contents = {}
@@ -105,7 +105,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Project:
+def small_project(tmp_path: Path) -> Project:
     return Project(tmp_path, parameters(**SMALL))
 
 
@@ -118,7 +118,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of a run in which one evaluation failed."""
     with pytest.MonkeyPatch.context() as patch:
         shop = Workshop(tmp_path_factory.mktemp("packed"), data__mnist__folder="/home/someone/data")
@@ -132,6 +132,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -44,17 +44,19 @@ def test_the_reports_contain_no_path_of_the_machine(whole: Project) -> None:
     assert messages[0] == "needed 9 GiB, see <path>"
 
 
-def test_other_files_in_reports_stay(small: Project) -> None:
-    path = small.reports / "published" / "v1" / "metrics.json"
+def test_other_files_in_reports_stay(small_project: Project) -> None:
+    path = small_project.reports / "published" / "v1" / "metrics.json"
     path.parent.mkdir(parents=True)
     path.write_text("{}", encoding="utf-8")
-    small.collect()
+    small_project.collect()
     assert path.read_text(encoding="utf-8") == "{}"
 
 
-def test_stages_have_their_cells_and_seconds(small: Project) -> None:
-    small.collect()
-    stages = {row["stage"]: (row["cells"], row["seconds"]) for row in content(small, "provenance.json")["stages"]}
+def test_stages_have_their_cells_and_seconds(small_project: Project) -> None:
+    small_project.collect()
+    stages = {
+        row["stage"]: (row["cells"], row["seconds"]) for row in content(small_project, "provenance.json")["stages"]
+    }
     assert stages == {
         "data": (1, None),
         "train": (2, 15.0),
@@ -64,24 +66,24 @@ def test_stages_have_their_cells_and_seconds(small: Project) -> None:
         "collect": (1, None),
         "report": (1, None),
     }
-    small.change("evaluate/mnist-lunet-0.json", seconds=None)
-    small.collect()
-    stages = {row["stage"]: row["seconds"] for row in content(small, "provenance.json")["stages"]}
+    small_project.change("evaluate/mnist-lunet-0.json", seconds=None)
+    small_project.collect()
+    stages = {row["stage"]: row["seconds"] for row in content(small_project, "provenance.json")["stages"]}
     assert stages["evaluate"] is None
 
 
-def test_cells_that_the_grid_does_not_name_are_not_read(small: Project) -> None:
+def test_cells_that_the_grid_does_not_name_are_not_read(small_project: Project) -> None:
     for stray in ("train/mnist-lunet-7/run.json", "evaluate/mnist-lunet-7.json", "measure/mnist-old.json"):
-        path = small.runs / stray
+        path = small_project.runs / stray
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("not even JSON", encoding="utf-8")
-    small.collect()
-    assert {row["seed"] for row in table(small, "results.csv")} == {"0"}
+    small_project.collect()
+    assert {row["seed"] for row in table(small_project, "results.csv")} == {"0"}
 
 
-def test_a_failed_measurement_leaves_its_times_out(small: Project) -> None:
-    small.change("measure/mnist-realnvp.json", status="out_of_memory", message="no", times=None, memory=None)
-    small.collect()
-    assert content(small, "timings.json")["mnist"]["realnvp"] == {}
-    claims = {claim["id"]: claim for claim in content(small, "claims.json")["claims"]}
+def test_a_failed_measurement_leaves_its_times_out(small_project: Project) -> None:
+    small_project.change("measure/mnist-realnvp.json", status="out_of_memory", message="no", times=None, memory=None)
+    small_project.collect()
+    assert content(small_project, "timings.json")["mnist"]["realnvp"] == {}
+    claims = {claim["id"]: claim for claim in content(small_project, "claims.json")["claims"]}
     assert "out of memory" in claims["step"]["datasets"][0]["sentence"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_sources import contents, put
+from idx_sources import contents, write_idx_files
 from ruamel.yaml import YAML
 
 from pipeline import data
@@ -40,10 +40,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return run
 
 
-def test_same_bytes_from_every_layout(tmp_path: Path, files: dict[str, bytes], stage: Stage) -> None:
-    stage(tmp_path / "plain", "folder", put(tmp_path / "a", files))
-    stage(tmp_path / "packed", "auto", put(tmp_path / "b", files, packed=True))
-    put(tmp_path / "c" / "MNIST" / "raw", files)
+def test_same_bytes_from_every_layout(tmp_path: Path, idx_files: dict[str, bytes], stage: Stage) -> None:
+    stage(tmp_path / "plain", "folder", write_idx_files(tmp_path / "a", idx_files))
+    stage(tmp_path / "packed", "auto", write_idx_files(tmp_path / "b", idx_files, packed=True))
+    write_idx_files(tmp_path / "c" / "MNIST" / "raw", idx_files)
     stage(tmp_path / "torchvision", "folder", tmp_path / "c")
     assert contents(tmp_path / "plain") == contents(tmp_path / "packed") == contents(tmp_path / "torchvision")
 
@@ -63,8 +63,8 @@ def test_bundled_subset(tmp_path: Path, stage: Stage, name: str) -> None:
     assert len(dataset.class_names) == 10
 
 
-def test_description(tmp_path: Path, files: dict[str, bytes], stage: Stage) -> None:
-    stage(tmp_path / "out", "folder", put(tmp_path / "data", files), name="fashion_mnist")
+def test_description(tmp_path: Path, idx_files: dict[str, bytes], stage: Stage) -> None:
+    stage(tmp_path / "out", "folder", write_idx_files(tmp_path / "data", idx_files), name="fashion_mnist")
     dataset = load_dataset(tmp_path / "out")
     assert dataset.title == "Fashion-MNIST"
     assert dataset.class_names[9] == "Ankle boot"
@@ -73,15 +73,15 @@ def test_description(tmp_path: Path, files: dict[str, bytes], stage: Stage) -> N
     assert (dataset.info["train"], dataset.info["test"]) == (20, 10)
     assert dataset.info["test_per_class"] == {str(label): 1 for label in range(10)}
     for file, array in zip(FILES, ARRAYS, strict=True):
-        assert idx_bytes(getattr(dataset, array)) == files[file]
+        assert idx_bytes(getattr(dataset, array)) == idx_files[file]
         assert getattr(dataset, array).flags.writeable
 
 
 def test_verified_data_are_not_fetched_again(
-    tmp_path: Path, files: dict[str, bytes], stage: Stage, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, idx_files: dict[str, bytes], stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    folder = put(tmp_path / "data", files)
+    folder = write_idx_files(tmp_path / "data", idx_files)
     stage(out, "folder", folder)
     stage(out, "folder", tmp_path / "absent")
     assert "nothing fetched" in capsys.readouterr().out
@@ -92,12 +92,12 @@ def test_verified_data_are_not_fetched_again(
     assert load_dataset(out).info["test"] == 200
 
 
-def test_failure_leaves_nothing_and_spoils_nothing(tmp_path: Path, files: dict[str, bytes], stage: Stage) -> None:
+def test_failure_leaves_nothing_and_spoils_nothing(tmp_path: Path, idx_files: dict[str, bytes], stage: Stage) -> None:
     out = tmp_path / "out" / "mnist"
     with pytest.raises(UserError):
         stage(out, "folder", tmp_path / "absent")
     assert not out.exists()
-    stage(out, "folder", put(tmp_path / "data", files))
+    stage(out, "folder", write_idx_files(tmp_path / "data", idx_files))
     (out / "test_labels.npy").write_bytes(b"tampered")
     before = contents(out)
     with pytest.raises(UserError):
@@ -107,7 +107,7 @@ def test_failure_leaves_nothing_and_spoils_nothing(tmp_path: Path, files: dict[s
 
 
 def test_failure_while_writing_leaves_the_old_data(
-    tmp_path: Path, files: dict[str, bytes], stage: Stage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, idx_files: dict[str, bytes], stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out" / "mnist"
     stage(out, "bundled")
@@ -118,7 +118,7 @@ def test_failure_while_writing_leaves_the_old_data(
 
     monkeypatch.setattr(data, "write_json", full_disk)
     with pytest.raises(UserError, match="No space left"):
-        stage(out, "folder", put(tmp_path / "data", files))
+        stage(out, "folder", write_idx_files(tmp_path / "data", idx_files))
     assert contents(out) == before
     assert list(out.parent.iterdir()) == [out]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import Contents, forge, packed_again, unpacked
+from archives import Contents, forge, repack, unpacked
 from workshop import ROOT, Workshop
 
 from pipeline import publish as publish_module
@@ -19,11 +19,13 @@ from pipeline.run import Runner
 from pipeline.runner.archive import Manifest
 
 
-def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters(packed: Path, place: Path) -> None:
-    words = publish(packed, "paper-h100", replace=False)
-    target = place / PUBLISHED / "paper-h100"
+def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters(
+    packed_archive: Path, working_folder: Path
+) -> None:
+    words = publish(packed_archive, "paper-h100", replace=False)
+    target = working_folder / PUBLISHED / "paper-h100"
     there = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    contents = unpacked(packed)
+    contents = unpacked(packed_archive)
     assert there == contents
     wanted = {"metrics.json", "timings.json", "results.csv", "timings.csv", "curves.csv", "latents.csv", "claims.json"}
     wanted |= {"mixture.json", "runs/mixture.json", "runs/mixture.npy", "figures/mixture.svg"}
@@ -42,37 +44,39 @@ def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters
     assert "5 of 6 cells\n  evaluate mnist-realnvp-0: failed, exit status 3" in words
 
 
-def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(packed: Path, place: Path) -> None:
-    publish(packed, "v1", replace=False)
+def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(
+    packed_archive: Path, working_folder: Path
+) -> None:
+    publish(packed_archive, "v1", replace=False)
     mark = PUBLISHED / "v1" / "mark.txt"
     mark.touch()
     with pytest.raises(UserError, match="is there already; give another name, or --replace"):
-        publish(packed, "v1", replace=False)
+        publish(packed_archive, "v1", replace=False)
     assert mark.exists()
-    publish(packed, "v1", replace=True)
+    publish(packed_archive, "v1", replace=True)
     assert not mark.exists()
     (PUBLISHED / "mine").mkdir()
     (PUBLISHED / "mine/notes.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
-        publish(packed, "mine", replace=True)
+        publish(packed_archive, "mine", replace=True)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "A", "-x", "a b"])
-def test_a_name_is_one_harmless_word(packed: Path, place: Path, name: str) -> None:
+def test_a_name_is_one_harmless_word(packed_archive: Path, working_folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not allowed"):
-        publish(packed, name, replace=True)
+        publish(packed_archive, name, replace=True)
 
 
 def test_without_git_the_commit_is_found_by_the_code(
-    packed: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents = unpacked(packed)
+    contents = unpacked(packed_archive)
 
     def forget(manifest: Any) -> None:
         manifest["commit"] = manifest["dirty"] = None
 
     forge(contents, forget)
-    archive = packed_again(place / "x.tar.gz", contents)
+    archive = repack(working_folder / "x.tar.gz", contents)
     assert "its commit is unknown" in publish(archive, "unknown", replace=False)
     code = json.loads(contents["manifest.json"])["code"]
     monkeypatch.setattr(publish_module, "code_digests", lambda: code)
@@ -85,14 +89,14 @@ def test_without_git_the_commit_is_found_by_the_code(
 
 
 def test_results_can_be_carried_to_another_machine_without_weights(
-    packed: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Workshop(place, data__mnist__folder="/home/another/data")
+    shop = Workshop(working_folder, data__mnist__folder="/home/another/data")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name, content in unpacked(packed).items():
+    for name, content in unpacked(packed_archive).items():
         if name.startswith("runs/"):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(content)
+            (working_folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (working_folder / name).write_bytes(content)
     assert Runner(Path("params.yaml"), float("inf"), StopRequest()).run(None) == 0
     # The one evaluation that had failed needs its weights again.
     assert shop.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
@@ -102,7 +106,7 @@ def no_change(_contents: Contents) -> None:
     """Leave the contents as they are."""
 
 
-def test_the_command_tells_a_mistake_in_one_line(packed: Path, place: Path) -> None:
+def test_the_command_tells_a_mistake_in_one_line(packed_archive: Path, working_folder: Path) -> None:
     command = [sys.executable, "-m", "pipeline.publish", "none.tar.gz", "x"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (1, "error: none.tar.gz: No such file or directory\n")

@@ -47,8 +47,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert first != other
 
 
-def test_a_model_per_class_is_trained_only_on_its_class(values: Any, dataset: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_of(values, "lunet", classes="each")
+def test_a_model_per_class_is_trained_only_on_its_class(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_of(smoke_values, "lunet", classes="each")
     assert groups(dataset, recipe) == {"0": 0, "1": 1}
     fits, _ = train(dataset, recipe, 0, CPU, tmp_path, "lunet")
     assert {key: fit.train_images + fit.holdout_images for key, fit in fits.items()} == {"0": 200, "1": 200}
@@ -59,7 +59,7 @@ def test_a_model_per_class_is_trained_only_on_its_class(values: Any, dataset: Da
 
 
 def test_the_other_classes_are_trained_after_one_diverges(
-    values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 
@@ -72,7 +72,7 @@ def test_the_other_classes_are_trained_after_one_diverges(
         return optimise(model, *arguments)
 
     monkeypatch.setattr("pipeline.training.fit.optimise", spoil)
-    fits, _ = train(dataset, recipe_of(values, "lunet", classes="each"), 0, CPU, tmp_path, "lunet")
+    fits, _ = train(dataset, recipe_of(smoke_values, "lunet", classes="each"), 0, CPU, tmp_path, "lunet")
     assert {key: fit.status for key, fit in fits.items()} == {"0": "diverged", "1": "complete"}
     assert (fits["0"].message or "").startswith("class 0: the loss is ")
     assert "the layer layers.1.activation is the first with a value that is not finite; step 3, learning rate" in (

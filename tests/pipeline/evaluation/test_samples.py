@@ -32,23 +32,25 @@ def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:
     assert torch.equal(samples.flatten(0, 1), first[:, 0])
 
 
-def test_the_nearest_training_image_is_the_one_of_the_smallest_distance(shades: Dataset) -> None:
+def test_the_nearest_training_image_is_the_one_of_the_smallest_distance(two_classes: Dataset) -> None:
     samples = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 5, 1, 4, 4), dtype=np.uint8))
-    nearest = nearest_training_images(samples, shades)
+    nearest = nearest_training_images(samples, two_classes)
     assert nearest.shape == (2, 5)
     for row in range(2):
         for column in range(5):
-            off = shades.train_images.astype(int) - samples[row, column, 0].numpy().astype(int)
+            off = two_classes.train_images.astype(int) - samples[row, column, 0].numpy().astype(int)
             assert int(nearest[row, column]) == int((off**2).sum((1, 2)).argmin())
 
 
-def test_a_training_image_is_nearest_to_itself_and_has_its_class(shades: Dataset) -> None:
-    samples = torch.from_numpy(np.stack([shades.train_images[0:10:2], shades.train_images[1:11:2]]))[:, :, None]
-    nearest = nearest_training_images(samples, shades)
+def test_a_training_image_is_nearest_to_itself_and_has_its_class(two_classes: Dataset) -> None:
+    samples = torch.from_numpy(np.stack([two_classes.train_images[0:10:2], two_classes.train_images[1:11:2]]))[
+        :, :, None
+    ]
+    nearest = nearest_training_images(samples, two_classes)
     assert nearest.tolist() == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
-    assert class_accuracy(nearest, shades) == 1
-    assert class_accuracy(nearest.flip(0), shades) == 0
-    assert class_accuracy(torch.tensor([[0, 1], [1, 3]]), shades) == 0.75
+    assert class_accuracy(nearest, two_classes) == 1
+    assert class_accuracy(nearest.flip(0), two_classes) == 0
+    assert class_accuracy(torch.tensor([[0, 1], [1, 3]]), two_classes) == 0.75
 
 
 def test_pairs_are_the_first_that_differ_and_none_is_chosen() -> None:
@@ -79,8 +81,11 @@ def test_a_spherical_way_without_an_angle_is_straight(factor: float) -> None:
     torch.testing.assert_close(way[1], (1 + factor) / 2 * start)
 
 
-def test_interpolations_begin_and_end_with_the_test_images(shades: Dataset) -> None:
-    images, labels = torch.from_numpy(shades.test_images), torch.from_numpy(shades.test_labels)
+def test_interpolations_begin_and_end_with_the_test_images(two_classes: Dataset) -> None:
+    images, labels = (
+        torch.from_numpy(two_classes.test_images),
+        torch.from_numpy(two_classes.test_labels),
+    )
     found = interpolate({"all": flow()}, images, labels, SETTINGS)
     assert found.shape == (5, 5, 4, 4)
     assert torch.equal(found[:, 0], images[0:10:2])
@@ -88,16 +93,22 @@ def test_interpolations_begin_and_end_with_the_test_images(shades: Dataset) -> N
     assert not torch.equal(found[:, 2], found[:, 0])
 
 
-def test_with_a_model_a_class_the_first_image_s_is_used(shades: Dataset) -> None:
-    images, labels = torch.from_numpy(shades.test_images), torch.from_numpy(shades.test_labels)
+def test_with_a_model_a_class_the_first_image_s_is_used(two_classes: Dataset) -> None:
+    images, labels = (
+        torch.from_numpy(two_classes.test_images),
+        torch.from_numpy(two_classes.test_labels),
+    )
     dark, bright = flow(1), flow(2)
     found = interpolate({"0": dark, "1": bright}, images, labels, SETTINGS)
     assert torch.equal(found, interpolate({"all": dark}, images, labels, SETTINGS))
     assert not torch.equal(found, interpolate({"all": bright}, images, labels, SETTINGS))
 
 
-def test_a_way_that_leaves_the_numbers_is_left_out(shades: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = torch.from_numpy(shades.test_images), torch.from_numpy(shades.test_labels)
+def test_a_way_that_leaves_the_numbers_is_left_out(two_classes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = (
+        torch.from_numpy(two_classes.test_images),
+        torch.from_numpy(two_classes.test_labels),
+    )
     model = flow()
     whole, inverse, calls = interpolate({"all": model}, images, labels, SETTINGS), model.flow.inverse, []
 

@@ -24,9 +24,11 @@ from pipeline.train import train
 from pipeline.training.models import groups
 
 
-def test_evaluation_scores_each_image_by_the_model_of_its_class(values: Any, dataset: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_of(values, "gaussian", classes="each")
-    settings = validate(values, "params.yaml").evaluate
+def test_evaluation_scores_each_image_by_the_model_of_its_class(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = recipe_of(smoke_values, "gaussian", classes="each")
+    settings = validate(smoke_values, "params.yaml").evaluate
     train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
     models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
     right, _ = evaluate(models, dataset, recipe, settings, 0)
@@ -40,14 +42,14 @@ def test_evaluation_scores_each_image_by_the_model_of_its_class(values: Any, dat
     assert right["latents"]["images"] == 100
 
 
-def test_one_draw_is_an_unbiased_estimate_of_several(values: Any, dataset: Dataset, tmp_path: Path) -> None:
-    recipe = validate(values, "params.yaml").recipe("gaussian")
+def test_one_draw_is_an_unbiased_estimate_of_several(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = validate(smoke_values, "params.yaml").recipe("gaussian")
     train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
     models = {"all": load_flow(tmp_path / "all")}
     means = []
     for draws in (1, 20):
-        values["evaluate"]["draws"] = draws
-        result, _ = evaluate(models, dataset, recipe, validate(values, "params.yaml").evaluate, 0)
+        smoke_values["evaluate"]["draws"] = draws
+        result, _ = evaluate(models, dataset, recipe, validate(smoke_values, "params.yaml").evaluate, 0)
         means.append(result["test"]["bits_per_dim"]["mean"])
     assert means[0] == pytest.approx(means[1], abs=0.003)
     assert means[0] != means[1]
@@ -79,17 +81,17 @@ def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train_images", "has_base"), [(400, True), (100, False)])
 def test_an_lu_net_is_also_seen_with_the_base_of_its_training_latents(
-    values: Any, dataset: Dataset, tmp_path: Path, train_images: int, has_base: bool
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, train_images: int, has_base: bool
 ) -> None:
     dataset = replace(
         dataset,
         train_images=dataset.train_images[:train_images],
         train_labels=dataset.train_labels[:train_images],
     )
-    recipe = recipe_of(values, "lunet", classes="each")
+    recipe = recipe_of(smoke_values, "lunet", classes="each")
     train(dataset, recipe, 0, CPU, tmp_path, "lunet")
     models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
-    found, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(values["evaluate"]), 0)
+    found, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(smoke_values["evaluate"]), 0)
     assert (found["fitted_base_bits_per_dim"] is not None) == has_base
     assert ("fitted_base" in grids) == has_base
     if has_base:
@@ -103,26 +105,26 @@ def recipe(classes: Any = "all") -> Recipe:
     return own.model_copy(update={"classes": classes})
 
 
-def test_each_draw_has_its_mean_and_their_mean_is_the_whole(shades: Dataset) -> None:
-    found, _ = evaluate({"all": flow()}, shades, recipe(), SETTINGS, 0)
+def test_each_draw_has_its_mean_and_their_mean_is_the_whole(two_classes: Dataset) -> None:
+    found, _ = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
     by_draw = found["test"]["bits_per_dim_by_draw"]
     assert len(by_draw) == len(set(by_draw)) == 3
     assert np.mean(by_draw) == pytest.approx(found["test"]["bits_per_dim"]["mean"], abs=1e-5)
     # Each is what a single draw would have given of 20 images.
     assert max(by_draw) - min(by_draw) < 0.5
-    classes = replace(shades, class_names=("dark", "bright"))
+    classes = replace(two_classes, class_names=("dark", "bright"))
     each, _ = evaluate({"0": flow(), "1": flow()}, classes, recipe("each"), SETTINGS, 0)
     assert np.mean(each["test"]["bits_per_dim_by_draw"]) == pytest.approx(
         each["test"]["bits_per_dim"]["mean"], abs=1e-5
     )
 
 
-def test_the_grids_stand_beside_the_samples(shades: Dataset) -> None:
-    found, grids = evaluate({"all": flow()}, shades, recipe(), SETTINGS, 0)
+def test_the_grids_stand_beside_the_samples(two_classes: Dataset) -> None:
+    found, grids = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
     assert set(grids) == {"samples", "nearest", "interpolations", "fitted_base"}
     assert grids["samples"].shape == grids["nearest"].shape == (2, 5, 4, 4)
     assert found["interpolations"] == len(grids["interpolations"]) == 5
     assert all(grid.dtype == np.uint8 for grid in grids.values())
-    train = {image.tobytes() for image in shades.train_images}
+    train = {image.tobytes() for image in two_classes.train_images}
     assert {image.tobytes() for row in grids["nearest"] for image in row} <= train
     assert set(found["fitted_latents"]) == {"projection_distance", "projection_distance_max", "radius_distance"}

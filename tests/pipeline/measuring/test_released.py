@@ -26,7 +26,7 @@ def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, image
 
 @pytest.mark.parametrize(("name", "size"), [("lunet", 256), ("realnvp", 128)])
 def test_the_released_density_is_a_pass_over_the_batch_size(
-    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, name: str, size: int
 ) -> None:
     seen: list[int] = []
     bits_per_dim = ImageFlow.bits_per_dim
@@ -37,7 +37,7 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
 
     monkeypatch.setattr(ImageFlow, "bits_per_dim", counted)
     monkeypatch.setattr("pipeline.measuring.released.CPU_IMAGES", 300)
-    found = QUANTITIES["time_released_density"](released_work(values, name, monkeypatch, 1500))
+    found = QUANTITIES["time_released_density"](released_work(smoke_values, name, monkeypatch, 1500))
     assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
     # The clock has said one second for the first batch and one for the others of 300 images, and there are 1,500.
     assert found["samples"] == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
@@ -46,19 +46,19 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
 
 @pytest.mark.parametrize(("name", "count"), [("lunet", 100), ("realnvp", 64)])
 def test_the_released_sampling_is_one_call_over_its_images(
-    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     monkeypatch.setattr("pipeline.measuring.released.RELEASED_POINTS", (-1000, 1000.5, 0.5))
-    found = QUANTITIES["time_released_sampling"](released_work(values, name, monkeypatch, 8))
+    found = QUANTITIES["time_released_sampling"](released_work(smoke_values, name, monkeypatch, 8))
     assert found["samples"] == [1000 / count]
     assert found["batch"] == count
 
 
-def test_the_released_step_is_the_first_update_alone(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_released_step_is_the_first_update_alone(smoke_values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr("torch.optim.Adam.step", lambda self: steps.append("step"))
     monkeypatch.setattr("torch.optim.SGD.step", lambda self: steps.append("step"))
-    found = QUANTITIES["time_released_optimizer_step"](released_work(values, "lunet", monkeypatch, 32))
+    found = QUANTITIES["time_released_optimizer_step"](released_work(smoke_values, "lunet", monkeypatch, 32))
     assert steps == ["step"]
     assert (found["samples"], found["batch"]) == ([1000.0], 32)
 
@@ -66,9 +66,9 @@ def test_the_released_step_is_the_first_update_alone(values: Any, monkeypatch: p
 @pytest.mark.parametrize("quantity", ["optimizer_step", "density", "sampling"])
 @pytest.mark.parametrize("name", ["lunet_learned", "gaussian", "histogram"])
 def test_the_released_stopwatch_knows_the_paper_s_models_alone(
-    values: Any, monkeypatch: pytest.MonkeyPatch, name: str, quantity: str
+    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, name: str, quantity: str
 ) -> None:
-    assert QUANTITIES[f"time_released_{quantity}"](released_work(values, name, monkeypatch, 8)) is None
+    assert QUANTITIES[f"time_released_{quantity}"](released_work(smoke_values, name, monkeypatch, 8)) is None
 
 
 def test_the_released_way_of_sampling_inverts_the_flow() -> None:

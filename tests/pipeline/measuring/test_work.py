@@ -14,10 +14,10 @@ from pipeline.train import train
 
 
 @pytest.mark.parametrize("name", ["lunet", "lunet_learned"])
-def test_a_trained_lu_net_can_fold_its_inverses(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+def test_a_trained_lu_net_can_fold_its_inverses(smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
     if name == "lunet":
-        values["recipes"]["lunet"]["model"]["start"] = "copula"
-    train(dataset, recipe_of(values, name), 0, CPU, tmp_path, name)
+        smoke_values["recipes"]["lunet"]["model"]["start"] = "copula"
+    train(dataset, recipe_of(smoke_values, name), 0, CPU, tmp_path, name)
     flow = load_flow(tmp_path / "all").flow
     assert isinstance(flow, LUNet)
     assert all(folding.inverse(layer.lu) is not None for layer in flow.layers)

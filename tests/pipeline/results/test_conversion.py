@@ -21,12 +21,12 @@ from pipeline.training.models import groups
 @pytest.mark.parametrize("name", ["lunet", "realnvp", "lunet_released", "realnvp_released"])
 @pytest.mark.parametrize("classes", ["all", "each"])
 def test_a_printed_figure_converts_to_the_honest_one(
-    values: Any, dataset: Dataset, tmp_path: Path, name: str, classes: str
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str, classes: str
 ) -> None:
-    recipe = recipe_of(values, name, classes=classes)
+    recipe = recipe_of(smoke_values, name, classes=classes)
     train(dataset, recipe, 0, CPU, tmp_path, name)
     models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
-    settings = values["evaluate"] | {"draws": 100, "sample_rows": 1, "sample_columns": 1}
+    settings = smoke_values["evaluate"] | {"draws": 100, "sample_rows": 1, "sample_columns": 1}
     evaluation, _ = evaluate(models, dataset, recipe, Evaluate.model_validate(settings), 0)
     per_class = {label: Likelihood.model_validate(likelihood) for label, likelihood in evaluation["per_class"].items()}
     assert len(per_class) == 2

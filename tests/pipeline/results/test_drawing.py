@@ -11,13 +11,13 @@ from fake_results import Project, parameters
 from pipeline.results.drawing import memory_floors, poster_times
 
 
-def test_the_poster_s_times_are_corrected_to_compare_with_ours(small: Project) -> None:
-    small.collect()
-    times = poster_times(content(small, "claims.json")["poster"])
+def test_the_poster_s_times_are_corrected_to_compare_with_ours(small_project: Project) -> None:
+    small_project.collect()
+    times = poster_times(content(small_project, "claims.json")["poster"])
     assert set(times) == {"optimizer_step", "density_large"}
     assert times["optimizer_step"] == {"lunet": 1.2, "realnvp": 56.0}
     assert times["density_large"]["lunet"] == pytest.approx(37.10 / 234.375)
-    assert content(small, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
+    assert content(small_project, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
 
 
 def test_memory_floors_count_parameters_gradients_and_optimiser_states(tmp_path: Path) -> None:

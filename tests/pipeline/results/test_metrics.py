@@ -30,9 +30,9 @@ def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
     assert "best_epoch" not in metrics["mnist"]["gaussian"]
 
 
-def test_one_seed_has_no_interval(small: Project) -> None:
-    small.collect()
-    assert content(small, "metrics.json")["mnist"]["lunet"]["bits_per_dim"] == {
+def test_one_seed_has_no_interval(small_project: Project) -> None:
+    small_project.collect()
+    assert content(small_project, "metrics.json")["mnist"]["lunet"]["bits_per_dim"] == {
         "mean": 1.85,
         "ci_low": None,
         "ci_high": None,
@@ -57,23 +57,23 @@ def test_timings_are_medians_with_unit_and_batch(whole: Project) -> None:
     assert "step_ms" not in timings["gaussian"]
 
 
-def test_a_gpu_s_memory_is_the_allocator_s(small: Project) -> None:
-    small.change(
+def test_a_gpu_s_memory_is_the_allocator_s(small_project: Project) -> None:
+    small_project.change(
         "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__sampling__allocated_peak_mib=11.0
     )
-    small.collect()
-    timings = content(small, "timings.json")["mnist"]["lunet"]
+    small_project.collect()
+    timings = content(small_project, "timings.json")["mnist"]["lunet"]
     assert timings["memory_training_mib"]["median"] == 77
     assert "memory_training_gpu_process_mib" not in timings
     assert "memory_training_above_start_mib" not in timings
 
 
-def test_gpu_memory_of_the_whole_process_is_a_second_entry(small: Project) -> None:
-    small.change(
+def test_gpu_memory_of_the_whole_process_is_a_second_entry(small_project: Project) -> None:
+    small_project.change(
         "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__training__gpu_process_mib=612.0
     )
-    small.collect()
-    timings = content(small, "timings.json")["mnist"]["lunet"]
+    small_project.collect()
+    timings = content(small_project, "timings.json")["mnist"]["lunet"]
     assert timings["memory_training_gpu_process_mib"]["median"] == 612
     assert timings["memory_training_mib"]["median"] == 77
 

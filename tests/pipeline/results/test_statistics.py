@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 
 from pipeline.results.statistics import (
+    format_number,
     log_log_slope,
     mean_interval,
     median_interval,
     probability_below,
     ratio_of_medians,
-    rounded,
-    shown,
+    round_significant,
 )
 
 # Means
@@ -125,8 +125,8 @@ def test_nothing_and_nan_are_refused(samples: list[float]) -> None:
 
 
 def test_rounding_keeps_significant_digits() -> None:
-    assert rounded(123456.789) == 123457
-    assert rounded(0.000123456789) == 0.000123457
+    assert round_significant(123456.789) == 123457
+    assert round_significant(0.000123456789) == 0.000123457
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_rounding_keeps_significant_digits() -> None:
     ],
 )
 def test_numbers_for_readers(value: float, text: str) -> None:
-    assert shown(value) == text
+    assert format_number(value) == text

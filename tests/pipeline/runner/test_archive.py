@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import Contents, forge, packed_again, unpacked
+from archives import Contents, forge, repack, unpacked
 from workshop import ROOT
 
 from pipeline.core.console import StopRequest, UserError
@@ -31,12 +31,14 @@ def state(manifest: Any, stage: str, recipe: str) -> Any:
     return next(cell for cell in manifest["cells"] if (cell["stage"], cell["recipe"]) == (stage, recipe))
 
 
-def test_the_same_results_give_the_same_archive_but_for_the_time(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(packed.parent)
+def test_the_same_results_give_the_same_archive_but_for_the_time(
+    packed_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(packed_archive.parent)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with pytest.raises(UserError, match="5 of 6 cells done"):
         Runner(Path("params.yaml"), float("inf"), StopRequest()).run(Path("b.tar.gz"))
-    first, second = (unpacked(packed.with_name(name)) for name in ("a.tar.gz", "b.tar.gz"))
+    first, second = (unpacked(packed_archive.with_name(name)) for name in ("a.tar.gz", "b.tar.gz"))
     assert list(first) == list(second)
     assert [name for name in first if first[name] != second[name]] in (["manifest.json"], [])
 
@@ -138,15 +140,17 @@ BAD: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_as_it_should_be_is_refused_and_leaves_nothing(packed: Path, place: Path, name: str) -> None:
+def test_what_is_not_as_it_should_be_is_refused_and_leaves_nothing(
+    packed_archive: Path, working_folder: Path, name: str
+) -> None:
     change, message = BAD[name]
-    contents = unpacked(packed)
+    contents = unpacked(packed_archive)
     change(contents)
-    packed_again(place / "bad.tar.gz", contents)
+    repack(working_folder / "bad.tar.gz", contents)
     with pytest.raises(UserError, match=message) as error:
         publish(Path("bad.tar.gz"), "bad", replace=False)
-    assert str(place) not in str(error.value)
-    assert {path.name for path in place.rglob("*")} <= {"bad.tar.gz", "reports", "published"}
+    assert str(working_folder) not in str(error.value)
+    assert {path.name for path in working_folder.rglob("*")} <= {"bad.tar.gz", "reports", "published"}
 
 
 def link(kind: bytes) -> tarfile.TarInfo:
@@ -174,20 +178,22 @@ def large(number: int) -> list[tarfile.TarInfo]:
     ],
 )
 def test_members_that_can_do_harm_are_refused(
-    packed: Path, place: Path, members: list[tarfile.TarInfo], message: str
+    packed_archive: Path, working_folder: Path, members: list[tarfile.TarInfo], message: str
 ) -> None:
-    archive = packed_again(place / "bad.tar.gz", unpacked(packed), *members)
+    archive = repack(working_folder / "bad.tar.gz", unpacked(packed_archive), *members)
     with pytest.raises(UserError, match=message):
         publish(archive, "bad", replace=False)
     assert not (PUBLISHED / "bad").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "half", "flipped"])
-def test_a_file_that_is_no_whole_archive_is_refused(packed: Path, place: Path, content: bytes | str) -> None:
-    whole = packed.read_bytes()
+def test_a_file_that_is_no_whole_archive_is_refused(
+    packed_archive: Path, working_folder: Path, content: bytes | str
+) -> None:
+    whole = packed_archive.read_bytes()
     middle = len(whole) // 2
     damaged = {"half": whole[:middle], "flipped": whole[:middle] + bytes(50) + whole[middle + 50 :]}
-    (place / "bad.tar.gz").write_bytes(damaged[content] if isinstance(content, str) else content)
+    (working_folder / "bad.tar.gz").write_bytes(damaged[content] if isinstance(content, str) else content)
     with pytest.raises(UserError, match=r"bad\.tar\.gz"):
         publish(Path("bad.tar.gz"), "bad", replace=False)
     assert not (PUBLISHED / "bad").exists()
@@ -208,6 +214,6 @@ def test_paths_of_a_machine_are_found(text: str, found: str | None) -> None:
     assert path_in(text) == found
 
 
-def test_changes_that_were_not_committed_are_said(packed: Path) -> None:
-    manifest = Manifest.model_validate_json(unpacked(packed)["manifest.json"])
+def test_changes_that_were_not_committed_are_said(packed_archive: Path) -> None:
+    manifest = Manifest.model_validate_json(unpacked(packed_archive)["manifest.json"])
     assert "not committed" in summary(manifest.model_copy(update={"dirty": True}))

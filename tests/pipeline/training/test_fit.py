@@ -23,9 +23,9 @@ def test_the_history_has_the_columns_that_the_tables_read() -> None:
     assert list(CURVES)[3:] == HISTORY
 
 
-def test_a_run_that_diverges_is_a_status_and_saves_no_flow(values: Any, dataset: Dataset, tmp_path: Path) -> None:
-    training = values["recipes"]["lunet"]["training"] | {"learning_rate": 1e6, "clip_norm": None, "epochs": 5}
-    fits, _ = train(dataset, recipe_of(values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
+def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    training = smoke_values["recipes"]["lunet"]["training"] | {"learning_rate": 1e6, "clip_norm": None, "epochs": 5}
+    fits, _ = train(dataset, recipe_of(smoke_values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
     assert fits["all"].status == "diverged"
     message = fits["all"].message or ""
     assert re.match(r"the loss is (nan|inf): the .*layer layers\.\d", message)
@@ -63,9 +63,9 @@ def test_running_out_of_memory_is_a_status(
 
 
 @pytest.mark.parametrize("name", ["lunet_released", "realnvp_released"])
-def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
-    values["recipes"][name]["training"] |= {"epochs": 4, "validations": 2}
-    fits, _ = train(dataset, recipe_of(values, name), 0, CPU, tmp_path, name)
+def test_released_recipes_train_as_released(smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    smoke_values["recipes"][name]["training"] |= {"epochs": 4, "validations": 2}
+    fits, _ = train(dataset, recipe_of(smoke_values, name), 0, CPU, tmp_path, name)
     fit = fits["all"]
     assert (fit.status, fit.train_images, fit.holdout_images) == ("complete", 400, 100)
     first, *_, last = (row["holdout_bits_per_dim"] for row in fit.history)
@@ -77,12 +77,12 @@ def test_released_recipes_train_as_released(values: Any, dataset: Dataset, tmp_p
     assert (fit.infinite_pixels is None) == (name == "lunet_released")
 
 
-def test_the_test_set_is_held_out_only_if_the_recipe_says_so(values: Any) -> None:
+def test_the_test_set_is_held_out_only_if_the_recipe_says_so(smoke_values: Any) -> None:
     images, test = torch.arange(100), torch.arange(100, 120)
-    train_images, holdout = split(images, test, recipe_of(values, "lunet").training, seed=1)
+    train_images, holdout = split(images, test, recipe_of(smoke_values, "lunet").training, seed=1)
     assert torch.equal(torch.cat([train_images, holdout]).sort().values, images)
     assert len(holdout) == 10
-    train_images, holdout = split(images, test, recipe_of(values, "lunet_released").training, seed=1)
+    train_images, holdout = split(images, test, recipe_of(smoke_values, "lunet_released").training, seed=1)
     assert torch.equal(train_images.sort().values, images)
     assert torch.equal(holdout, test)
 

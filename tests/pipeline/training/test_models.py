@@ -11,7 +11,7 @@ from small_trainings import recipe_of
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
-from pipeline.training.models import build, groups, start_
+from pipeline.training.models import build, groups, initialise_
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_a_size_that_an_architecture_cannot_take_is_refused(params: Params) -> N
         build(params.recipe("realnvp"), (1, 7, 7))
 
 
-def test_a_recipe_has_one_model_for_all_classes_or_one_per_class(values: Any, dataset: Dataset) -> None:
-    assert groups(dataset, recipe_of(values, "lunet", classes="all")) == {"all": None}
-    assert groups(dataset, recipe_of(values, "lunet", classes="each")) == {"0": 0, "1": 1}
+def test_a_recipe_has_one_model_for_all_classes_or_one_per_class(smoke_values: Any, dataset: Dataset) -> None:
+    assert groups(dataset, recipe_of(smoke_values, "lunet", classes="all")) == {"all": None}
+    assert groups(dataset, recipe_of(smoke_values, "lunet", classes="each")) == {"0": 0, "1": 1}
 
 
-def test_images_that_do_not_determine_a_model_are_refused(values: Any) -> None:
-    values["recipes"]["lunet"]["model"]["start"] = "whiten"
-    recipe = recipe_of(values, "lunet")
+def test_images_that_do_not_determine_a_model_are_refused(smoke_values: Any) -> None:
+    smoke_values["recipes"]["lunet"]["model"]["start"] = "whiten"
+    recipe = recipe_of(smoke_values, "lunet")
     images = torch.zeros(3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match="a lunet cannot be started from 3 images"):
-        start_(build(recipe, (1, 8, 8)), recipe, images, torch.Generator().manual_seed(0))
+        initialise_(build(recipe, (1, 8, 8)), recipe, images, torch.Generator().manual_seed(0))

@@ -32,8 +32,8 @@ def test_the_schedule_rises_and_falls_for_any_length(params: Params, steps: int,
         assert max(rates) == pytest.approx(training.learning_rate, rel=1e-3)
 
 
-def test_halving_halves_the_rate_after_whole_epochs(values: Any) -> None:
-    training = recipe_of(values, "lunet_released").training
+def test_halving_halves_the_rate_after_whole_epochs(smoke_values: Any) -> None:
+    training = recipe_of(smoke_values, "lunet_released").training
     assert training is not None
     optimizer = make_optimizer(ImageFlow(LUNet(4), (1, 2, 2)), training)
     assert isinstance(optimizer, torch.optim.SGD)
@@ -47,9 +47,9 @@ def test_halving_halves_the_rate_after_whole_epochs(values: Any) -> None:
     assert rates == [0.6] * 30 + [0.3] * 30 + [0.15] * 10
 
 
-def test_triangular_and_elementwise_parameters_have_separate_rates(values: Any) -> None:
-    values["recipes"]["lunet_learned"]["training"] |= {"learning_rate": 0.001, "elementwise_rate": 0.05}
-    recipe = recipe_of(values, "lunet_learned")
+def test_triangular_and_elementwise_parameters_have_separate_rates(smoke_values: Any) -> None:
+    smoke_values["recipes"]["lunet_learned"]["training"] |= {"learning_rate": 0.001, "elementwise_rate": 0.05}
+    recipe = recipe_of(smoke_values, "lunet_learned")
     assert recipe.training is not None
     model = build(recipe, (1, 2, 2))
     optimizer = make_optimizer(model, recipe.training)
