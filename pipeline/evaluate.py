@@ -1,4 +1,4 @@
-"""The evaluate stage: scores one cell on the test set, checks its inverse, and draws samples."""
+"""The evaluate stage: scores one trained cell on the test set, checks its inverse, and draws samples."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def main() -> None:
     samples_folder = arguments.samples or Path("runs/samples") / cell
     refuse_foreign(samples_folder, "samples.npy")
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
-    folder = arguments.run or Path("runs/train") / cell
-    run = read_run(folder, {"dataset": arguments.dataset, "recipe": arguments.recipe, "seed": arguments.seed}, recipe)
+    run_folder = arguments.run or Path("runs/train") / cell
+    run = read_run(
+        run_folder, {"dataset": arguments.dataset, "recipe": arguments.recipe, "seed": arguments.seed}, recipe
+    )
     result = {
         "dataset": arguments.dataset,
         "recipe": arguments.recipe,
@@ -65,7 +67,7 @@ def main() -> None:
     grids = {"samples": np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)}
     begin = time.perf_counter()
     if run["status"] == "complete":
-        models = {key: _load(folder / "flows" / key, device) for key in groups(dataset, recipe)}
+        models = {key: _load(run_folder / "flows" / key, device) for key in groups(dataset, recipe)}
         try:
             with determinism(params):
                 measured, grids = evaluate(models, dataset, recipe, params.evaluate, arguments.seed)
@@ -79,20 +81,24 @@ def main() -> None:
             result |= {"status": "out_of_memory", "message": without_paths(str(error).splitlines()[0])}
     result["seconds"] = round(time.perf_counter() - begin, 3)
     result["environment"] = describe_environment(device)
-    with replacing(samples_folder) as fresh:
-        fresh.mkdir()
+    with replacing(samples_folder) as folder:
+        folder.mkdir()
         for name, grid in grids.items():
-            np.save(fresh / f"{name}.npy", grid, allow_pickle=False)
+            np.save(folder / f"{name}.npy", grid, allow_pickle=False)
     write_json(arguments.out, result, sealed=True)
     bits = f", {result['test']['bits_per_dim']['mean']:.4f} bits/dim on the test set" if result["test"] else ""
     say(f"{cell}: {result['status']}{bits}, written to {arguments.out}")
 
 
 def read_run(folder: Path, names: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The `run.json` of a trained run; a `UserError` if the run is another cell's or has other parameters."""
+    """The `run.json` of a trained run.
+
+    Raises:
+        UserError: If the run is of another cell or of other parameters.
+    """
     run: dict[str, Any] = read_json(folder / "run.json")
-    wanted = {**names, "recipe_params": recipe.model_dump(mode="json")}
-    differing = [key for key, value in wanted.items() if run.get(key) != value]
+    expected = {**names, "recipe_params": recipe.model_dump(mode="json")}
+    differing = [key for key, value in expected.items() if run.get(key) != value]
     if differing or "status" not in run:
         raise UserError(
             f"{folder / 'run.json'} is not the run that was asked for: {', '.join(differing) or 'status'} differ; "

@@ -1,6 +1,6 @@
-"""The measure stage: times and memory of one recipe's architecture, each quantity in a process of its own.
+"""The measure stage: times and memory of one recipe's architecture, each quantity in a separate process.
 
-This process imports no torch: a server does, once, and every measuring process is forked from it.
+This process does not import torch: a server imports it once, and every measuring process is forked from the server.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TIMES = (
     "released_density",
     "released_sampling",
 )
-WHOLE = ("released_density",)  # what is timed on all training images
+WHOLE = ("released_density",)  # timed on all training images
 MEMORY = ("training", "sampling")
-# What the server imports: torch its compiler with the first optimiser, which no quantity is to count as its own.
+# The server's imports. The first optimiser imports torch's compiler, which would count as memory of a quantity.
 PRELOADED = ["pipeline.measuring.quantities", "torch._dynamo"]
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
-    """All quantities of one architecture, null where one does not apply; running out of memory is a status.
+    """Measure one architecture; a quantity that does not apply is null, and lack of memory is a status.
 
     Args:
         params: The parameters.
@@ -67,9 +67,9 @@ def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uin
     """
     training = params.recipe(recipe).training
     largest = max(params.measure.large_batch, 1 if training is None else training.batch_size)
-    few = images[:largest].copy()
+    first_images = images[:largest].copy()
 
-    def take(quantity: str, images: np.ndarray[Any, np.dtype[np.uint8]] = few) -> Any:
+    def take(quantity: str, images: np.ndarray[Any, np.dtype[np.uint8]] = first_images) -> Any:
         return apart(quantity, params, recipe, images)
 
     result: dict[str, Any] = {
@@ -82,7 +82,7 @@ def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uin
     }
     try:
         for name in TIMES:
-            result["times"][name] = take(f"time_{name}", images if name in WHOLE else few)
+            result["times"][name] = take(f"time_{name}", images if name in WHOLE else first_images)
         for name in MEMORY:
             result["memory"][name] = take(f"weigh_{name}")
         result["determinant"] = take("time_determinants")
@@ -92,11 +92,11 @@ def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uin
 
 
 def apart(quantity: str, *work: Any) -> Any:
-    """One quantity, taken in a fresh process, where it can one forked from a server that has only imported modules.
+    """Measure one quantity in a new process, forked if possible from a server that has only imported modules.
 
     Raises:
-        MemoryError: If memory did not suffice, or the system killed the process as it does then.
-        UserError: If the process died otherwise.
+        MemoryError: If memory did not suffice, or the system killed the process for lack of memory.
+        UserError: If the process ended with an error status for another reason.
     """
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
@@ -121,7 +121,7 @@ def apart(quantity: str, *work: Any) -> Any:
 
 
 def send(sender: Connection, quantity: str, *work: Any) -> None:
-    """Take a quantity and send it, or the error it ended with."""
+    """Measure a quantity and send the result or the error."""
     from pipeline.measuring.quantities import take
 
     try:

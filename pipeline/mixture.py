@@ -1,6 +1,6 @@
 """The mixture stage: the paper's experiment in two dimensions, an LU-Net on points of a mixture of four Gaussians.
 
-The mixture's density is known, and with it its entropy, which no model's expected negative log-likelihood is below.
+The mixture's density is known, and so is its entropy, a lower bound of every model's expected negative log-likelihood.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.results.statistics import Estimate, mean_interval
 # As released: scikit-learn's make_blobs with 4 centres between -10 and 10 and random_state 1.
 CENTRES = ((-1.65955991, 4.40648987), (-9.9977125, -3.95334855), (-7.06488218, -8.1532281), (-6.27479577, -3.08878546))
 STD = 0.2
-# What the released program prints, in nats, with ln(pi) in place of ln(2 pi).
+# The figure that the released program prints, in nats, with ln(pi) where ln(2 pi) is correct.
 PRINTED = 0.900
 HOLDOUT = 0.1
 CHECK_EVERY = 20  # steps
@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 
 
 class DivergedError(Exception):
-    """A fit whose likelihood is no longer finite."""
+    """The likelihood of a fit is no longer finite."""
 
 
 def main() -> None:
@@ -53,12 +53,12 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     settings = load_params(arguments.params).mixture
-    # Small tensors: more threads would only wait for each other.
+    # The tensors are small: more threads would only wait for each other.
     torch.set_num_threads(1)
     result, densities = experiment(settings)
     grid = arguments.out.with_suffix(".npy")
-    with replacing(grid) as fresh:
-        np.save(fresh, np.stack([*densities.values()]).astype(np.float32), allow_pickle=False)
+    with replacing(grid) as temporary:
+        np.save(temporary, np.stack([*densities.values()]).astype(np.float32), allow_pickle=False)
     result |= {"densities": [*densities], "densities_sha256": sha256(grid)}
     write_json(arguments.out, result | {"environment": describe_environment(torch.device("cpu"))}, sealed=True)
     nats = f", {result['models']['lunet']['nats']['mean']:.4f} nats" if "lunet" in result["models"] else ""
@@ -66,11 +66,11 @@ def main() -> None:
 
 
 def experiment(settings: Mixture) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Fit both models and hold them against the mixture on test points of its own.
+    """Fit both models and compare them with the mixture on separate test points.
 
     Returns:
-        What the JSON file says, and the log-densities of mixture and models on the grid, each with shape (rows,
-        columns), from the lowest coordinates up. A diverged LU-Net has neither.
+        The content of the JSON file, and the log-densities of mixture and models on the grid, each with shape (rows,
+        columns), in ascending order of the coordinates. A diverged LU-Net is in neither.
     """
     train, test = (
         draw(settings.train_points, 2 * settings.random_seed),
@@ -117,14 +117,14 @@ def draw(n: int, seed: int) -> Array:
 
 
 def log_density(x: Array) -> Array:
-    """The mixture's own log-density in nats at points (N, 2), with shape (N,)."""
+    """The mixture's log-density in nats at points (N, 2), with shape (N,)."""
     squared = np.square((x[:, None] - np.array(CENTRES)) / STD).sum(2)
-    found: Array = logsumexp(-squared / 2, axis=1) - math.log(2 * math.pi * STD**2 * len(CENTRES))
-    return found
+    log_densities: Array = logsumexp(-squared / 2, axis=1) - math.log(2 * math.pi * STD**2 * len(CENTRES))
+    return log_densities
 
 
 def entropy() -> float:
-    """The mixture's entropy in nats, by the trapezoidal rule, which is exact here but for rounding."""
+    """The mixture's entropy in nats, by the trapezoidal rule, which is exact here up to rounding."""
     step = STD / 5
     axes = [np.arange(min(side) - 8 * STD, max(side) + 8 * STD, step) for side in zip(*CENTRES, strict=True)]
     density = np.exp(log_density(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)))
@@ -138,37 +138,37 @@ def grid_axes() -> tuple[Array, Array]:
 
 
 def fit(points: Tensor, settings: Mixture) -> LUNet:
-    """An LU-Net fitted to points (N, 2) by maximum likelihood: the best of several starts, all tried at once.
+    """Fit LU-Nets to points (N, 2) by maximum likelihood from several random initialisations, and return the best.
 
-    LU-Nets side by side are one LU-Net of all their features whose triangles are zero between different ones, so that
-    many starts take hardly longer than one. The starts are uniform as released; with large steps some of them find all
-    four centres. A share of the points is held out to choose the best.
+    All are trained at once, as one LU-Net of all their features whose triangles are zero between different LU-Nets, so
+    that many take hardly longer than one. The initialisations are uniform, as released; with large steps some of them
+    find all four centres. Held-out points decide which LU-Net is the best.
 
     Raises:
         DivergedError: If a likelihood is not finite.
     """
     generator = torch.Generator().manual_seed(settings.random_seed)
     order = torch.randperm(len(points), generator=generator)
-    held = max(1, round(HOLDOUT * len(points)))
-    train, holdout = points[order[held:]], points[order[:held]]
+    holdout_size = max(1, round(HOLDOUT * len(points)))
+    train, holdout = points[order[holdout_size:]], points[order[:holdout_size]]
     flows = [LUNet(2, settings.layers, settings.slope).double().uniform_(generator) for _ in range(settings.starts)]
-    together = side_by_side(flows).train()
-    optimizer = torch.optim.Adam(together.parameters(), lr=settings.learning_rate, fused=True)
+    joined = side_by_side(flows).train()
+    optimizer = torch.optim.Adam(joined.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     for step in range(1, settings.steps + 1):
         batch = train[torch.randint(len(train), (settings.batch_size,), generator=generator)]
-        # The sum over the starts, each of which has a gradient of its own.
-        loss = -together.log_prob(batch.repeat(1, settings.starts)).mean()
+        # The sum over the LU-Nets, whose gradients are independent.
+        loss = -joined.log_prob(batch.repeat(1, settings.starts)).mean()
         optimizer.zero_grad()
         loss.backward()
-        keep_apart_(together, settings.clip_norm)
+        keep_apart_(joined, settings.clip_norm)
         optimizer.step()
         schedule.step()
         if step % CHECK_EVERY in (0, settings.steps) and not loss.isfinite():
             raise DivergedError(f"the training loss is {float(loss.detach())} after step {step}")
-    flows = one_by_one(together, settings.starts)
+    flows = one_by_one(joined, settings.starts)
     with torch.no_grad():
         scores = torch.stack([flow.train().log_prob(holdout).mean() for flow in flows])
     if not scores.isfinite().all():
@@ -177,44 +177,44 @@ def fit(points: Tensor, settings: Mixture) -> LUNet:
 
 
 def side_by_side(flows: Sequence[LUNet]) -> LUNet:
-    """LU-Nets of one architecture as a single one, which maps the features of each as it does alone."""
+    """Join LU-Nets of one architecture into a single one that maps the features of each as before."""
     parts = [dict(flow.named_parameters()) for flow in flows]
-    joined = {
+    parameters = {
         name: torch.block_diag(*values) if values[0].dim() == 2 else torch.cat(values)
         for name in parts[0]
         if (values := [part[name].detach() for part in parts])
     }
-    whole = LUNet(**flows[0].config() | {"features": sum(flow.features for flow in flows)}).double()
-    whole.load_state_dict(joined)
-    return whole
+    joined = LUNet(**flows[0].config() | {"features": sum(flow.features for flow in flows)}).double()
+    joined.load_state_dict(parameters)
+    return joined
 
 
-def one_by_one(whole: LUNet, n: int) -> list[LUNet]:
-    """The ``n`` LU-Nets of two features that `side_by_side` has joined."""
+def one_by_one(joined: LUNet, n: int) -> list[LUNet]:
+    """Separate the ``n`` LU-Nets of two features that `side_by_side` joined."""
     flows = []
     for start in range(0, 2 * n, 2):
-        own = slice(start, start + 2)
-        flow = LUNet(**whole.config() | {"features": 2}).double()
+        features = slice(start, start + 2)
+        flow = LUNet(**joined.config() | {"features": 2}).double()
         flow.load_state_dict(
             {
-                name: value.detach()[own, own] if value.dim() == 2 else value.detach()[own]
-                for name, value in whole.named_parameters()
+                name: value.detach()[features, features] if value.dim() == 2 else value.detach()[features]
+                for name, value in joined.named_parameters()
             }
         )
         flows.append(flow)
     return flows
 
 
-def keep_apart_(whole: LUNet, limit: float) -> None:
-    """Take the gradients between different flows of two features away, and scale each one's to at most ``limit``."""
-    triangles = torch.stack([_gradient(layer.lu) for layer in whole.layers])
-    biases = torch.stack([_gradient(layer.bias) for layer in whole.layers]).unflatten(1, (-1, 2))
+def keep_apart_(joined: LUNet, limit: float) -> None:
+    """Zero the gradients between different LU-Nets of two features, and clip the gradient norm of each to ``limit``."""
+    triangles = torch.stack([_gradient(layer.lu) for layer in joined.layers])
+    biases = torch.stack([_gradient(layer.bias) for layer in joined.layers]).unflatten(1, (-1, 2))
     blocks = triangles.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).diagonal(dim1=1, dim2=3)
     squares = blocks.square().sum((0, 1, 2)) + biases.square().sum((0, 2))
     share = (limit / squares.sqrt()).clamp(max=1)
-    own = torch.block_diag(*share[:, None, None].expand(-1, 2, 2))
-    for layer in whole.layers:
-        _gradient(layer.lu).mul_(own)
+    scales = torch.block_diag(*share[:, None, None].expand(-1, 2, 2))
+    for layer in joined.layers:
+        _gradient(layer.lu).mul_(scales)
         _gradient(layer.bias).mul_(share.repeat_interleave(2))
 
 
@@ -225,20 +225,20 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _log_prob(model: Flow, x: Array) -> Array:
-    found: Array = model.log_prob(torch.from_numpy(x)).numpy()
-    return found
+    log_prob: Array = model.log_prob(torch.from_numpy(x)).numpy()
+    return log_prob
 
 
 def _figures(nats: Array, truth: Array) -> dict[str, Any]:
-    """The mean over test points, and by how much it is above the true density's on the same points."""
+    """The mean over test points, and its excess over that of the true density on the same points."""
     return {
         "nats": _as_json(mean_interval(nats.tolist())),
         "above_truth": _as_json(mean_interval((nats - truth).tolist())),
     }
 
 
-def _as_json(found: Estimate) -> dict[str, Any]:
-    return {"mean": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n}
+def _as_json(estimate: Estimate) -> dict[str, Any]:
+    return {"mean": estimate.value, "ci_low": estimate.low, "ci_high": estimate.high, "n": estimate.n}
 
 
 if __name__ == "__main__":

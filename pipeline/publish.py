@@ -1,4 +1,4 @@
-"""Lays the archive of a run down under `reports/published/`, once it has been checked in every way."""
+"""Checks the archive of a run and unpacks it to `reports/published/`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def main() -> None:
 
 
 def publish(archive: Path, name: str, *, replace: bool) -> str:
-    """Publish an archive and return what there is to say about it.
+    """Publish an archive; returns a summary for the reader.
 
     Raises:
-        UserError: If the archive or the name is not as it should be; nothing has changed then.
+        UserError: If the archive or the name is invalid; then nothing has changed.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,60}", name):
         raise UserError(f"the name {name!r} is not allowed; give small letters, digits, and . _ - within")
@@ -42,16 +42,16 @@ def publish(archive: Path, name: str, *, replace: bool) -> str:
     if target.exists() and not replace:
         raise UserError(f"{target} is there already; give another name, or --replace")
     refuse_foreign(target, MANIFEST)
-    with replacing(target) as fresh:
-        manifest = unpack(archive, fresh)
+    with replacing(target) as folder:
+        manifest = unpack(archive, folder)
         if manifest.commit is None and (commit := commit_of(manifest.code)):
             manifest = manifest.model_copy(update={"commit": commit, "dirty": False})
-            (fresh / MANIFEST).write_bytes(json_bytes(manifest.model_dump(mode="json")))
+            (folder / MANIFEST).write_bytes(json_bytes(manifest.model_dump(mode="json")))
     return f"{target}: {summary(manifest)}"
 
 
 def commit_of(code: dict[str, str]) -> str | None:
-    """The present commit, if its code is the one that was run; a machine without git does not know its own."""
+    """The present commit if its code is the one that was run, for runs on machines without git."""
     if code != code_digests():
         return None
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -61,7 +61,7 @@ def commit_of(code: dict[str, str]) -> str | None:
 
 
 def summary(manifest: Manifest) -> str:
-    """What was published, in a line for each thing a reader must know."""
+    """A summary of a published run: its size, its unfinished cells, and doubts about its commit."""
     finished = sum(cell.finished for cell in manifest.cells)
     lines = [f"{len(manifest.files)} files of the preset {manifest.preset}, {finished} of {len(manifest.cells)} cells"]
     lines += [

@@ -1,4 +1,4 @@
-"""Runs the pipeline without DVC: what is worth most first, in pieces that fit a time limit, nothing twice."""
+"""Runs the pipeline without DVC: the most valuable cells first, within a time limit, and no cell twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.runner.dvc_file import Step, read_steps
 from pipeline.runner.ledger import Ledger
 
 CELLS = ("train", "evaluate", "measure")
-# What comes first, first; then all that is left in the order of the parameter file.
+# The most valuable cells first; all others follow in the order of the parameter file.
 ORDER = (
     ("measure", ("lunet", "realnvp")),
     ("train", ("lunet", "lunet_released")),
@@ -39,17 +39,17 @@ RUNS, REPORTS = Path("runs"), Path("reports")
 UNFINISHED = RUNS / "unfinished.json"
 LOCK = RUNS / ".run.lock"
 TIME_IS_UP = 3
-# Seconds: for a training to end its step and write its checkpoint; to collect, report and pack; below which no cell is
-# begun; between two looks at a running step.
+# Seconds: for a training to end its step and write its checkpoint; to collect, report and pack; the least that must be
+# left to begin a cell; between two polls of a running step.
 GRACE, CLOSING, WORTHWHILE, PAUSE = 20.0, 60.0, 5.0, 0.1
 
 
 class TimeIsUpError(Exception):
-    """A step was stopped, since the time limit is near."""
+    """A step was stopped because of the time limit."""
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the grid as the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.run",
         description="Run every stage of dvc.yaml for the whole grid of the parameter file, without DVC. What is done "
@@ -77,12 +77,12 @@ def main() -> None:
 
 
 class Runner:
-    """Runs steps one after the other until a moment of the monotonic clock, and knows what became of each.
+    """Runs steps one after the other until a deadline, and records the outcome of each.
 
     Args:
         path: The parameter file.
-        deadline: When to stop what is running.
-        request: What asks for a stop at once.
+        deadline: The time of the monotonic clock at which a running step is stopped.
+        request: The request to stop at once.
     """
 
     def __init__(self, path: Path, deadline: float, request: StopRequest) -> None:
@@ -95,10 +95,10 @@ class Runner:
         self._failed: dict[str, int] = {}
 
     def run(self, archive: Path | None) -> int:
-        """Run all that is still to do; returns the exit status.
+        """Run all steps that are not done; returns the exit status.
 
         Raises:
-            UserError: If the data cannot be had, the mixture fails, or a cell needs longer than the time limit.
+            UserError: If the data are unavailable, the mixture fails, or a cell needs longer than the time limit.
             StoppedError: If a signal asked for a stop.
         """
         self._run_data()
@@ -123,7 +123,7 @@ class Runner:
     def _run_data(self) -> None:
         steps = [step for step in self._steps if step.stage == "data"]
         for step in [step for step in steps if step.item["dataset"] in self._params.grid.datasets]:
-            # This stage knows best whether the data are there and whether the machine has what the preset needs.
+            # The stage itself checks whether the data are complete and whether the machine suits the preset.
             try:
                 if self._call(step) != 0:
                     raise UserError(f"{step} failed, and nothing can be done without it")
@@ -131,7 +131,7 @@ class Runner:
                 raise _too_slow(step) from None
 
     def _run_mixture(self) -> None:
-        """Run the experiment in two dimensions, which takes seconds, if it is to do."""
+        """Run the experiment in two dimensions, which takes seconds, unless it is done."""
         if self._ledger.is_done(self._mixture):
             return
         self._ledger.begin(self._mixture)
@@ -144,7 +144,7 @@ class Runner:
         self._ledger.finish(self._mixture)
 
     def _run_cells(self, cells: Sequence[Step]) -> bool:
-        """Run the cells that are to do, and whether time sufficed for them."""
+        """Run the cells that are not done; returns whether time sufficed."""
         begun = 0
         for number, step in enumerate(sorted(cells, key=self._turn), 1):
             if self._ledger.is_done(step) or not self._can_begin(step):
@@ -168,32 +168,32 @@ class Runner:
         return True
 
     def _turn(self, step: Step) -> float:
-        """When a step was begun that was stopped and has to start anew, so that it comes after all others; else 0.
+        """The sort key of a step: the time it began if it was stopped and has to start again, else 0.
 
-        Else a cell that needs more than the time limit would keep those after it from ever being done.
+        Stopped steps come last; otherwise a cell that exceeds the time limit would block all cells after it.
         """
         stopped = step.stage != "train" and self._ledger.is_begun(step)
         return self._ledger.path(step).stat().st_mtime if stopped else 0.0
 
     def _can_begin(self, step: Step) -> bool:
-        """Whether a step evaluates nothing, or a training that is done."""
-        trainings = [other for other in self._steps if other.stage == "train" and other.key == step.key]
+        """Whether a step can begin; an evaluation needs its training to be done."""
+        trainings = [training for training in self._steps if training.stage == "train" and training.key == step.key]
         return step.stage != "evaluate" or all(map(self._ledger.is_done, trainings))
 
     def _close(self, cells: Sequence[Step], done: Sequence[Step], archive: Path | None) -> None:
-        """Collect and render what is done, and pack it."""
+        """Collect and render the cells that are done, and pack them."""
         statuses = self._statuses(cells, done)
         unfinished = list_unfinished(statuses)
         write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
         for stage in ("collect", "report"):
             step = next(step for step in self._steps if step.stage == stage)
-            more = ["--unfinished", str(UNFINISHED)] if stage == "collect" and unfinished else []
-            if self._call(step, *more, deadline=math.inf) != 0:
+            options = ["--unfinished", str(UNFINISHED)] if stage == "collect" and unfinished else []
+            if self._call(step, *options, deadline=math.inf) != 0:
                 raise UserError(f"the stage {stage} failed; its message is above, and what was trained is kept")
         if archive is not None:
             pack(archive, self._params, [self._mixture, *done], self._ledger, statuses, REPORTS)
             say(f"packed into {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
-            # Written all the same: on a machine that is lent, results that are not packed are lost.
+            # A faulty archive is written all the same: on a rented machine, unpacked results would be lost.
             with TemporaryDirectory() as folder:
                 try:
                     unpack(archive, Path(folder))
@@ -201,7 +201,7 @@ class Runner:
                     say(f"warning: {error}")
 
     def _statuses(self, cells: Sequence[Step], done: Sequence[Step]) -> list[CellStatus]:
-        """What has become of each cell."""
+        """The status of each cell."""
         return [self._status(step, finished=step in done) for step in cells]
 
     def _status(self, step: Step, *, finished: bool) -> CellStatus:
@@ -215,8 +215,8 @@ class Runner:
             status, message = run.status, run.message
             epochs = {name: model.epochs for name, model in run.models.items()}
         elif finished and step.stage == "measure":
-            measured = read_measurement(RUNS, step.key)
-            status, message = measured.status, measured.message
+            measurement = read_measurement(RUNS, step.key)
+            status, message = measurement.status, measurement.message
         elif finished:
             evaluation = read_evaluation(RUNS, step.key)
             status, message = evaluation.status, evaluation.message
@@ -225,15 +225,15 @@ class Runner:
         elif planned and self._ledger.is_begun(step):
             reached = self._reached(step)
             if any(reached.values()):
-                words = ", ".join(f"{value:g}" for value in reached.values())
-                status, message, epochs = "partial", f"stopped after {words} of {planned:g} epochs", {**reached}
+                completed = ", ".join(f"{value:g}" for value in reached.values())
+                status, message, epochs = "partial", f"stopped after {completed} of {planned:g} epochs", {**reached}
         names: dict[str, Any] = {"stage": step.stage, **step.key._asdict()}
         return CellStatus(**names, status=status, message=message, epochs=epochs, planned_epochs=planned)
 
     def _reached(self, step: Step) -> dict[str, float]:
-        """The epochs of each model that the checkpoints of a training hold; none where they cannot be read."""
-        finished = subprocess.run([*self._command(step), "--reached"], stdout=subprocess.PIPE, text=True, check=False)
-        reached: dict[str, float] = {} if finished.returncode else json.loads(finished.stdout.splitlines()[-1])
+        """The epochs of each model in the checkpoints of a training; empty if they cannot be read."""
+        process = subprocess.run([*self._command(step), "--reached"], stdout=subprocess.PIPE, text=True, check=False)
+        reached: dict[str, float] = {} if process.returncode else json.loads(process.stdout.splitlines()[-1])
         return reached
 
     def _command(self, step: Step) -> list[str]:
@@ -244,15 +244,15 @@ class Runner:
             [] if default else ["--params", str(self._path)]
         )
 
-    def _call(self, step: Step, *more: str, deadline: float | None = None) -> int:
+    def _call(self, step: Step, *options: str, deadline: float | None = None) -> int:
         """Run a step's command to its end and return its exit status.
 
         Raises:
-            TimeIsUpError: If it was stopped, since the deadline was there.
-            StoppedError: If it was stopped, since a signal asked for it.
+            TimeIsUpError: If it was stopped at the deadline.
+            StoppedError: If it was stopped because of a signal.
         """
         deadline = self._deadline if deadline is None else deadline
-        process = subprocess.Popen([*self._command(step), *more])
+        process = subprocess.Popen([*self._command(step), *options])
         while (status := process.poll()) is None:
             if self._request.signal is not None or time.monotonic() > deadline:
                 status = _stop(process)
@@ -265,22 +265,22 @@ class Runner:
 
 
 def in_order(cells: Iterable[Step], params: Params) -> list[Step]:
-    """Cells with what is worth most first: the first seed before all others, `ORDER`, the order of the grid."""
+    """Sort cells by value: the first seed before all others, then by `ORDER`, then by the order of the grid."""
     grid = params.grid
 
     def rank(step: Step) -> tuple[int, ...]:
         kind = "measure" if step.stage == "measure" else "train"
-        found = [i for i, (stage, recipes) in enumerate(ORDER) if stage == kind and step.key.recipe in recipes]
-        place = found[0] if found else len(ORDER) + (kind == "measure")
+        matches = [i for i, (stage, recipes) in enumerate(ORDER) if stage == kind and step.key.recipe in recipes]
+        position = matches[0] if matches else len(ORDER) + (kind == "measure")
         seed = 0 if step.key.seed is None else grid.seeds.index(step.key.seed)
         names = (grid.datasets.index(step.item["dataset"]), grid.recipes.index(step.key.recipe))
-        return seed, place, *names, CELLS.index(step.stage)
+        return seed, position, *names, CELLS.index(step.stage)
 
     return sorted(cells, key=rank)
 
 
 def list_unfinished(statuses: Sequence[CellStatus]) -> list[Unfinished]:
-    """The cells without figures, each once: the evaluation of a training that is unfinished goes without saying."""
+    """The cells without figures; evaluations whose training is unfinished are omitted."""
     trainings = {cell.key for cell in statuses if cell.stage == "train" and not cell.finished}
     return [
         Unfinished.model_validate(cell.model_dump())
@@ -294,17 +294,17 @@ def _too_slow(step: Step) -> UserError:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask a process and those it has started to end, and make them; returns the exit status."""
+    """Terminate a process and its children, and kill them after the grace period; returns the exit status."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
-        everyone = [parent, *parent.children(recursive=True)]
-        for one in everyone:
-            one.terminate()
+        processes = [parent, *parent.children(recursive=True)]
+        for running in processes:
+            running.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        for one in everyone:
+        for running in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                running.kill()
     return process.wait()
 
 

@@ -1,4 +1,4 @@
-"""Uses a trained run alone: draws samples, scores images, and classifies them."""
+"""Uses a trained run: draws samples, scores images, and classifies them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGES = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A run with its models, by class, or by the name "all"; ``titles`` are what the classes are called."""
+    """A trained run: its models by class, or one named "all"; ``titles`` are the names of the classes for readers."""
 
     name: str
     models: ClassFlows
@@ -45,7 +45,7 @@ class Trained:
 
     @property
     def per_class(self) -> bool:
-        """Whether there is one model a class."""
+        """Whether there is one model for each class."""
         return self.models.names != ("all",)
 
     @property
@@ -55,7 +55,7 @@ class Trained:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command that the command line names."""
     arguments = _parser().parse_args()
     keep_freed_memory()
     trained = load_run(arguments.run, choose(arguments.device))
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def choose(device: str) -> torch.device:
-    """The device that is asked for, or else a GPU where there is one."""
+    """The requested device; ``auto`` is a GPU if one is available, else the CPU."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda: no CUDA GPU is here; give cpu or auto")
@@ -126,19 +126,19 @@ def choose(device: str) -> torch.device:
 
 
 def load_run(folder: Path, device: torch.device, data: Path = Path("data")) -> Trained:
-    """The models of a trained run.
+    """Load the models of a trained run.
 
     Args:
-        folder: What the train stage wrote.
-        device: Where the models go.
-        data: The folder of the data sets, from which the names of the classes are taken where they are there.
+        folder: The output folder of the train stage.
+        device: The device of the models.
+        data: The folder of the data sets, which have the names of the classes.
 
     Raises:
-        UserError: If there is no such run, it failed, or its weights are damaged.
+        UserError: If there is no such run, its training failed, or its weights are damaged.
     """
     if not (folder / "run.json").is_file():
-        there = sorted(path.parent.name for path in folder.parent.glob("*/run.json"))
-        known = f"; {folder.parent} has: {', '.join(there)}" if there else "; train one with: dvc repro"
+        runs = sorted(path.parent.name for path in folder.parent.glob("*/run.json"))
+        known = f"; {folder.parent} has: {', '.join(runs)}" if runs else "; train one with: dvc repro"
         raise UserError(f"{folder} is not a trained run, it has no run.json{known}")
     run = read_json(folder / "run.json")
     try:
@@ -157,12 +157,12 @@ def load_run(folder: Path, device: torch.device, data: Path = Path("data")) -> T
 
 
 def sample_images(trained: Trained, arguments: argparse.Namespace) -> None:
-    """Draw images and write them; with a model a class, a row a class."""
+    """Draw images and write them; with one model for each class, one row for each class."""
     out: Path = arguments.out
     if out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"--out {out}: the name must end in .png, .npy or .npz")
     labels, count, batch = _labels(trained, arguments.label), arguments.count, arguments.batch
-    shares = [count // len(labels) + (place < count % len(labels)) for place in range(len(labels))]
+    shares = [count // len(labels) + (index < count % len(labels)) for index in range(len(labels))]
     parts = [
         (label, min(batch, share - start))
         for label, share in zip(labels, shares, strict=True)
@@ -172,31 +172,31 @@ def sample_images(trained: Trained, arguments: argparse.Namespace) -> None:
     drawn: list[Bytes] = []
     with Progress(f"sampling {trained.name}", len(parts)) as progress:
         for label, size in parts:
-            own = trained.models.sample(label, size, generator, temperature=arguments.temperature)
-            drawn.append(own.cpu().numpy()[:, 0])
+            samples = trained.models.sample(label, size, generator, temperature=arguments.temperature)
+            drawn.append(samples.cpu().numpy()[:, 0])
             progress.step(f"{sum(map(len, drawn))} of {count} images")
     images = np.concatenate(drawn)
-    with replacing(out) as fresh:
+    with replacing(out) as temporary:
         if out.suffix == ".png":
-            from pipeline.results.figures import images as write_grid  # with matplotlib and pandas, which take a second
+            from pipeline.results.figures import images as write_grid  # imports matplotlib and pandas, a second
 
-            write_grid(fresh, grid_of(images, shares))
+            write_grid(temporary, grid_of(images, shares))
         elif out.suffix == ".npy":
-            np.save(fresh, images, allow_pickle=False)
+            np.save(temporary, images, allow_pickle=False)
         else:
-            np.savez_compressed(fresh, images=images)
+            np.savez_compressed(temporary, images=images)
     say(f"{count} samples of {trained.name} at temperature {arguments.temperature:g}, in {out}")
 
 
 def grid_of(images: Bytes, shares: Sequence[int]) -> Bytes:
-    """Images as a grid (rows, columns, H, W), the last places grey: a row a share, or about square for a single one."""
+    """Images as a grid (rows, columns, H, W), padded with grey: a row for each share, or about square for one share."""
     columns = max(shares) if len(shares) > 1 else math.isqrt(len(images) - 1) + 1
     widths = [share for share in shares if share]
     if len(shares) == 1:
         widths = [min(columns, len(images) - start) for start in range(0, len(images), columns)]
     grid = np.full((len(widths), columns, *images.shape[1:]), 128, dtype=np.uint8)
-    for row, own in enumerate(np.split(images, np.cumsum(widths)[:-1])):
-        grid[row, : len(own)] = own
+    for row, row_images in enumerate(np.split(images, np.cumsum(widths)[:-1])):
+        grid[row, : len(row_images)] = row_images
     return grid
 
 
@@ -219,56 +219,56 @@ def classify_images(trained: Trained, arguments: argparse.Namespace) -> None:
         )
     images, names = _images(trained, arguments)
     labels = trained.models.names
-    chances = posterior(_bits(trained, labels, images, arguments), images[0].size)
-    found = chances.argmax(1)
-    for place, label in enumerate(labels):
-        say(f"{trained.titles[label]}: {int((found == place).sum())} of {len(found)}")
+    probabilities = posterior(_bits(trained, labels, images, arguments), images[0].size)
+    predicted = probabilities.argmax(1)
+    for index, label in enumerate(labels):
+        say(f"{trained.titles[label]}: {int((predicted == index).sum())} of {len(predicted)}")
     rows = [
-        [name, labels[place], trained.titles[labels[place]], f"{chance[place]:.6f}"]
-        for name, place, chance in zip(names, found.tolist(), chances.tolist(), strict=True)
+        [name, labels[index], trained.titles[labels[index]], f"{row[index]:.6f}"]
+        for name, index, row in zip(names, predicted.tolist(), probabilities.tolist(), strict=True)
     ]
     _write(arguments.out, ["image", "class", "class_name", "probability"], rows)
 
 
 def mixture_bits(bits: Tensor, pixels: int) -> Tensor:
-    """Bits per pixel under an even mixture of models, with shape (N,), from those under each, (N, models)."""
+    """Bits per pixel under a uniform mixture of models, with shape (N,), from those under each model, (N, models)."""
     nats = torch.logsumexp(-bits * pixels * math.log(2), 1) - math.log(bits.shape[1])
     return -nats / (pixels * math.log(2))
 
 
 def posterior(bits: Tensor, pixels: int) -> Tensor:
-    """The probability of each class by Bayes' rule, all alike before, from the bits per pixel under each."""
+    """The probability of each class by Bayes' rule with equal priors, from bits per pixel under each, (N, models)."""
     return torch.softmax(-bits * pixels * math.log(2), 1)
 
 
 def _bits(trained: Trained, labels: Sequence[str], images: Bytes, arguments: argparse.Namespace) -> Tensor:
-    """Bits per pixel of images under the models of some classes, with shape (N, classes), float64."""
+    """Bits per pixel of images under the models of the given classes, with shape (N, classes), float64."""
     models = ClassFlows({label: trained.models[label] for label in labels})
     generator = torch.Generator().manual_seed(arguments.seed)
     batches = torch.from_numpy(images).split(arguments.batch)
-    found: list[Tensor] = []
+    bits: list[Tensor] = []
     with Progress(f"scoring {len(images)} images", len(batches)) as progress:
         for batch in batches:
-            found.append(models.bits_per_dim(batch.to(trained.device), arguments.draws, generator).double().cpu())
-            progress.step(f"{float(found[-1].mean()):.3f} bits/dim")
-    return torch.cat(found)
+            bits.append(models.bits_per_dim(batch.to(trained.device), arguments.draws, generator).double().cpu())
+            progress.step(f"{float(bits[-1].mean()):.3f} bits/dim")
+    return torch.cat(bits)
 
 
 def _labels(trained: Trained, label: str | None) -> tuple[str, ...]:
-    """The class that is asked for by number or name, or all there are."""
+    """The class with the given number or name, or all classes."""
     if label is None:
         return trained.models.names
     if not trained.per_class:
         raise UserError(f"--class {label}: {trained.name} has one model for all classes; leave --class out")
-    found = [own for own in trained.models.names if label in (own, trained.titles[own])]
-    if not found:
-        classes = ", ".join(trained.titles[own] for own in trained.models.names)
+    matches = [name for name in trained.models.names if label in (name, trained.titles[name])]
+    if not matches:
+        classes = ", ".join(trained.titles[name] for name in trained.models.names)
         raise UserError(f"--class {label}: {trained.name} has no such class; it has: {classes}")
-    return (found[0],)
+    return (matches[0],)
 
 
 def _images(trained: Trained, arguments: argparse.Namespace) -> tuple[Bytes, list[str]]:
-    """The images that the command line names, which must have the size of the model's."""
+    """The images that the command line names; raises a `UserError` if their size is not the model's."""
     images, names = read_pictures(arguments.images, arguments.array)
     if images.shape[1:] != trained.shape:
         height, width = images.shape[1:]
@@ -280,7 +280,7 @@ def _images(trained: Trained, arguments: argparse.Namespace) -> tuple[Bytes, lis
 
 
 def _titles(description: Path, names: Sequence[str]) -> dict[str, str]:
-    """What the classes are called, by the names of their models; the same where the data set is not there to say."""
+    """The names of the classes for readers, by the names of their models; without the data set, the latter."""
     try:
         classes = dict(enumerate(read_json(description)["class_names"]))
     except (UserError, LookupError, TypeError):
@@ -289,7 +289,7 @@ def _titles(description: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _write(out: Path | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a CSV file, if one is asked for."""
+    """Write a CSV file if ``out`` is given."""
     if out is not None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
@@ -298,7 +298,7 @@ def _write(out: Path | None, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
-    """A reader of whole numbers within bounds."""
+    """A parser of whole numbers within bounds."""
 
     def read(text: str) -> int:
         value = int(text) if text.isdecimal() else -1

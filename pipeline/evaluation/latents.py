@@ -1,4 +1,4 @@
-"""Whether latents of test images are standard normal, as a flow trained by maximum likelihood should make them."""
+"""Tests whether the latents of test images are standard normal, as maximum-likelihood training should make them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from lunet import Gaussian, ImageFlow, pixel_bits, standard_normal_log_prob
 
 DIRECTIONS = 200
 CONFIDENCE = 0.95
-# Where the quantiles are taken that the report draws.
+# The levels of the quantiles that the report draws.
 LEVELS = (0.001, 0.01, *np.arange(0.05, 1, 0.05).round(2).tolist(), 0.99, 0.999)
 
 
 def normality(z: Tensor) -> dict[str, Any]:
-    r"""How far latents are from independent standard normal ones, seen in three ways.
+    r"""Measure in three ways how far latents are from independent standard normal ones.
 
-    Each feature's moments; the projections onto 200 random directions, each of which would be standard normal; and the
-    squared radii :math:`|z|^2`, which would follow a chi-squared distribution with :math:`D` degrees of freedom. The
-    distance of distributions is Kolmogorov and Smirnov's, the largest difference of distribution functions.
+    The three are each feature's moments; the projections onto 200 random directions, each of which should be standard
+    normal; and the squared radii :math:`|z|^2`, which should follow a chi-squared distribution with :math:`D` degrees
+    of freedom. The distance between distributions is that of Kolmogorov and Smirnov, the largest difference between the
+    distribution functions.
 
     Args:
         z: Latents, with shape :math:`(N, D)`.
@@ -32,9 +33,9 @@ def normality(z: Tensor) -> dict[str, Any]:
     Returns:
         ``mean``, ``variance``, ``variance_min`` and ``variance_max`` of the features; ``projection_distance`` and
         ``projection_distance_max``, the median and the largest over the directions; ``radius``, the mean of
-        :math:`|z|^2 / D`, and ``radius_distance``; ``critical_distance``, which one such distance exceeds once in 20
-        times where latents are standard normal, and ``critical_distance_max``, which the largest over the directions
-        does; and the ``projection_quantiles`` of all projections together at the ``levels``.
+        :math:`|z|^2 / D`, and ``radius_distance``; ``critical_distance``, which such a distance exceeds with
+        probability 5 % if latents are standard normal, and ``critical_distance_max``, the same for the largest over the
+        directions; and the ``projection_quantiles`` of all projections together at the ``levels``.
     """
     z = z.double()
     features = z.shape[1]
@@ -60,12 +61,12 @@ def normality(z: Tensor) -> dict[str, Any]:
 
 
 def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
-    r"""How far latents are from the Gaussian that was fitted to :math:`n` others and has standardised them.
+    r"""Measure how far latents are from the Gaussian that was fitted to :math:`n` others and standardised them.
 
-    They are held against the exact distribution of a normal latent that was no part of the fit: its projections follow
+    They are compared with the exact distribution of a normal latent outside the fit: its projections follow
     :math:`\sqrt{(n + 1) / (n - D)}` times Student's t with :math:`n - D` degrees of freedom, its squared radius
     :math:`D (n + 1) / (n - D)` times the F distribution with :math:`D` and :math:`n - D` (Hotelling's :math:`T^2`).
-    For large :math:`n` these are the distributions of `normality`, whose critical distances hold here too.
+    For large :math:`n` these are the distributions in `normality`, whose critical distances apply here too.
 
     Args:
         parts: For each model its standardised latents, with shape :math:`(N, D)`, and its :math:`n`, above :math:`D`.
@@ -76,10 +77,10 @@ def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
     """
     projected, radii = [], []
     for z, n in parts:
-        features, free = z.shape[1], n - z.shape[1]
-        scale = (n + 1) / free
-        projected.append(stats.t(free, scale=scale**0.5).cdf(_projections(z.double())))
-        radii.append(stats.f(features, free, scale=features * scale).cdf(z.double().square().sum(1).cpu().numpy()))
+        features, freedom = z.shape[1], n - z.shape[1]
+        scale = (n + 1) / freedom
+        projected.append(stats.t(freedom, scale=scale**0.5).cdf(_projections(z.double())))
+        radii.append(stats.f(features, freedom, scale=features * scale).cdf(z.double().square().sum(1).cpu().numpy()))
     distances = [float(stats.kstest(column, "uniform").statistic) for column in np.concatenate(projected).T]
     return {
         "projection_distance": float(np.median(distances)),
@@ -89,7 +90,7 @@ def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
 
 
 def _projections(z: Tensor) -> NDArray[np.float64]:
-    """Latents (N, D) along random directions, the same at every call, with shape (N, directions)."""
+    """Project latents (N, D) onto random directions, the same in every call; shape (N, directions)."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(z.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
     projected: NDArray[np.float64] = (z @ (directions / directions.norm(dim=0)).to(z.device)).cpu().numpy()
@@ -97,11 +98,11 @@ def _projections(z: Tensor) -> NDArray[np.float64]:
 
 
 class SingularBaseError(Exception):
-    """Latents of training images that have no covariance of full rank, such as those of too few images."""
+    """The latents of the training images have a singular covariance, for example because there are too few images."""
 
 
 class FittedBase:
-    """A flow whose latents are drawn from a Gaussian fitted to training latents, after the released LU-Net code's way.
+    """A flow with a Gaussian base fitted to its training latents, as in the released LU-Net code.
 
     Args:
         model: The trained model, whose device is used.
@@ -109,7 +110,7 @@ class FittedBase:
         batch_size: Images a batch.
 
     Attributes:
-        images: How many images it was fitted to.
+        images: The number of images in the fit.
 
     Raises:
         SingularBaseError: If the latents have a singular covariance.
@@ -130,15 +131,15 @@ class FittedBase:
         return self.score(images)[0]
 
     def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits per dimension of uint8 images (N, H, W), with shape (N,), and their latents as the Gaussian sees them.
+        """Bits per dimension of uint8 images (N, H, W), with shape (N,), and their standardised latents.
 
-        The latents, with shape (N, D), are standardised by mean and covariance of those of the fitted images.
+        The latents, with shape (N, D), are standardised by the mean and the covariance of the Gaussian.
         """
         bits, standardised = [], []
         for z, log_det in self._latents(images):
-            own, base_log_det = self._base(z)
-            bits.append(pixel_bits(standard_normal_log_prob(own) + base_log_det + log_det, z.shape[1]).cpu())
-            standardised.append(own.cpu())
+            latents, base_log_det = self._base(z)
+            bits.append(pixel_bits(standard_normal_log_prob(latents) + base_log_det + log_det, z.shape[1]).cpu())
+            standardised.append(latents.cpu())
         return torch.cat(bits), torch.cat(standardised)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -147,7 +148,7 @@ class FittedBase:
         return self._model.postprocess(self._model.flow.inverse(self._base.sample(n, generator).to(dtype)))
 
     def _latents(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of latents in float64, and the log-determinants of all that leads to them from pixel values."""
+        """Batches of latents in float64, each with the log-determinant of the map from pixel values to latents."""
         generator = torch.Generator(self._device).manual_seed(0)
         for batch in images.split(self._batch_size):
             y, log_slope = self._model.preprocess(batch.to(self._device), generator)

@@ -20,7 +20,7 @@ INTERPOLATIONS = 5
 
 
 def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluate, seed: int) -> Tensor:
-    """The first samples of each model, none chosen: a row a class, or rows of one model, with shape (R, C, H, W)."""
+    """The first samples of each model, unselected: one row for each class, or rows of one model; shape (R, C, H, W)."""
     columns = settings.sample_columns
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -31,7 +31,7 @@ def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluat
 
 
 def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
-    """Which training image is nearest to each sample, by the Euclidean distance of their pixels.
+    """Find the training image nearest to each sample, by the Euclidean distance between pixels.
 
     Args:
         samples: 8-bit images, with shape (R, C, H, W).
@@ -46,19 +46,19 @@ def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
 
 
 def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
-    """The share of samples, a class a row, whose nearest training image (R, C) has the class that was asked for."""
+    """The share of samples whose nearest training image, an index in ``nearest`` (R, C), has the class of their row."""
     labels = torch.from_numpy(dataset.train_labels)[nearest]
     return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
 
 
 def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
-    """The ways in latent space between the first pairs of test images that follow each other and differ in class.
+    """Interpolate in latent space between the first pairs of successive test images of different classes.
 
-    With one model a class, it is the model of the first image's class. A way on which an image has no finite latent, or
-    a latent no finite image, is left out.
+    With one model for each class, the model of the first image's class is used. Pairs with a latent or an image that is
+    not finite are left out.
 
     Returns:
-        8-bit images, with shape (pairs, sample_columns, H, W); the first and the last of a row are the test images.
+        8-bit images, with shape (pairs, sample_columns, H, W); each row starts and ends with a test image.
     """
     rows = [images.new_zeros((0, settings.sample_columns, *images.shape[1:]))]
     for index in different_pairs(labels, INTERPOLATIONS):
@@ -67,29 +67,29 @@ def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, se
         with contextlib.suppress(NonFiniteError):
             pair = images[index : index + 2].to(device)
             z, _ = model.flow(model.preprocess(pair, torch.Generator(device).manual_seed(0))[0])
-            way = spherical(z[0], z[1], settings.sample_columns)
-            rows.append(model.postprocess(model.flow.inverse(way)).cpu().flatten(0, 1)[None])
+            path = spherical(z[0], z[1], settings.sample_columns)
+            rows.append(model.postprocess(model.flow.inverse(path)).cpu().flatten(0, 1)[None])
     return torch.cat(rows)
 
 
 def different_pairs(labels: Tensor, n: int) -> list[int]:
-    """The first ``n`` even places at which a label differs from the next one."""
-    return [place for place in range(0, len(labels) - 1, 2) if labels[place] != labels[place + 1]][:n]
+    """The first ``n`` even indices at which a label differs from the next one."""
+    return [index for index in range(0, len(labels) - 1, 2) if labels[index] != labels[index + 1]][:n]
 
 
 def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Latents from ``start`` to ``end`` (D,), both included, at equal angles and with lengths in between; (steps, D).
+    """Latents from ``start`` to ``end`` (D,), both included, with equal angles and linear lengths; shape (steps, D).
 
-    Normal latents lie near a sphere of radius sqrt(D), which a straight line would leave in the middle.
+    Normal latents lie near a sphere of radius sqrt(D), which a straight line between them would leave.
     """
     share = torch.linspace(0, 1, steps, dtype=torch.float64, device=start.device)[:, None]
     ends = torch.stack([start, end]).double()
     lengths = ends.norm(dim=1, keepdim=True)
     first, second = ends / lengths
     angle = (first @ second).clamp(-1, 1).acos()
-    way = (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
-    way = way * ((1 - share) * lengths[0] + share * lengths[1])
-    # The ends themselves, so that the images come back; and a straight line where there is no angle.
+    path = (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
+    path = path * ((1 - share) * lengths[0] + share * lengths[1])
+    # The ends are exact, so that they decode to the images. With parallel latents, the path is a straight line.
     straight = (1 - share) * ends[0] + share * ends[1]
-    exact = (share == 0) | (share == 1) | ~way.isfinite().all()
-    return torch.where(exact, straight, way).to(start.dtype)
+    exact = (share == 0) | (share == 1) | ~path.isfinite().all()
+    return torch.where(exact, straight, path).to(start.dtype)

@@ -14,7 +14,7 @@ from pipeline.measuring.work import synchronize
 
 
 def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
-    """MiB of the process before and at its peak, and on a GPU what the allocator and the driver saw."""
+    """Memory of the process in MiB, before the call and at the peak; on a GPU also by its allocator and its driver."""
     start = psutil.Process().memory_info().rss / 2**20
     used = _gpu_used_mib() if device.type == "cuda" else None
     if device.type == "cuda":
@@ -41,25 +41,27 @@ def _process_peak_mib() -> float:
 
 
 def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
-    """What the driver books for this process, its context included.
+    """The GPU memory of this process in MiB according to the driver, the CUDA context included.
 
-    Within a container the driver often does not tell processes apart; then it is what the use of the machine's only
-    GPU has grown by, which is the same as long as nothing else runs there. None where neither is known.
+    In a container the driver often cannot distinguish processes. Then this is the growth of the memory in use on the
+    machine's only GPU, which is the same if nothing else runs there. None if neither is known.
     """
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        booked = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        by_process = {
+            process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        }
     except pynvml.NVMLError:
-        booked = {}
-    if (own := booked.get(os.getpid())) is not None:
-        return float(own) / 2**20
+        by_process = {}
+    if (bytes_used := by_process.get(os.getpid())) is not None:
+        return float(bytes_used) / 2**20
     used = _gpu_used_mib()
     return None if used is None or used_before is None or used <= used_before else used - used_before
 
 
 def _gpu_used_mib() -> float | None:
-    """What is in use of the memory of the machine's only GPU; None where there are several, or the driver is mute."""
+    """The memory in use on the machine's only GPU, in MiB; None with several GPUs or a silent driver."""
     try:
         pynvml.nvmlInit()
         if pynvml.nvmlDeviceGetCount() != 1:

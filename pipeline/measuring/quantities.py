@@ -1,4 +1,4 @@
-"""What is measured of an architecture: times and memory, each quantity a function of the work to do."""
+"""The measured quantities, times and memory of an architecture; each is a function of a `Work`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTHS = (64, 128, 256, 512, 1024)
 
 
 def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
-    """Take one of `QUANTITIES`, or ``about``, for a recipe and uint8 images of shape (N, H, W).
+    """Measure one of `QUANTITIES` for a recipe and uint8 images of shape (N, H, W).
 
     Raises:
         MemoryError: If the memory of the device or of the machine did not suffice.
@@ -59,7 +59,7 @@ def time_step(work: Work) -> dict[str, Any] | None:
 
 
 def time_optimizer(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of ``optimizer.step()`` alone, with gradients at hand."""
+    """Milliseconds of ``optimizer.step()`` alone, with gradients already computed."""
     if work.recipe.training is None:
         return None
     model, batch = work.model().train(), work.batch(work.training_batch)
@@ -69,7 +69,7 @@ def time_optimizer(work: Work) -> dict[str, Any] | None:
 
 
 def time_density(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds an image for the bits per dimension of 8-bit images, preprocessing included."""
+    """Milliseconds per image for the bits per dimension of 8-bit images, preprocessing included."""
     size = work.settings.large_batch if large else 1
     model, batch = work.settled() if large else work.model().eval(), work.batch(size)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def time_density(work: Work, *, large: bool) -> dict[str, Any]:
 
 
 def time_sampling(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds an image for drawing 8-bit images."""
+    """Milliseconds per image for sampling 8-bit images."""
     size = work.settings.large_batch if large else 1
     model = work.settled() if large else work.model().eval()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def time_sampling(work: Work, *, large: bool) -> dict[str, Any]:
 
 
 def time_determinants(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
+    """Milliseconds for the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
     if not isinstance(work.recipe.model, LUNetModel | LearnedLUNetModel):
         return None
     diagonal_ms, slogdet_ms = [], []
@@ -114,7 +114,7 @@ def weigh_training(work: Work) -> dict[str, float | None] | None:
 
 
 def weigh_sampling(work: Work) -> dict[str, float | None]:
-    """Peak memory of a process that draws the large batch."""
+    """Peak memory of a process that samples the large batch."""
 
     def draw() -> None:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the stopwatch of the released code would report."""
+"""The times that the stopwatch of the released code would report."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.measuring.work import Work, unsynchronised
 from pipeline.training.objectives import loss_and_bits
 from pipeline.training.optimisation import make_optimizer
 
-# The released code's batch sizes, by which its stopwatch divides; its numbers of samples a call; the points to which it
-# fits the inverse of the activation; and how many images a CPU is given in place of all, which would take minutes.
+# From the released code: the batch sizes, by which its stopwatch divides; the samples of one call; and the points
+# of the spline that inverts the activation. A CPU times only the first CPU_IMAGES images, since all would take minutes.
 RELEASED_BATCH = {"lunet": 256, "realnvp": 128, "realnvp_released": 128}
 RELEASED_SAMPLES = {"lunet": 100, "realnvp": 64, "realnvp_released": 64}
 RELEASED_POINTS = (-1000, 1000.001, 0.001)
@@ -25,7 +25,7 @@ CPU_IMAGES = 1024
 
 
 def time_released_optimizer(work: Work) -> dict[str, Any] | None:
-    """What the released stopwatch calls a step: the first ``optimizer.step()`` alone, not waited for."""
+    """The released stopwatch's time of a step: the first ``optimizer.step()`` alone, without synchronisation."""
     training = work.recipe.training
     if training is None or work.recipe.model.kind not in RELEASED_BATCH:
         return None
@@ -39,11 +39,11 @@ def time_released_optimizer(work: Work) -> dict[str, Any] | None:
 
 
 def time_released_density(work: Work) -> dict[str, Any] | None:
-    """What the released stopwatch calls the density of an image: a pass over all images over the *batch size*.
+    """The released stopwatch's time of the density of an image: a pass over all images divided by the *batch size*.
 
-    The images are loaded one by one in this process and nothing waits for the device. A CPU is given the first
-    `CPU_IMAGES`, and the time of all batches but the first, which is slow for once, is scaled to all images;
-    ``images`` says how many were timed, ``of`` how many there are.
+    The images are loaded one by one in this process, without synchronisation. A CPU gets the first `CPU_IMAGES`, and
+    the time of all batches except the first, which is slower, is scaled to all images; ``images`` is the number of
+    timed images, ``of`` the number of all images.
     """
     size = RELEASED_BATCH.get(work.recipe.model.kind)
     if size is None:
@@ -56,28 +56,28 @@ def time_released_density(work: Work) -> dict[str, Any] | None:
         (batch,) = next(batches)
         model.bits_per_dim(batch.to(work.device))
 
-    def the_others() -> None:
+    def other_batches() -> None:
         for _ in range(size, count, size):
             one_batch()
 
     with torch.no_grad():
-        first, others = unsynchronised(one_batch), unsynchronised(the_others)
-    passed = first + (others * (total - size) / (count - size) if count > size else 0)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [passed / size], "images": count, "of": total}
+        first, others = unsynchronised(one_batch), unsynchronised(other_batches)
+    total_ms = first + (others * (total - size) / (count - size) if count > size else 0)
+    return {"unit": "ms", "per": "image", "batch": size, "samples": [total_ms / size], "images": count, "of": total}
 
 
 def time_released_sampling(work: Work) -> dict[str, Any] | None:
-    """What the released stopwatch calls the sampling of an image: the first call, not waited for, over its images.
+    """The released stopwatch's time of sampling an image: the first call, without synchronisation, per image.
 
-    LU-Net's activations are inverted on the CPU, each by a spline that is fitted anew, and its matrices by a general
-    solver; see `sample_as_released`. Its layers are standardised before: finding values among the spline's points takes
-    the longer the farther apart they lie, and without it they lie farther apart than in a trained net.
+    LU-Net's activations are inverted on the CPU, each by a newly fitted spline, and its matrices by a general solver;
+    see `sample_as_released`. Its layers are standardised first: looking up values in the spline takes longer the
+    farther apart they are, and without standardisation they are farther apart than in a trained network.
     """
     count = RELEASED_SAMPLES.get(work.recipe.model.kind)
     if count is None:
         return None
     model = work.model().eval()
-    importlib.import_module("scipy.interpolate")  # no part of the call
+    importlib.import_module("scipy.interpolate")  # outside the timed call
     with torch.no_grad():
         if isinstance(model.flow, LUNet):
             model.flow.standardise_(model.preprocess(work.batch(len(work.images)))[0])
@@ -88,11 +88,11 @@ def time_released_sampling(work: Work) -> dict[str, Any] | None:
 
 
 def sample_as_released(flow: LUNet, count: int) -> Tensor:
-    """Samples of an LU-Net with leaky softplus, of shape (count, D), found in the way of the released code.
+    """Samples of an LU-Net with leaky softplus, of shape (count, D), computed as in the released code.
 
-    Cost: for each activation a spline through 2,000,001 points, about a second.
+    Cost: one spline through 2,000,001 points for each activation, about a second.
     """
-    from scipy.interpolate import splev, splrep  # here, so that it adds nothing to the memory of other quantities
+    from scipy.interpolate import splev, splrep  # here, so that other quantities do not count its memory
 
     weights = flow.layers[0].lu
     x = torch.randn(count, flow.features, dtype=weights.dtype, device=weights.device)

@@ -1,4 +1,4 @@
-"""The work that is measured, and the stopwatch."""
+"""The model and images of a measurement, and the stopwatch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Samples = list[float]
 
 @dataclass(frozen=True)
 class Work:
-    """What a measuring process is given: the architecture, images with shape (N, H, W), the device and the settings."""
+    """The input of a measuring process: the recipe, images with shape (N, H, W), the device and the settings."""
 
     recipe: Recipe
     images: Tensor
@@ -29,13 +29,13 @@ class Work:
     settings: Measure
 
     def model(self) -> ImageFlow:
-        """The untrained model on the device; times and memory do not depend on what it has learnt."""
+        """The untrained model on the device; times and memory do not depend on its weights."""
         torch.manual_seed(0)
         return self.architecture().to(self.device)
 
     @torch.no_grad()
     def settled(self) -> ImageFlow:
-        """The untrained model in eval mode, after so many rows that an LU-Net has folded its layers."""
+        """The untrained model in eval mode, after enough rows for an LU-Net to fold its layers."""
         model = self.model().eval()
         if isinstance(model.flow, LUNet):
             for rows in model.flow.sample(SETTLING_ROWS * model.flow.features).split(self.settings.large_batch):
@@ -43,24 +43,24 @@ class Work:
         return model
 
     def architecture(self) -> ImageFlow:
-        """The untrained model, still in the machine's memory."""
+        """The untrained model on the CPU."""
         height, width = self.images.shape[1:]
         return build(self.recipe, (1, height, width))
 
     def batch(self, size: int) -> Tensor:
-        """``size`` images on the device."""
+        """``size`` images on the device, repeated if there are fewer."""
         return self.images[torch.arange(size) % len(self.images)].to(self.device)
 
     @property
     def training_batch(self) -> int:
-        """The batch size of the recipe's training; 0 where nothing is trained by steps."""
+        """The batch size of the recipe's training; 0 for models fitted in closed form."""
         return 0 if self.recipe.training is None else self.recipe.training.batch_size
 
 
 def stopwatch(function: Callable[[], object], work: Work) -> Samples:
-    """Milliseconds of each call, after the warm-up; the device has finished before each reading of the clock.
+    """Milliseconds of each call after the warm-up; the device is synchronised before each reading of the clock.
 
-    Stops early once ``settings.seconds`` have passed and the least number of repetitions is done.
+    Stops early once ``settings.seconds`` have passed and `MINIMUM_REPETITIONS` are done.
     """
     for _ in range(work.settings.warmup):
         function()
@@ -81,13 +81,13 @@ def stopwatch(function: Callable[[], object], work: Work) -> Samples:
 
 
 def unsynchronised(function: Callable[[], object]) -> float:
-    """Milliseconds until a single call returns, its first one; what a GPU is still doing then is not waited for."""
+    """Milliseconds until the first call returns, without waiting for a GPU to finish."""
     start = time.perf_counter()
     function()
     return 1000 * (time.perf_counter() - start)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished; a CPU always has."""
+    """Wait until a GPU has finished; no effect on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The archive of a run: all results, small enough to carry by hand, and checked before they are believed."""
+"""The archive of a run: contains all results without weights, and is checked in full before it is unpacked."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ TEXTS = {".json", ".csv", ".yaml", ".svg"}
 
 
 class CellStatus(Section):
-    """What has become of a cell; ``epochs`` are those of each of a training's models, of ``planned_epochs``.
+    """The status of a cell; for a training, the ``epochs`` that each model has completed of ``planned_epochs``.
 
-    Both are null where nothing is trained by steps; those of a training that is not complete have given no figure.
+    Both are null for cells without training steps. Epochs of an incomplete training have no results.
     """
 
     stage: Literal["train", "evaluate", "measure"]
@@ -56,19 +56,19 @@ class CellStatus(Section):
 
     @property
     def key(self) -> Key:
-        """Which cell it is."""
+        """The cell of the grid."""
         return Key(self.dataset, self.recipe, self.seed)
 
     @property
     def finished(self) -> bool:
-        """Whether the cell has come to its end, if only to a bad one."""
+        """Whether the cell has ended, successfully or not."""
         return self.status in ("complete", "diverged", "out_of_memory")
 
 
 class Manifest(Section):
-    """`manifest.json`: what the archive is of, and the SHA-256 of every other file in it.
+    """`manifest.json`: a description of the run, and the SHA-256 of every other file in the archive.
 
-    ``code`` has the SHA-256 of every file of the code that was run; ``commit`` is null where there was no git.
+    ``code`` contains the SHA-256 of every file of the code that was run; ``commit`` is null without git.
     """
 
     format: Literal[1]
@@ -91,15 +91,15 @@ def code_digests() -> dict[str, str]:
 def pack(
     archive: Path, params: Params, done: Sequence[Step], ledger: Ledger, cells: Sequence[CellStatus], reports: Path
 ) -> None:
-    """Write the archive of what is done, without weights; the same bytes, but for the time, for the same results.
+    """Write the archive of the finished steps, without weights; equal results give equal bytes, except for the time.
 
     Args:
         archive: The file to write, a gzipped tar.
         params: The parameters.
-        done: The steps that are done.
-        ledger: Knows the files of each step.
-        cells: What has become of each cell.
-        reports: The folder of what was collected.
+        done: The finished steps.
+        ledger: The record of each step's files.
+        cells: The status of each cell.
+        reports: The folder that collect wrote.
     """
     contents = {name: (reports / name).read_bytes() for name in COLLECTED}
     for file in files_under(reports / "figures"):
@@ -129,19 +129,19 @@ def pack(
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
             tar.addfile(member, io.BytesIO(content))
-    with replacing(archive) as fresh:
-        fresh.write_bytes(gzip.compress(plain.getvalue(), mtime=0))
+    with replacing(archive) as temporary:
+        temporary.write_bytes(gzip.compress(plain.getvalue(), mtime=0))
 
 
 def unpack(archive: Path, folder: Path) -> Manifest:
     """Check an archive and write its files into a new folder.
 
-    Every member is looked at before anything is written: a plain file, a harmless relative path, a size that is
-    allowed, a checksum that is right, and no path of a machine in its text. Then the written files must be results as
-    this code reads them.
+    Before anything is written, every member is checked: it must be a plain file with a safe relative path, an allowed
+    size, the right checksum, and no path of a machine in its text. Then the written files must be results that this
+    code can read.
 
     Raises:
-        UserError: If anything is wrong; what stands in the folder then is to be thrown away.
+        UserError: If a check fails; the caller should then discard the folder.
     """
     contents = _read(archive)
     manifest = _check(archive, contents)
@@ -152,18 +152,18 @@ def unpack(archive: Path, folder: Path) -> Manifest:
     try:
         _check_results(folder, manifest)
     except UserError as error:
-        # The folder is a temporary one; the reader knows the archive.
+        # The folder is temporary, so the message names only the archive.
         raise UserError(f"{archive} cannot be published: {str(error).replace(f'{folder}/', '')}") from None
     return manifest
 
 
 def json_bytes(value: Any) -> bytes:
-    """A value as the pipeline's JSON files have it."""
+    """A value in the format of the pipeline's JSON files."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _params_text(params: Params) -> bytes:
-    """The parameters with nothing left out, but for folders of the machine."""
+    """All parameters as YAML, with paths of the machine replaced."""
     values = params.model_dump(mode="json")
     for source in values["data"].values():
         source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
@@ -174,7 +174,7 @@ def _params_text(params: Params) -> bytes:
 
 
 def _read(archive: Path) -> dict[str, bytes]:
-    """The members of an archive, none of which can do harm by its name, its kind or its size."""
+    """The members of an archive; raises a `UserError` if the name, the kind or the size of one is not safe."""
     contents: dict[str, bytes] = {}
     total = 0
     try:
@@ -206,7 +206,7 @@ def _read(archive: Path) -> dict[str, bytes]:
 
 
 def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
-    """The manifest, if it is about exactly these contents."""
+    """The manifest; raises a `UserError` if it does not describe exactly these contents."""
     if MANIFEST not in contents:
         raise UserError(f"{archive} has no {MANIFEST}; write it with: python -m pipeline.run --pack {archive.name}")
     try:
@@ -216,26 +216,26 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
         raise UserError(
             f"{archive}: {MANIFEST}: {'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg'].lower()}"
         ) from None
-    there, listed = set(contents) - {MANIFEST}, set(manifest.files)
-    if there != listed:
-        strange = ", ".join(sorted(there ^ listed)[:5])
-        raise UserError(f"{archive} and its {MANIFEST} do not name the same files: {strange}")
-    for name in [*sorted(there), MANIFEST]:
+    packed, listed = set(contents) - {MANIFEST}, set(manifest.files)
+    if packed != listed:
+        differing = ", ".join(sorted(packed ^ listed)[:5])
+        raise UserError(f"{archive} and its {MANIFEST} do not name the same files: {differing}")
+    for name in [*sorted(packed), MANIFEST]:
         content = contents[name]
         if name != MANIFEST and hashlib.sha256(content).hexdigest() != manifest.files[name]:
             raise UserError(f"{archive}: {name} is not what was packed: its SHA-256 is another")
-        if Path(name).suffix in TEXTS and (told := path_in(_text(archive, name, content))):
-            raise UserError(f"{archive}: {name} tells a path of a machine: {told}")
+        if Path(name).suffix in TEXTS and (path := path_in(_text(archive, name, content))):
+            raise UserError(f"{archive}: {name} tells a path of a machine: {path}")
     return manifest
 
 
 def path_in(text: str) -> str | None:
-    """The first absolute path in a text, if there is one; an address on the web is none."""
+    """The first absolute path in a text, or None; web addresses are not paths."""
     text = re.sub(r"\bhttps?://[\w./#-]+", "", text)
     for line in text.splitlines():
-        clean = without_paths(line)
-        if clean != line:
-            start = next(i for i, (old, new) in enumerate(zip(line, f"{clean} ", strict=False)) if old != new)
+        cleaned = without_paths(line)
+        if cleaned != line:
+            start = next(i for i, (old, new) in enumerate(zip(line, f"{cleaned} ", strict=False)) if old != new)
             return line[start : start + 60].split()[0].rstrip("\"',;")
     return None
 
@@ -248,7 +248,7 @@ def _text(archive: Path, name: str, content: bytes) -> str:
 
 
 def _check_results(folder: Path, manifest: Manifest) -> None:
-    """Read the files as the pipeline does, every cell that is called finished among them, and render them once."""
+    """Read all files as the pipeline does, with every cell that the manifest calls finished, and render the report."""
     missing = [name for name in (*COLLECTED, PARAMS) if not (folder / name).is_file()]
     if missing:
         raise UserError(f"it lacks {', '.join(missing)}")
@@ -265,14 +265,14 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     for (stage, key), state in states.items():
         _check_cell(folder / "runs", params, stage, key, state)
     tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}
-    finished = {place for place, state in states.items() if state.finished}
+    finished = {cell for cell, state in states.items() if state.finished}
     for name, stages in (("results.csv", {"train", "evaluate"}), ("timings.csv", {"measure"})):
         table = tables[name]
-        wanted = {key for _, key in finished if all((stage, key) in finished for stage in stages)}
+        expected = {key for _, key in finished if all((stage, key) in finished for stage in stages)}
         seeds = table["seed"] if name == "results.csv" else [None] * len(table)
-        strange = set(map(Key, table["dataset"], table["recipe"], seeds)) - wanted
-        if strange:
-            raise UserError(f"{name} has figures of {strange.pop()}, which {MANIFEST} does not call finished")
+        unexpected = set(map(Key, table["dataset"], table["recipe"], seeds)) - expected
+        if unexpected:
+            raise UserError(f"{name} has figures of {unexpected.pop()}, which {MANIFEST} does not call finished")
     try:
         render(folder, params.report.title)
     except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
@@ -280,7 +280,7 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_cell(runs: Path, params: Params, stage: str, key: Key, state: CellStatus) -> None:
-    """Whether the files of a cell are there if it is finished, say the same, and are not there otherwise."""
+    """Check that a cell's files exist and agree with the manifest if it is finished, and do not exist otherwise."""
     files = {
         "train": runs / "train" / str(key) / "run.json",
         "evaluate": runs / "evaluate" / f"{key}.json",

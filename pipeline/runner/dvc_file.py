@@ -1,4 +1,4 @@
-"""The steps that `dvc.yaml` describes, without DVC: what each one runs, what it depends on, and what it writes."""
+"""Reads the steps in `dvc.yaml` without DVC: the command, the dependencies and the outputs of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRAPH = Path("dvc.yaml")
 
 @dataclass(frozen=True)
 class Step:
-    """One cell of a stage, or the whole of a stage that has no cells; paths are relative to the project.
+    """One cell of a stage, or a whole stage without cells; paths are relative to the project.
 
     ``params`` are dotted keys of the parameter file.
     """
@@ -33,12 +33,12 @@ class Step:
 
     @property
     def key(self) -> Key:
-        """Which cell of the grid; only for the stages of train, evaluate and measure."""
+        """The cell of the grid; only for train, evaluate and measure."""
         return Key(self.item["dataset"], self.item["recipe"], self.item.get("seed"))
 
     @property
     def cell(self) -> str:
-        """The cell as its files are named; empty for a stage without cells."""
+        """The name of the cell in file names; empty for a stage without cells."""
         return "-".join(map(str, self.item.values()))
 
     def __str__(self) -> str:
@@ -46,43 +46,43 @@ class Step:
 
 
 def read_steps(params: Mapping[str, Any], path: Path = GRAPH) -> list[Step]:
-    """All steps in the order of the file, which is one in which they can be run.
+    """All steps in the order of the file, in which they can run.
 
     Args:
-        params: The parameters as plain values; they say which cells there are.
-        path: The file, of which only what this project uses is understood: a matrix over lists of the parameters, a
-            foreach over one of their sections, the names of items in the other fields, and parameters of its own.
+        params: The parameters as plain values; they define the cells.
+        path: The file. Only the features that this project uses are supported: a matrix over lists of the parameters,
+            a foreach over one of their sections, placeholders for the item, and ``vars``.
 
     Raises:
-        UserError: If the file is missing or uses something else.
+        UserError: If the file is missing or uses another feature.
     """
     try:
         graph = read_yaml(path)
-        for more in graph.get("vars", []):
-            params = _merged(params, more)
+        for variables in graph.get("vars", []):
+            params = _merged(params, variables)
         return [step for name, stage in graph["stages"].items() for step in _cells(name, stage, params)]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} describes a stage in a way that only DVC understands ({error!r})") from None
 
 
 def value_of(params: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted key; `KeyError` where there is none."""
+    """The value of a dotted key; raises `KeyError` if it is missing."""
     value: Any = params
     for name in dotted.split("."):
         value = value[name]
     return value
 
 
-def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with more of them, sections within sections."""
-    both = {key: _merged(values[key], more[key]) for key in more if isinstance(values.get(key), Mapping)}
-    return {**values, **more, **both}
+def _merged(values: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with ``updates``; sections are merged recursively."""
+    sections = {key: _merged(values[key], updates[key]) for key in updates if isinstance(values.get(key), Mapping)}
+    return {**values, **updates, **sections}
 
 
 def _cells(name: str, stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Step]:
     if "foreach" in stage:
-        for key, own in value_of(params, _placeholder(stage["foreach"])).items():
-            known = {"key": key, **{f"item.{field}": str(value) for field, value in own.items()}}
+        for key, fields in value_of(params, _placeholder(stage["foreach"])).items():
+            known = {"key": key, **{f"item.{field}": str(value) for field, value in fields.items()}}
             yield _step(name, stage["do"], {"dataset": key}, known)
         return
     matrix = {item: value_of(params, _placeholder(text)) for item, text in stage.get("matrix", {}).items()}
@@ -93,11 +93,11 @@ def _cells(name: str, stage: Mapping[str, Any], params: Mapping[str, Any]) -> It
 
 
 def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], known: Mapping[str, str]) -> Step:
-    """One step of a stage, its placeholders filled with what is ``known``."""
+    """One step of a stage; ``known`` has the values of its placeholders."""
     outs = [path for kind in ("outs", "metrics", "plots") for path in stage.get(kind, [])]
 
     def fill(text: str) -> str:
-        return re.sub(r"\$\{([\w.]+)\}", lambda found: known[found[1]], text)
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: known[match[1]], text)
 
     return Step(
         stage=name,
@@ -110,7 +110,7 @@ def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], known: M
 
 
 def _placeholder(text: str) -> str:
-    found = re.fullmatch(r"\$\{([\w.]+)\}", text)
-    if found is None:
+    match = re.fullmatch(r"\$\{([\w.]+)\}", text)
+    if match is None:
         raise KeyError(text)
-    return found[1]
+    return match[1]
