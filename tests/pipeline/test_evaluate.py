@@ -12,7 +12,7 @@ from pipeline.core.files import write_json
 from pipeline.core.params import load_params
 
 
-def test_an_evaluation_of_a_diverged_run_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_an_evaluation_of_a_diverged_run_records_the_status(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     assert stage("pipeline.data", "--dataset", "mnist", "--out", "data/mnist", cwd=folder).returncode == 0
     run = folder / "runs/train/mnist-lunet-0"

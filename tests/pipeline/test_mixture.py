@@ -1,4 +1,4 @@
-"""The experiment in two dimensions: the known density, the many starts in one flow, and what is written."""
+"""The experiment in two dimensions: the known density, many initialisations in one flow, and the output files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from pipeline.results.reading import read_densities, read_mixture
 
 @pytest.fixture
 def settings() -> Mixture:
-    """The smoke preset's, cut to a few steps."""
-    own = load_preset("smoke").mixture
-    return own.model_copy(update={"layers": 4, "train_points": 900, "test_points": 300, "starts": 2, "steps": 20})
+    """The settings of the smoke preset, cut to a few steps."""
+    mixture = load_preset("smoke").mixture
+    return mixture.model_copy(update={"layers": 4, "train_points": 900, "test_points": 300, "starts": 2, "steps": 20})
 
 
 def flows(n: int = 3, layers: int = 4) -> list[LUNet]:
@@ -56,7 +56,7 @@ def test_the_centres_are_those_of_the_released_code() -> None:
     assert np.abs(released - np.array(CENTRES)).max() < 1e-7
 
 
-def test_the_density_is_the_mixture_s() -> None:
+def test_the_density_is_that_of_the_mixture() -> None:
     x = np.array([[-1.5, 4.2], [-6.6, -5.0], [0.0, 0.0]])
     expected = np.mean([stats.multivariate_normal(centre, STD**2).pdf(x) for centre in CENTRES], axis=0)
     np.testing.assert_allclose(np.exp(log_density(x)), expected, rtol=1e-9)
@@ -67,7 +67,7 @@ def test_the_entropy_is_that_of_four_gaussians_far_apart() -> None:
     assert entropy() == pytest.approx(1.005, abs=5e-4)
 
 
-def test_the_entropy_counts_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entropy_accounts_for_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "CENTRES", ((0.0, 0.0), (0.0, 0.0)))
     assert entropy() == pytest.approx(1 + math.log(2 * math.pi * STD**2), abs=1e-6)
     monkeypatch.setattr(mixture, "CENTRES", ((0.0, 0.0), (0.3, 0.0)))
@@ -75,7 +75,7 @@ def test_the_entropy_counts_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> No
     assert entropy() == pytest.approx(nats.mean(), abs=4 * nats.std() / 200_000**0.5)
 
 
-def test_points_are_the_mixture_s_and_differ_by_seed() -> None:
+def test_points_follow_the_mixture_and_differ_by_seed() -> None:
     points = draw(40_000, 0)
     distance = np.linalg.norm(points[:, None] - np.array(CENTRES), axis=2)
     assert np.bincount(distance.argmin(1)) / 40_000 == pytest.approx(np.full(4, 0.25), abs=0.01)
@@ -84,54 +84,55 @@ def test_points_are_the_mixture_s_and_differ_by_seed() -> None:
     assert not set(map(tuple, draw(100, 1))) & set(map(tuple, points))
 
 
-# Many starts in one flow
+# Many initialisations in one flow
 
 
-def test_flows_side_by_side_map_as_each_does_alone() -> None:
-    own = flows()
-    whole = side_by_side(own).eval()
+def test_joined_flows_map_as_each_does_alone() -> None:
+    originals = flows()
+    joined = side_by_side(originals).eval()
     x = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    alone = [flow(x[:, 2 * i : 2 * i + 2]) for i, flow in enumerate(own)]
-    found = whole(x)
-    torch.testing.assert_close(found.z, torch.cat([one.z for one in alone], 1))
-    torch.testing.assert_close(found.log_det, sum((one.log_det for one in alone), torch.zeros(50, dtype=torch.float64)))
-    for before, after in zip(own, one_by_one(whole, 3), strict=True):
+    alone = [flow(x[:, 2 * i : 2 * i + 2]) for i, flow in enumerate(originals)]
+    output = joined(x)
+    torch.testing.assert_close(output.z, torch.cat([single.z for single in alone], 1))
+    expected = sum((single.log_det for single in alone), torch.zeros(50, dtype=torch.float64))
+    torch.testing.assert_close(output.log_det, expected)
+    for before, after in zip(originals, one_by_one(joined, 3), strict=True):
         for name, value in before.state_dict().items():
             assert torch.equal(after.state_dict()[name], value)
 
 
-def test_each_has_the_gradient_that_it_has_alone_and_a_norm_of_its_own() -> None:
-    own = flows()
+def test_joined_flows_keep_their_gradients_and_are_clipped_separately() -> None:
+    originals = flows()
     x = torch.from_numpy(draw(64, 0))
-    whole = side_by_side(own).train()
-    (-whole.log_prob(x.repeat(1, 3)).mean()).backward()
-    assert any(bool(layer.lu.grad[:2, 2:].any()) for layer in whole.layers if layer.lu.grad is not None)
-    keep_apart_(whole, 1.0)
-    for index, flow in enumerate(own):
+    joined = side_by_side(originals).train()
+    (-joined.log_prob(x.repeat(1, 3)).mean()).backward()
+    assert any(bool(layer.lu.grad[:2, 2:].any()) for layer in joined.layers if layer.lu.grad is not None)
+    keep_apart_(joined, 1.0)
+    for index, flow in enumerate(originals):
         (-flow.log_prob(x).mean()).backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         at = slice(2 * index, 2 * index + 2)
-        for layer, joined in zip(flow.layers, whole.layers, strict=True):
+        for layer, joined_layer in zip(flow.layers, joined.layers, strict=True):
             assert layer.lu.grad is not None
-            assert joined.lu.grad is not None
-            assert joined.bias.grad is not None
-            torch.testing.assert_close(joined.lu.grad[at, at], layer.lu.grad)
-            torch.testing.assert_close(joined.bias.grad[at], layer.bias.grad)
-            rest = joined.lu.grad[at].clone()
+            assert joined_layer.lu.grad is not None
+            assert joined_layer.bias.grad is not None
+            torch.testing.assert_close(joined_layer.lu.grad[at, at], layer.lu.grad)
+            torch.testing.assert_close(joined_layer.bias.grad[at], layer.bias.grad)
+            rest = joined_layer.lu.grad[at].clone()
             rest[:, at] = 0
             assert not rest.any()
 
 
-def test_training_keeps_them_apart(settings: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[LUNet] = []
+def test_training_keeps_the_flows_independent(settings: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: list[LUNet] = []
 
-    def split(whole: LUNet, n: int) -> list[LUNet]:
-        kept.append(whole)
-        return one_by_one(whole, n)
+    def split(joined: LUNet, n: int) -> list[LUNet]:
+        networks.append(joined)
+        return one_by_one(joined, n)
 
     monkeypatch.setattr(mixture, "one_by_one", split)
     fit(torch.from_numpy(draw(200, 0)), settings)
-    for layer in kept[0].layers:
+    for layer in networks[0].layers:
         assert not layer.lu[:2, 2:].any()
         assert not layer.lu[2:, :2].any()
 
@@ -139,7 +140,7 @@ def test_training_keeps_them_apart(settings: Mixture, monkeypatch: pytest.Monkey
 # The fit
 
 
-def test_the_best_of_the_starts_is_kept(settings: Mixture) -> None:
+def test_the_best_initialisation_is_returned(settings: Mixture) -> None:
     points = torch.from_numpy(draw(900, 0))
     best, first = (fit(points, settings.model_copy(update={"starts": n, "steps": 60})) for n in (6, 1))
     new = torch.from_numpy(draw(900, 1))
@@ -149,15 +150,15 @@ def test_the_best_of_the_starts_is_kept(settings: Mixture) -> None:
 
 
 def test_more_steps_beat_the_gaussian_and_nothing_beats_the_entropy(settings: Mixture) -> None:
-    found, densities = experiment(settings.model_copy(update={"layers": 7, "starts": 4, "steps": 300}))
-    nats = {name: model["nats"]["mean"] for name, model in found["models"].items()}
+    result, densities = experiment(settings.model_copy(update={"layers": 7, "starts": 4, "steps": 300}))
+    nats = {name: model["nats"]["mean"] for name, model in result["models"].items()}
     assert nats["truth"] < nats["lunet"] < nats["gaussian"]
-    above = {name: model["above_truth"] for name, model in found["models"].items()}
+    above = {name: model["above_truth"] for name, model in result["models"].items()}
     assert above["truth"] == {"mean": 0.0, "ci_low": 0.0, "ci_high": 0.0, "n": 300}
     assert above["gaussian"]["ci_low"] > above["lunet"]["ci_low"] > 0
-    interval = found["models"]["truth"]["nats"]
-    assert interval["ci_low"] < found["entropy"] < interval["ci_high"]
-    assert found["printed"] < found["entropy"] < found["printed_honest"]
+    interval = result["models"]["truth"]["nats"]
+    assert interval["ci_low"] < result["entropy"] < interval["ci_high"]
+    assert result["printed"] < result["entropy"] < result["printed_honest"]
     # Every density sums to about 1 over the grid; the Gaussian's tails leave it.
     mass = {name: float(np.exp(values).sum() * mixture.SPACING**2) for name, values in densities.items()}
     assert mass["truth"] == pytest.approx(1, abs=1e-3)
@@ -165,17 +166,17 @@ def test_more_steps_beat_the_gaussian_and_nothing_beats_the_entropy(settings: Mi
     assert 0.9 < mass["lunet"] < 1.05
 
 
-def test_a_diverged_fit_is_a_status_and_the_rest_goes_on(settings: Mixture) -> None:
+def test_a_diverged_fit_is_a_status_and_the_gaussian_is_still_fitted(settings: Mixture) -> None:
     wild = settings.model_copy(update={"learning_rate": 1e6, "layers": 30})
     with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after step 20"):
         fit(torch.from_numpy(draw(900, 0)), wild)
-    found, densities = experiment(wild)
-    assert (found["status"], "after step" in found["message"]) == ("diverged", True)
-    assert set(found["models"]) == set(densities) == {"truth", "gaussian"}
-    json.dumps(found, allow_nan=False)
+    result, densities = experiment(wild)
+    assert (result["status"], "after step" in result["message"]) == ("diverged", True)
+    assert set(result["models"]) == set(densities) == {"truth", "gaussian"}
+    json.dumps(result, allow_nan=False)
 
 
-# What is written and read
+# Output files
 
 
 def test_the_stage_writes_what_collect_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,11 +202,11 @@ def test_the_stage_writes_what_collect_reads(tmp_path: Path, monkeypatch: pytest
 
 
 def small() -> dict[str, Any]:
-    found: dict[str, Any] = {**preset_values("smoke")["mixture"], "layers": 3, "starts": 2, "steps": 5}
-    return found
+    values: dict[str, Any] = {**preset_values("smoke")["mixture"], "layers": 3, "starts": 2, "steps": 5}
+    return values
 
 
-def test_what_is_missing_changed_or_of_other_parameters_is_refused(tmp_path: Path) -> None:
+def test_missing_changed_or_outdated_files_are_refused(tmp_path: Path) -> None:
     project = Project(tmp_path, parameters(**SMALL))
     params = load_params(project.params)
     read = read_mixture(project.runs, params)

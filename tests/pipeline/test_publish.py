@@ -1,4 +1,4 @@
-"""What is packed can be published, and nothing else: an archive is believed only after every check."""
+"""Publishing an archive: what is written, names, commits, and errors on the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.run import Runner
 from pipeline.runner.archive import Manifest
 
 
-def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters(
+def test_an_archive_is_published_whole_with_its_state_environment_and_parameters(
     packed_archive: Path, working_folder: Path
 ) -> None:
     words = publish(packed_archive, "paper-h100", replace=False)
@@ -44,9 +44,7 @@ def test_an_archive_is_laid_down_whole_with_its_state_environment_and_parameters
     assert "5 of 6 cells\n  evaluate mnist-realnvp-0: failed, exit status 3" in words
 
 
-def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(
-    packed_archive: Path, working_folder: Path
-) -> None:
+def test_an_existing_name_is_refused_without_replace(packed_archive: Path, working_folder: Path) -> None:
     publish(packed_archive, "v1", replace=False)
     mark = PUBLISHED / "v1" / "mark.txt"
     mark.touch()
@@ -62,7 +60,7 @@ def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "A", "-x", "a b"])
-def test_a_name_is_one_harmless_word(packed_archive: Path, working_folder: Path, name: str) -> None:
+def test_unsafe_names_are_refused(packed_archive: Path, working_folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not allowed"):
         publish(packed_archive, name, replace=True)
 
@@ -88,7 +86,7 @@ def test_without_git_the_commit_is_found_by_the_code(
     assert json.loads((PUBLISHED / "known/manifest.json").read_text())["commit"] == head
 
 
-def test_results_can_be_carried_to_another_machine_without_weights(
+def test_results_can_be_moved_to_another_machine_without_weights(
     packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = Workshop(working_folder, data__mnist__folder="/home/another/data")
@@ -106,7 +104,7 @@ def no_change(_contents: Contents) -> None:
     """Leave the contents as they are."""
 
 
-def test_the_command_tells_a_mistake_in_one_line(packed_archive: Path, working_folder: Path) -> None:
+def test_the_command_reports_a_mistake_in_one_line(packed_archive: Path, working_folder: Path) -> None:
     command = [sys.executable, "-m", "pipeline.publish", "none.tar.gz", "x"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (1, "error: none.tar.gz: No such file or directory\n")

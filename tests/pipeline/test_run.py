@@ -1,4 +1,4 @@
-"""The runner without DVC: what it runs and in which order, what it takes for done, and how it stops and goes on."""
+"""The runner without DVC: the order of the cells, finished cells, time limits, and resuming."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def content(path: str) -> Any:
 
 
 class Clock:
-    """A clock that stands still until a stage hangs, and then is far on."""
+    """A clock that stands still until a stage hangs, and then jumps ahead."""
 
     sleep = staticmethod(time.sleep)
 
@@ -49,7 +49,7 @@ class Clock:
         return 1000.0 if Path("hanging").exists() else 0.0
 
 
-def test_what_is_worth_most_comes_first() -> None:
+def test_the_most_valuable_cells_come_first() -> None:
     values = preset_values("paper")
     values["grid"]["seeds"] = [3, 1]
     write = [step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage in CELLS]
@@ -72,7 +72,7 @@ def test_what_is_worth_most_comes_first() -> None:
     assert all(name.endswith(" 1") for name in names[first_of_second:])
 
 
-def test_the_runner_does_without_dvc_and_needs_nothing_beside_what_the_readme_carries() -> None:
+def test_the_runner_needs_neither_dvc_nor_files_that_the_readme_does_not_list() -> None:
     there = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "jinja2", "scipy", "psutil", "tqdm"}
     # Pillow comes with matplotlib.
     there |= {"safetensors", "filelock", "pynvml", "markupsafe", "PIL"}
@@ -99,7 +99,7 @@ def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, cap
     assert capfd.readouterr().out.splitlines()[-1] == "all 6 cells are done"
 
 
-def test_the_mixture_is_run_once_and_again_when_a_file_of_it_is_gone(workshop: Workshop) -> None:
+def test_the_mixture_runs_once_and_again_when_its_file_is_missing(workshop: Workshop) -> None:
     without_report(workshop)
     assert work() == 0
     path = Path("runs/mixture.json")
@@ -136,7 +136,7 @@ TRAINED = [cell for cell in ALL if "measure" not in cell]
         (lambda shop: (shop.folder / "runs/done/measure/mnist-lunet.json").write_text("{}"), ["measure mnist-lunet"]),
     ],
 )  # fmt: skip
-def test_exactly_what_is_concerned_is_done_again(workshop: Workshop, change: Any, again: list[str]) -> None:
+def test_a_change_repeats_exactly_the_affected_steps(workshop: Workshop, change: Any, again: list[str]) -> None:
     without_report(workshop)
     assert work() == 0
     workshop.done()
@@ -147,7 +147,7 @@ def test_exactly_what_is_concerned_is_done_again(workshop: Workshop, change: Any
     assert workshop.done() == []
 
 
-def test_weights_may_be_gone_once_they_were_evaluated_and_not_before(workshop: Workshop) -> None:
+def test_weights_may_be_missing_only_after_their_evaluation(workshop: Workshop) -> None:
     without_report(workshop)
     assert work() == 0
     workshop.done()
@@ -163,7 +163,7 @@ def test_weights_may_be_gone_once_they_were_evaluated_and_not_before(workshop: W
     assert workshop.done() == ["train mnist-lunet-0"]
 
 
-def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
+def test_the_time_limit_stops_the_training_and_finished_cells_are_reported(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(run, "time", Clock)
@@ -202,7 +202,7 @@ def test_time_that_is_up_stops_the_training_and_leaves_what_is_done_visible(
     assert {cell.status for cell in unpack(Path("all.tar.gz"), tmp_path / "whole").cells} == {"complete"}
 
 
-def test_files_of_an_older_run_are_no_results_of_a_cell_that_is_not_done(workshop: Workshop) -> None:
+def test_files_of_an_older_run_are_not_results_of_an_unfinished_cell(workshop: Workshop) -> None:
     graph = Path("dvc.yaml").read_bytes()
     without_report(workshop)
     assert work() == 0
@@ -217,7 +217,7 @@ def test_files_of_an_older_run_are_no_results_of_a_cell_that_is_not_done(worksho
     assert (status["stage"], status["status"], status["message"]) == ("evaluate", "failed", "exit status 7")
 
 
-def test_a_cell_that_fails_does_not_keep_others_from_running(workshop: Workshop) -> None:
+def test_a_failed_cell_does_not_stop_the_others(workshop: Workshop) -> None:
     without_report(workshop)
     workshop.fault("train mnist-lunet-0", 1)
     with pytest.raises(UserError, match="4 of 6 cells done; failed"):
@@ -225,7 +225,7 @@ def test_a_cell_that_fails_does_not_keep_others_from_running(workshop: Workshop)
     assert workshop.done() == [cell for cell in ALL if cell != "evaluate mnist-lunet-0"]
 
 
-def test_data_that_fail_stop_everything(workshop: Workshop) -> None:
+def test_a_failed_data_stage_stops_the_run(workshop: Workshop) -> None:
     graph = read_yaml(workshop.folder / "dvc.yaml")
     graph["stages"]["data"]["do"]["cmd"] = 'python -c "raise SystemExit(1)"'
     write_yaml(workshop.folder / "dvc.yaml", graph)
@@ -234,7 +234,7 @@ def test_data_that_fail_stop_everything(workshop: Workshop) -> None:
     assert workshop.done() == []
 
 
-def test_a_measurement_longer_than_the_limit_keeps_no_other_cell_from_being_done_and_is_said_to_be_so(
+def test_a_measurement_that_exceeds_the_limit_is_reported_and_blocks_no_other_cell(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "time", Clock)
@@ -249,7 +249,7 @@ def test_a_measurement_longer_than_the_limit_keeps_no_other_cell_from_being_done
         work(deadline=100)
 
 
-def test_of_those_that_were_stopped_the_one_that_has_waited_longest_comes_first(
+def test_of_the_stopped_cells_the_one_that_waited_longest_comes_first(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "time", Clock)
@@ -264,7 +264,7 @@ def test_of_those_that_were_stopped_the_one_that_has_waited_longest_comes_first(
     assert workshop.done() == ["measure mnist-realnvp", "measure mnist-lunet"]
 
 
-def test_no_cell_is_begun_when_time_is_nearly_up(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cell_begins_shortly_before_the_time_limit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "time", Clock)
     assert work(deadline=run.WORTHWHILE - 1) == run.TIME_IS_UP
     assert workshop.done() == []
@@ -297,7 +297,7 @@ def test_a_signal_to_the_runner_alone_reaches_the_training_and_the_next_call_goe
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a group of processes is killed as POSIX systems do")
-def test_killed_with_all_its_processes_it_does_nothing_twice(workshop: Workshop) -> None:
+def test_after_a_kill_no_finished_cell_runs_again(workshop: Workshop) -> None:
     without_report(workshop)
     workshop.fault("train mnist-lunet-0", "hang")
     process = workshop.start()
@@ -311,7 +311,7 @@ def test_killed_with_all_its_processes_it_does_nothing_twice(workshop: Workshop)
     assert workshop.done() == ALL[2:]
 
 
-def test_a_limit_that_leaves_no_time_is_refused(workshop: Workshop) -> None:
+def test_a_time_limit_that_is_too_short_is_refused(workshop: Workshop) -> None:
     # Time to collect and to render is needed with an archive and without.
     for archive in ([], ["--pack", "x.tar.gz"]):
         status, output = workshop.run("--time-limit", "80", *archive)

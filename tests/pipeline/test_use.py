@@ -1,3 +1,5 @@
+"""The command that uses a trained run: sampling, scoring, classifying, and its errors."""
+
 from __future__ import annotations
 
 import sys
@@ -64,16 +66,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("name", ["s.npy", "s.npz"])
-def test_samples_are_the_model_s_own_and_follow_the_seed(runs: Path, run: Use, name: str) -> None:
+def test_samples_are_those_of_the_model_and_follow_the_seed(runs: Path, run: Use, name: str) -> None:
     assert "7 samples of all at temperature 1" in run(runs / "all", "sample", "--count", 7, "--seed", 3, "--out", name)
-    found, _ = read_pictures(Path(name))
+    samples, _ = read_pictures(Path(name))
     expected = load_flow(runs / "all/flows/all").sample(7, torch.Generator().manual_seed(3))
-    np.testing.assert_array_equal(found, expected.numpy()[:, 0])
+    np.testing.assert_array_equal(samples, expected.numpy()[:, 0])
     run(runs / "all", "sample", "--count", 7, "--seed", 4, "--out", name)
-    assert (read_pictures(Path(name))[0] != found).any()
+    assert (read_pictures(Path(name))[0] != samples).any()
 
 
-def test_a_picture_holds_the_samples_in_a_grid(runs: Path, run: Use) -> None:
+def test_a_png_contains_the_samples_in_a_grid(runs: Path, run: Use) -> None:
     run(runs / "all", "sample", "--count", 5)
     run(runs / "all", "sample", "--count", 5, "--out", "s.npy")
     (picture,), samples = read_pictures(Path("samples.png"))[0], np.load("s.npy")
@@ -82,7 +84,7 @@ def test_a_picture_holds_the_samples_in_a_grid(runs: Path, run: Use) -> None:
     assert (picture[8:, 16:] == 128).all()
 
 
-def test_with_a_model_a_class_each_class_has_a_row(runs: Path, run: Use) -> None:
+def test_with_one_model_for_each_class_each_class_has_a_row(runs: Path, run: Use) -> None:
     run(runs / "each", "sample", "--count", 7)
     (picture,) = read_pictures(Path("samples.png"))[0]
     assert picture.shape == (3 * 6 + 2 * 2, 3 * 6 + 2 * 2)
@@ -100,7 +102,7 @@ def test_temperature_narrows_the_samples(runs: Path, run: Use) -> None:
     assert np.load("1.npy").std(0).min() > 1
 
 
-def test_a_grid_of_one_share_is_about_square_and_others_have_a_row_each() -> None:
+def test_a_grid_of_one_share_is_about_square_and_several_shares_have_a_row_each() -> None:
     images = np.arange(1, 8, dtype=np.uint8)[:, None, None]
     assert grid_of(images, [7]).squeeze().tolist() == [[1, 2, 3], [4, 5, 6], [7, 128, 128]]
     assert grid_of(images, [3, 2, 2]).squeeze().tolist() == [[1, 2, 3], [4, 5, 128], [6, 7, 128]]
@@ -131,10 +133,10 @@ def test_a_mixture_s_bits_are_those_of_the_mean_density() -> None:
     assert posterior(bits, 4).tolist() == [pytest.approx([1 / 257, 256 / 257]), pytest.approx([0.5, 0.5])]
 
 
-def test_with_a_model_a_class_the_score_is_the_mixture_s_or_one_class_s(runs: Path, run: Use) -> None:
+def test_with_one_model_for_each_class_the_score_is_of_the_mixture_or_of_one_class(runs: Path, run: Use) -> None:
     np.save("a.npy", blots(128, 30, seed=1).numpy())
-    for name, more in (("mixture", ()), ("own", ("--class", 1)), ("other", ("--class", 0))):
-        run(runs / "each", "score", "a.npy", "--out", f"{name}.csv", *more)
+    for name, options in (("mixture", ()), ("own", ("--class", 1)), ("other", ("--class", 0))):
+        run(runs / "each", "score", "a.npy", "--out", f"{name}.csv", *options)
     mixture, own, other = (pd.read_csv(f"{name}.csv")["bits_per_dim"] for name in ("mixture", "own", "other"))
     assert (other > own).all()
     np.testing.assert_allclose(mixture, own + np.log2(3) / 36, atol=0.3)
@@ -144,7 +146,7 @@ def test_with_a_model_a_class_the_score_is_the_mixture_s_or_one_class_s(runs: Pa
 # Classes
 
 
-def test_classes_are_those_of_bayes_rule(runs: Path, run: Use) -> None:
+def test_classes_follow_bayes_rule(runs: Path, run: Use) -> None:
     images = torch.cat([blots(grey, 4, seed=2) for grey in (215, 40, 128)])
     for number, image in enumerate(images):
         write_png(Path(f"pictures/{number:02}.png"), image.numpy())
@@ -166,7 +168,7 @@ def test_classes_have_the_names_of_the_data_set(runs: Path, run: Use) -> None:
     run(runs / "each", "sample", "--count", 1, "--class", "dark")
 
 
-# What is refused
+# Errors
 
 
 def refused(run: Use, *arguments: Any) -> str:
@@ -175,7 +177,7 @@ def refused(run: Use, *arguments: Any) -> str:
     return str(caught.value)
 
 
-def test_runs_that_cannot_be_used_are_told(runs: Path, run: Use) -> None:
+def test_unusable_runs_are_refused(runs: Path, run: Use) -> None:
     np.save("a.npy", blots(128, 2).numpy())
     assert "has: all, each, lost" in refused(run, runs / "nope", "sample")
     assert "train one with: dvc repro" in refused(run, "nowhere/x", "sample")
@@ -186,7 +188,7 @@ def test_runs_that_cannot_be_used_are_told(runs: Path, run: Use) -> None:
     assert "it has: 0, 1, 2" in refused(run, runs / "each", "score", "a.npy", "--class", 3)
 
 
-def test_damaged_weights_are_told(run: Use, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(run: Use, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one", {"all": 128})
     (folder / "flows/all/weights.safetensors").write_bytes(b"")
     assert "train it again with: dvc repro -f -s train" in refused(run, folder, "sample")
@@ -194,7 +196,7 @@ def test_damaged_weights_are_told(run: Use, tmp_path: Path) -> None:
     assert "lacks 'message'" in refused(run, folder, "sample")
 
 
-def test_images_of_another_size_or_kind_are_told(runs: Path, run: Use) -> None:
+def test_images_of_another_size_or_type_are_refused(runs: Path, run: Use) -> None:
     np.save("a.npy", np.zeros((2, 6, 5), np.uint8))
     assert "5x6 pixels; all takes 6x6" in refused(run, runs / "all", "score", "a.npy")
     np.save("a.npy", np.zeros((2, 6, 6)))
@@ -204,7 +206,7 @@ def test_images_of_another_size_or_kind_are_told(runs: Path, run: Use) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told(runs: Path, run: Use) -> None:
+def test_a_missing_gpu_is_an_error(runs: Path, run: Use) -> None:
     assert "no CUDA GPU is here" in refused(run, runs / "all", "sample", "--device", "cuda")
 
 
@@ -219,7 +221,7 @@ def test_a_gpu_that_is_not_there_is_told(runs: Path, run: Use) -> None:
         (("paint",), "invalid choice"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told(
+def test_a_mistake_on_the_command_line_is_explained(
     runs: Path, run: Use, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -229,7 +231,7 @@ def test_a_mistake_on_the_command_line_is_told(
 
 
 @pytest.mark.parametrize("kind", [(), ("x", "sample"), ("x", "score"), ("x", "classify")])
-def test_help_says_what_there_is(run: Use, capsys: pytest.CaptureFixture[str], kind: tuple[str, ...]) -> None:
+def test_help_describes_every_command(run: Use, capsys: pytest.CaptureFixture[str], kind: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*kind, "--help")
     assert caught.value.code == 0

@@ -1,3 +1,5 @@
+"""Distances of latents from the standard normal, and the base fitted to training latents."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,42 +23,44 @@ def normal(n: int = 4000, features: int = 30) -> Tensor:
 # Distances from the standard normal
 
 
-def test_standard_normal_latents_pass_every_look() -> None:
-    found = normality(normal())
-    assert abs(found["mean"]) < 0.01
-    assert found["variance_min"] < 1 < found["variance_max"]
-    assert found["projection_distance"] < found["critical_distance"]
-    assert found["radius_distance"] < found["critical_distance"]
-    assert found["radius"] == pytest.approx(1, abs=0.01)
-    expected = stats.norm.ppf(found["levels"])
-    assert np.abs(np.array(found["projection_quantiles"]) - expected)[2:-2].max() < 0.02
+def test_standard_normal_latents_pass_every_check() -> None:
+    distances = normality(normal())
+    assert abs(distances["mean"]) < 0.01
+    assert distances["variance_min"] < 1 < distances["variance_max"]
+    assert distances["projection_distance"] < distances["critical_distance"]
+    assert distances["radius_distance"] < distances["critical_distance"]
+    assert distances["radius"] == pytest.approx(1, abs=0.01)
+    expected = stats.norm.ppf(distances["levels"])
+    assert np.abs(np.array(distances["projection_quantiles"]) - expected)[2:-2].max() < 0.02
 
 
-def test_the_largest_of_many_distances_has_a_critical_value_of_its_own() -> None:
-    found = [normality(torch.randn(500, 784, generator=seeded(seed), dtype=torch.float64)) for seed in range(20)]
-    # Each should exceed its own once in 20 times: none to four times in 20 with a probability of 0.997.
-    assert sum(one["projection_distance_max"] > one["critical_distance_max"] for one in found) <= 4
-    assert sum(one["radius_distance"] > one["critical_distance"] for one in found) <= 4
-    assert sum(one["projection_distance_max"] > one["critical_distance"] for one in found) >= 19
+def test_the_largest_of_many_distances_has_its_own_critical_value() -> None:
+    distances = [normality(torch.randn(500, 784, generator=seeded(seed), dtype=torch.float64)) for seed in range(20)]
+    # Each exceeds its critical value with probability 5 %: at most four times in 20 with a probability of 0.997.
+    assert sum(row["projection_distance_max"] > row["critical_distance_max"] for row in distances) <= 4
+    assert sum(row["radius_distance"] > row["critical_distance"] for row in distances) <= 4
+    assert sum(row["projection_distance_max"] > row["critical_distance"] for row in distances) >= 19
 
 
 def test_a_wider_normal_fails_by_its_known_distance() -> None:
-    found = normality(1.5 * normal())
+    distances = normality(1.5 * normal())
     x = np.linspace(-5, 5, 10_001)
     exact = np.abs(stats.norm.cdf(x) - stats.norm.cdf(x / 1.5)).max()
-    assert found["projection_distance"] == pytest.approx(exact, abs=0.02)
-    assert found["variance"] == pytest.approx(2.25, rel=0.02)
+    assert distances["projection_distance"] == pytest.approx(exact, abs=0.02)
+    assert distances["variance"] == pytest.approx(2.25, rel=0.02)
     squared = stats.chi2(30)
     at = np.linspace(0, 150, 10_001)
-    assert found["radius_distance"] == pytest.approx(np.abs(squared.cdf(at) - squared.cdf(at / 2.25)).max(), abs=0.02)
+    assert distances["radius_distance"] == pytest.approx(
+        np.abs(squared.cdf(at) - squared.cdf(at / 2.25)).max(), abs=0.02
+    )
 
 
-def test_dependence_is_seen_where_each_feature_alone_is_standard_normal() -> None:
+def test_dependence_between_standard_normal_features_is_detected() -> None:
     shared = torch.randn(4000, 1, generator=seeded(1), dtype=torch.float64)
-    found = normality((normal() + 2 * shared) / 5**0.5)
-    assert found["variance_max"] < 1.1
-    assert found["projection_distance"] > 3 * found["critical_distance"]
-    assert found["radius_distance"] > 10 * found["critical_distance"]
+    distances = normality((normal() + 2 * shared) / 5**0.5)
+    assert distances["variance_max"] < 1.1
+    assert distances["projection_distance"] > 3 * distances["critical_distance"]
+    assert distances["radius_distance"] > 10 * distances["critical_distance"]
 
 
 def test_critical_distance_is_that_of_the_sample_size() -> None:
@@ -102,8 +106,8 @@ def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
     samples = FittedBase(model, images(), 64).sample(2000, seeded()).float()
     assert samples.shape == (2000, 1, 4, 4)
     assert samples.mean() == pytest.approx(float(images().float().mean()), rel=0.1)
-    own = model.sample(2000, seeded()).float()
-    assert abs(own.mean() - images().float().mean()) > 2 * abs(samples.mean() - images().float().mean())
+    model_samples = model.sample(2000, seeded()).float()
+    assert abs(model_samples.mean() - images().float().mean()) > 2 * abs(samples.mean() - images().float().mean())
 
 
 def test_too_few_images_are_refused(model: ImageFlow) -> None:
@@ -115,39 +119,39 @@ def test_too_few_images_are_refused(model: ImageFlow) -> None:
 
 
 def standardised(z: Tensor, fitted_to: Tensor) -> Tensor:
-    """Latents as a Gaussian fitted to others sees them."""
+    """Latents, standardised by a Gaussian fitted to other latents."""
     return Gaussian(z.shape[1]).double().fit_(fitted_to).eval()(z).z
 
 
 @pytest.mark.parametrize("n", [15, 60, 1000])
 def test_normal_latents_agree_with_a_base_fitted_to_few_or_many(n: int) -> None:
-    """Each latent has a fit of its own, as the distributions are those over fits; few stretch the latents."""
+    """Each latent has a separate fit, since the distributions are over fits; small fits stretch the latents."""
     generator = seeded(n)
     fits = torch.randn(1000, n, 10, generator=generator, dtype=torch.float64)
     new = torch.randn(1000, 1, 10, generator=generator, dtype=torch.float64)
     z = torch.cat([standardised(one, fit) for one, fit in zip(new, fits, strict=True)])
-    found, critical = fitted_normality([(z, n)]), float(stats.kstwo.ppf(0.99, 1000))
-    assert found["radius_distance"] < critical
-    assert found["projection_distance"] < critical
+    distances, critical = fitted_normality([(z, n)]), float(stats.kstwo.ppf(0.99, 1000))
+    assert distances["radius_distance"] < critical
+    assert distances["projection_distance"] < critical
     assert (normality(z)["radius_distance"] > 2 * critical) == (n <= 60)
     halves = [(z[:400], n), (z[400:], n)]
-    assert fitted_normality(halves) == pytest.approx(found)
+    assert fitted_normality(halves) == pytest.approx(distances)
 
 
-def test_a_base_of_many_latents_is_judged_as_the_standard_normal() -> None:
+def test_a_base_of_many_latents_gives_the_distances_from_the_standard_normal() -> None:
     z = 1.1 * normal()
-    found, plain = fitted_normality([(z, 10**7)]), normality(z)
-    for name in found:
-        assert found[name] == pytest.approx(plain[name], abs=2e-5)
+    distances, plain = fitted_normality([(z, 10**7)]), normality(z)
+    for name in distances:
+        assert distances[name] == pytest.approx(plain[name], abs=2e-5)
 
 
 def test_latents_that_no_gaussian_fits_are_far_from_the_fitted_one() -> None:
     heavy = normal(8000) * torch.rand(8000, 1, generator=seeded(5), dtype=torch.float64).mul(2)
     z = standardised(heavy[:4000], heavy[4000:])
-    found = fitted_normality([(z, 4000)])
+    distances = fitted_normality([(z, 4000)])
     critical = normality(z)["critical_distance"]
-    assert found["radius_distance"] > 10 * critical
-    assert found["projection_distance"] > critical
+    assert distances["radius_distance"] > 10 * critical
+    assert distances["projection_distance"] > critical
     # While those of a normal are near, whatever mean and covariance it has.
     mixing = torch.randn(30, 30, generator=seeded(6), dtype=torch.float64)
     skewed = normal(8000) @ mixing + 5
@@ -161,7 +165,7 @@ def test_a_base_scores_and_standardises_at_once(model: ImageFlow) -> None:
     base = FittedBase(model, images(), 64)
     bits, z = base.score(images())
     assert torch.equal(bits, base.bits_per_dim(images()))
-    # Its own images have mean 0 and covariance 1 exactly.
+    # The images of the fit have mean 0 and covariance 1 exactly.
     torch.testing.assert_close(z.mean(0), torch.zeros(16, dtype=torch.float64), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.T @ z / len(z), torch.eye(16, dtype=torch.float64), atol=1e-3, rtol=0)
     assert base.images == 400

@@ -1,3 +1,5 @@
+"""Conversion of the figures that the released programs print to bits per pixel."""
+
 from __future__ import annotations
 
 import math
@@ -40,13 +42,13 @@ def test_uniform_noise_under_a_uniform_model_costs_eight_bits_in_both_currencies
         assert to_bits_per_dim(logit + constant, code, logit) == pytest.approx(8)  # type: ignore[arg-type]
 
 
-def test_posters_figure_has_a_range_where_classes_have_other_factors() -> None:
+def test_the_poster_s_figure_has_a_range_if_classes_have_different_factors() -> None:
     labels = np.array([0] * 128 + [1] * 100, dtype=np.uint8)
     images = np.zeros((228, 2, 2), dtype=np.uint8)
     dataset = Dataset("d", "D", ("a", "b"), images, labels, images, labels, {})
-    found = poster_in_bits(dataset, "realnvp", 5.6819)
+    converted = poster_in_bits(dataset, "realnvp", 5.6819)
     density = 5.6819 - math.log2(255)
-    assert found["most"] == pytest.approx(density + 8 - found["logit_bits"])
-    assert found["least"] == pytest.approx(density / (100 / 128) + 8 - found["logit_bits"])
+    assert converted["most"] == pytest.approx(density + 8 - converted["logit_bits"])
+    assert converted["least"] == pytest.approx(density / (100 / 128) + 8 - converted["logit_bits"])
     lunet = poster_in_bits(dataset, "lunet", 3.2424)
     assert lunet["least"] == lunet["most"] == pytest.approx(3.2424 + 8.5 - lunet["logit_bits"])

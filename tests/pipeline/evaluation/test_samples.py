@@ -53,13 +53,13 @@ def test_a_training_image_is_nearest_to_itself_and_has_its_class(two_classes: Da
     assert class_accuracy(torch.tensor([[0, 1], [1, 3]]), two_classes) == 0.75
 
 
-def test_pairs_are_the_first_that_differ_and_none_is_chosen() -> None:
+def test_pairs_are_the_first_of_different_classes() -> None:
     labels = torch.tensor([3, 3, 1, 2, 2, 1, 0, 0, 5, 6, 6])
     assert different_pairs(labels, 9) == [2, 4, 8]
     assert different_pairs(labels, 2) == [2, 4]
 
 
-def test_a_spherical_way_has_equal_angles_and_lengths_in_between() -> None:
+def test_a_spherical_path_has_equal_angles_and_linear_lengths() -> None:
     start, end = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
     way = spherical(start, end, 5)
     angles = torch.atan2(way[:, 1], way[:, 0])
@@ -74,7 +74,7 @@ def test_a_spherical_way_has_equal_angles_and_lengths_in_between() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0])
-def test_a_spherical_way_without_an_angle_is_straight(factor: float) -> None:
+def test_a_spherical_path_between_parallel_latents_is_straight(factor: float) -> None:
     start = torch.tensor([1.0, 2.0])
     way = spherical(start, factor * start, 3)
     assert way.isfinite().all()
@@ -86,25 +86,25 @@ def test_interpolations_begin_and_end_with_the_test_images(two_classes: Dataset)
         torch.from_numpy(two_classes.test_images),
         torch.from_numpy(two_classes.test_labels),
     )
-    found = interpolate({"all": flow()}, images, labels, SETTINGS)
-    assert found.shape == (5, 5, 4, 4)
-    assert torch.equal(found[:, 0], images[0:10:2])
-    assert torch.equal(found[:, -1], images[1:11:2])
-    assert not torch.equal(found[:, 2], found[:, 0])
+    interpolations = interpolate({"all": flow()}, images, labels, SETTINGS)
+    assert interpolations.shape == (5, 5, 4, 4)
+    assert torch.equal(interpolations[:, 0], images[0:10:2])
+    assert torch.equal(interpolations[:, -1], images[1:11:2])
+    assert not torch.equal(interpolations[:, 2], interpolations[:, 0])
 
 
-def test_with_a_model_a_class_the_first_image_s_is_used(two_classes: Dataset) -> None:
+def test_with_one_model_for_each_class_that_of_the_first_image_is_used(two_classes: Dataset) -> None:
     images, labels = (
         torch.from_numpy(two_classes.test_images),
         torch.from_numpy(two_classes.test_labels),
     )
     dark, bright = flow(1), flow(2)
-    found = interpolate({"0": dark, "1": bright}, images, labels, SETTINGS)
-    assert torch.equal(found, interpolate({"all": dark}, images, labels, SETTINGS))
-    assert not torch.equal(found, interpolate({"all": bright}, images, labels, SETTINGS))
+    interpolations = interpolate({"0": dark, "1": bright}, images, labels, SETTINGS)
+    assert torch.equal(interpolations, interpolate({"all": dark}, images, labels, SETTINGS))
+    assert not torch.equal(interpolations, interpolate({"all": bright}, images, labels, SETTINGS))
 
 
-def test_a_way_that_leaves_the_numbers_is_left_out(two_classes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpolation_that_is_not_finite_is_left_out(two_classes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = (
         torch.from_numpy(two_classes.test_images),
         torch.from_numpy(two_classes.test_labels),

@@ -67,8 +67,8 @@ def test_the_released_figure_follows_from_the_honest_one(params: Params, dataset
     assert honest - released == pytest.approx(8.5 - slope_bits, abs=1e-4)
 
 
-def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
-    """The one without learned activations is looked at where the whole pipeline has trained it, in `test_dvc`."""
+def test_a_trained_lu_net_reconstructs_images(tmp_path: Path) -> None:
+    """`test_dvc` checks the LU-Net without learned activations, trained by the whole pipeline."""
     params = load_preset("smoke")
     files, _ = fetch("mnist", params.data.mnist)
     arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
@@ -80,7 +80,7 @@ def test_images_come_back_through_a_trained_net(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("train_images", "has_base"), [(400, True), (100, False)])
-def test_an_lu_net_is_also_seen_with_the_base_of_its_training_latents(
+def test_an_lu_net_is_also_scored_with_the_base_of_its_training_latents(
     smoke_values: Any, dataset: Dataset, tmp_path: Path, train_images: int, has_base: bool
 ) -> None:
     dataset = replace(
@@ -91,25 +91,25 @@ def test_an_lu_net_is_also_seen_with_the_base_of_its_training_latents(
     recipe = recipe_of(smoke_values, "lunet", classes="each")
     train(dataset, recipe, 0, CPU, tmp_path, "lunet")
     models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
-    found, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(smoke_values["evaluate"]), 0)
-    assert (found["fitted_base_bits_per_dim"] is not None) == has_base
+    results, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(smoke_values["evaluate"]), 0)
+    assert (results["fitted_base_bits_per_dim"] is not None) == has_base
     assert ("fitted_base" in grids) == has_base
     if has_base:
         assert grids["fitted_base"].shape == grids["samples"].shape == (2, 4, 8, 8)
         assert not np.array_equal(grids["fitted_base"], grids["samples"])
-        assert found["fitted_base_bits_per_dim"] < found["test"]["bits_per_dim"]["mean"] + 0.5
+        assert results["fitted_base_bits_per_dim"] < results["test"]["bits_per_dim"]["mean"] + 0.5
 
 
 def recipe(classes: Any = "all") -> Recipe:
-    own = load_preset("smoke").recipe("lunet")
-    return own.model_copy(update={"classes": classes})
+    lunet = load_preset("smoke").recipe("lunet")
+    return lunet.model_copy(update={"classes": classes})
 
 
-def test_each_draw_has_its_mean_and_their_mean_is_the_whole(two_classes: Dataset) -> None:
-    found, _ = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
-    by_draw = found["test"]["bits_per_dim_by_draw"]
+def test_each_draw_has_its_mean_and_their_mean_is_the_score(two_classes: Dataset) -> None:
+    results, _ = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
+    by_draw = results["test"]["bits_per_dim_by_draw"]
     assert len(by_draw) == len(set(by_draw)) == 3
-    assert np.mean(by_draw) == pytest.approx(found["test"]["bits_per_dim"]["mean"], abs=1e-5)
+    assert np.mean(by_draw) == pytest.approx(results["test"]["bits_per_dim"]["mean"], abs=1e-5)
     # Each is what a single draw would have given of 20 images.
     assert max(by_draw) - min(by_draw) < 0.5
     classes = replace(two_classes, class_names=("dark", "bright"))
@@ -119,12 +119,12 @@ def test_each_draw_has_its_mean_and_their_mean_is_the_whole(two_classes: Dataset
     )
 
 
-def test_the_grids_stand_beside_the_samples(two_classes: Dataset) -> None:
-    found, grids = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
+def test_the_grids_contain_samples_neighbours_and_interpolations(two_classes: Dataset) -> None:
+    results, grids = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
     assert set(grids) == {"samples", "nearest", "interpolations", "fitted_base"}
     assert grids["samples"].shape == grids["nearest"].shape == (2, 5, 4, 4)
-    assert found["interpolations"] == len(grids["interpolations"]) == 5
+    assert results["interpolations"] == len(grids["interpolations"]) == 5
     assert all(grid.dtype == np.uint8 for grid in grids.values())
     train = {image.tobytes() for image in two_classes.train_images}
     assert {image.tobytes() for row in grids["nearest"] for image in row} <= train
-    assert set(found["fitted_latents"]) == {"projection_distance", "projection_distance_max", "radius_distance"}
+    assert set(results["fitted_latents"]) == {"projection_distance", "projection_distance_max", "radius_distance"}

@@ -1,4 +1,4 @@
-"""Peak memory, and what the driver says of a GPU."""
+"""Peak memory of the process, and the GPU memory that the driver reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.measuring import memory
 
 
 class FakeDriver:
-    """What NVML says: which processes it tells apart, how many GPUs there are, and how much is in use, in MiB."""
+    """A fake NVML: the processes that it distinguishes, the number of GPUs, and the memory in use in MiB."""
 
     NVMLError = OSError
 

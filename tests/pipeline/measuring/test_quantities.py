@@ -1,4 +1,4 @@
-"""The quantities that are measured, and how one fails."""
+"""The measured quantities: their names, the numbers of parameters, and lack of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.measuring.quantities import QUANTITIES, take
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
 
 
-def test_the_stage_asks_for_every_quantity() -> None:
+def test_the_stage_measures_every_quantity() -> None:
     asked = {f"time_{name}" for name in TIMES} | {f"weigh_{name}" for name in MEMORY}
     assert asked | {"about", "time_determinants"} == set(QUANTITIES)
 

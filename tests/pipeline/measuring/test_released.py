@@ -1,4 +1,4 @@
-"""What the stopwatch of the released code would report."""
+"""The times that the stopwatch of the released code would report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.measuring.work import Work
 
 
 def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
-    """What a measuring process is given, and a clock that moves on by one second whenever it is read."""
+    """The input of a measuring process, with a clock that advances by one second at each reading."""
     readings = iter(range(1000))
     monkeypatch.setattr("pipeline.measuring.work.time.perf_counter", lambda: next(readings))
     params = validate(values, "params.yaml")
@@ -37,11 +37,11 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
 
     monkeypatch.setattr(ImageFlow, "bits_per_dim", counted)
     monkeypatch.setattr("pipeline.measuring.released.CPU_IMAGES", 300)
-    found = QUANTITIES["time_released_density"](released_work(smoke_values, name, monkeypatch, 1500))
+    timing = QUANTITIES["time_released_density"](released_work(smoke_values, name, monkeypatch, 1500))
     assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
-    # The clock has said one second for the first batch and one for the others of 300 images, and there are 1,500.
-    assert found["samples"] == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
-    assert (found["batch"], found["images"], found["of"]) == (size, 300, 1500)
+    # The clock gives one second for the first batch and one for the others of 300 images; in all there are 1,500.
+    assert timing["samples"] == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
+    assert (timing["batch"], timing["images"], timing["of"]) == (size, 300, 1500)
 
 
 @pytest.mark.parametrize(("name", "count"), [("lunet", 100), ("realnvp", 64)])
@@ -49,29 +49,29 @@ def test_the_released_sampling_is_one_call_over_its_images(
     smoke_values: Any, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     monkeypatch.setattr("pipeline.measuring.released.RELEASED_POINTS", (-1000, 1000.5, 0.5))
-    found = QUANTITIES["time_released_sampling"](released_work(smoke_values, name, monkeypatch, 8))
-    assert found["samples"] == [1000 / count]
-    assert found["batch"] == count
+    timing = QUANTITIES["time_released_sampling"](released_work(smoke_values, name, monkeypatch, 8))
+    assert timing["samples"] == [1000 / count]
+    assert timing["batch"] == count
 
 
 def test_the_released_step_is_the_first_update_alone(smoke_values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr("torch.optim.Adam.step", lambda self: steps.append("step"))
     monkeypatch.setattr("torch.optim.SGD.step", lambda self: steps.append("step"))
-    found = QUANTITIES["time_released_optimizer_step"](released_work(smoke_values, "lunet", monkeypatch, 32))
+    timing = QUANTITIES["time_released_optimizer_step"](released_work(smoke_values, "lunet", monkeypatch, 32))
     assert steps == ["step"]
-    assert (found["samples"], found["batch"]) == ([1000.0], 32)
+    assert (timing["samples"], timing["batch"]) == ([1000.0], 32)
 
 
 @pytest.mark.parametrize("quantity", ["optimizer_step", "density", "sampling"])
 @pytest.mark.parametrize("name", ["lunet_learned", "gaussian", "histogram"])
-def test_the_released_stopwatch_knows_the_paper_s_models_alone(
+def test_the_released_stopwatch_times_only_the_paper_s_models(
     smoke_values: Any, monkeypatch: pytest.MonkeyPatch, name: str, quantity: str
 ) -> None:
     assert QUANTITIES[f"time_released_{quantity}"](released_work(smoke_values, name, monkeypatch, 8)) is None
 
 
-def test_the_released_way_of_sampling_inverts_the_flow() -> None:
+def test_sampling_as_released_inverts_the_flow() -> None:
     torch.manual_seed(0)
     flow = LUNet(6, 4).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The archive of a run, and everything that is refused."""
+"""The archive of a run: equal results give equal bytes, and every faulty archive is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state(manifest: Any, stage: str, recipe: str) -> Any:
     return next(cell for cell in manifest["cells"] if (cell["stage"], cell["recipe"]) == (stage, recipe))
 
 
-def test_the_same_results_give_the_same_archive_but_for_the_time(
+def test_equal_results_give_equal_archives_except_for_the_time(
     packed_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(packed_archive.parent)
@@ -96,7 +96,7 @@ def with_file(name: str, content: bytes) -> Change:
 
 
 def invented(contents: Contents) -> None:
-    """A figure of the cell whose evaluation has failed."""
+    """A result of the cell whose evaluation failed."""
     text = contents["results.csv"].decode()
     row = next(line for line in text.splitlines() if line.startswith("mnist,lunet,0,all"))
     contents["results.csv"] = (text + row.replace("lunet", "realnvp") + "\n").encode()
@@ -140,9 +140,7 @@ BAD: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_as_it_should_be_is_refused_and_leaves_nothing(
-    packed_archive: Path, working_folder: Path, name: str
-) -> None:
+def test_a_faulty_archive_is_refused_and_leaves_nothing(packed_archive: Path, working_folder: Path, name: str) -> None:
     change, message = BAD[name]
     contents = unpacked(packed_archive)
     change(contents)
@@ -177,7 +175,7 @@ def large(number: int) -> list[tarfile.TarInfo]:
         (large(8), "more than the 15,728,640 bytes"),
     ],
 )
-def test_members_that_can_do_harm_are_refused(
+def test_unsafe_members_are_refused(
     packed_archive: Path, working_folder: Path, members: list[tarfile.TarInfo], message: str
 ) -> None:
     archive = repack(working_folder / "bad.tar.gz", unpacked(packed_archive), *members)
@@ -187,7 +185,7 @@ def test_members_that_can_do_harm_are_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "half", "flipped"])
-def test_a_file_that_is_no_whole_archive_is_refused(
+def test_a_file_that_is_not_a_whole_archive_is_refused(
     packed_archive: Path, working_folder: Path, content: bytes | str
 ) -> None:
     whole = packed_archive.read_bytes()
@@ -214,6 +212,6 @@ def test_paths_of_a_machine_are_found(text: str, found: str | None) -> None:
     assert path_in(text) == found
 
 
-def test_changes_that_were_not_committed_are_said(packed_archive: Path) -> None:
+def test_uncommitted_changes_are_mentioned(packed_archive: Path) -> None:
     manifest = Manifest.model_validate_json(unpacked(packed_archive)["manifest.json"])
     assert "not committed" in summary(manifest.model_copy(update={"dirty": True}))

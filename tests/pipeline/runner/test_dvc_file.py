@@ -1,4 +1,4 @@
-"""The steps that dvc.yaml describes."""
+"""The steps read from dvc.yaml: their commands, and the features that are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_steps_are_those_of_dvc_yaml_with_the_commands_of_the_records(preset: Pr
     assert {"reports/metrics.json", "reports/curves.csv", "reports/figures"} <= set(collect.outs)
 
 
-def test_what_only_dvc_understands_is_refused(tmp_path: Path) -> None:
+def test_unsupported_features_of_dvc_are_refused(tmp_path: Path) -> None:
     write_yaml(tmp_path / "dvc.yaml", {"stages": {"data": {"cmd": "a", "foreach": [1], "deps": ["${item}"]}}})
     with pytest.raises(UserError, match="only DVC understands"):
         read_steps({}, tmp_path / "dvc.yaml")

@@ -1,4 +1,4 @@
-"""What counts as done."""
+"""The record of finished steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.runner.dvc_file import read_steps
 from pipeline.runner.ledger import Ledger
 
 
-def test_code_that_changes_during_a_step_is_not_taken_for_what_it_ran(workshop: Workshop) -> None:
+def test_a_step_whose_code_changed_while_it_ran_is_not_done(workshop: Workshop) -> None:
     without_report(workshop)
     work()
     values = read_yaml(workshop.folder / "params.yaml")
