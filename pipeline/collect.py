@@ -16,8 +16,8 @@ from pipeline.results.looks import looks
 from pipeline.results.metrics import metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
 from pipeline.results.reading import read_densities, read_results, read_unfinished
-from pipeline.results.records import Unfinished
 from pipeline.results.tables import curves_table, latents_table, results_table, timings_table, write_table
+from pipeline.results.unfinished import Unfinished
 from pipeline.results.verdicts import claims_of
 
 MIXTURE = ("status", "message", "settings", "entropy", "printed", "printed_honest", "models")

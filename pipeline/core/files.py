@@ -139,10 +139,12 @@ def read_json(path: Path) -> Any:
 
 
 def _checksum(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True).encode())
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+def sha256(source: Path | bytes | memoryview) -> str:
+    """The SHA-256 of a file or of bytes, in hexadecimal."""
+    if not isinstance(source, Path):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

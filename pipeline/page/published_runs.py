@@ -13,8 +13,8 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
+from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
-from pipeline.results.records import Record
 from pipeline.results.statistics import mean_interval, round_significant
 from pipeline.results.tables import RESULTS, read_table
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Recipe
+from pipeline.evaluation.record import Likelihood
 from pipeline.evaluation.released_bits import (
     Code,
     batch_factor,
@@ -17,7 +18,6 @@ from pipeline.evaluation.released_bits import (
 )
 from pipeline.results.claims import ClaimsFile
 from pipeline.results.reading import Results
-from pipeline.results.records import Likelihood
 from pipeline.results.statistics import round_significant
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.cell import Key
+from pipeline.core.record import StageRecord
+from pipeline.measuring.record import Measurement
 from pipeline.results.evidence import Subject, Times
 from pipeline.results.reading import Cell, Results
-from pipeline.results.records import Measurement, Run, StageRecord, Unfinished
 from pipeline.results.statistics import Estimate, mean_interval, median_interval, round_significant
+from pipeline.results.unfinished import Unfinished
+from pipeline.training.record import Run
 
 HEADLINES = (
     "bits_per_dim",

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.params import Params
+from pipeline.core.record import Environment
+from pipeline.measuring.record import Measurement
 from pipeline.results.looks import looks
 from pipeline.results.reading import MIXTURE, Cell, Results
-from pipeline.results.records import Environment, Measurement, Unfinished
 from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, round_significant
+from pipeline.results.unfinished import Unfinished
 
 
 def provenance_of(results: Results, paper: Params) -> dict[str, Any]:

@@ -16,7 +16,12 @@ from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
 from pipeline.core.params import Params
-from pipeline.results.records import Evaluation, Measurement, Mixture, Record, Run, StageRecord, Status, Unfinished
+from pipeline.core.record import Record, StageRecord, Status
+from pipeline.evaluation.record import Evaluation
+from pipeline.measuring.record import Measurement
+from pipeline.results.mixture_record import Mixture
+from pipeline.results.unfinished import Unfinished
+from pipeline.training.record import Run
 
 MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
 Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]

@@ -13,8 +13,10 @@ from scipy.stats import norm
 
 from pipeline.core.console import UserError
 from pipeline.core.files import write_text
+from pipeline.core.record import Environment
+from pipeline.evaluation.record import FittedLatents, Likelihood
+from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
-from pipeline.results.records import Environment, FittedLatents, Likelihood, Measurement
 from pipeline.results.statistics import mean_interval
 
 RESULTS = {

@@ -10,7 +10,7 @@ import torch
 from pipeline.core.console import UserError
 from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory
 from pipeline.core.params import Params
-from pipeline.results.records import Environment
+from pipeline.core.record import Environment
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -11,9 +11,9 @@ from small_trainings import CPU, recipe_of
 from lunet import load_flow
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Evaluate
+from pipeline.evaluation.record import Likelihood
 from pipeline.evaluation.scores import evaluate
 from pipeline.results.conversion import converted
-from pipeline.results.records import Likelihood
 from pipeline.train import train
 from pipeline.training.models import groups
 

@@ -1,0 +1,79 @@
+"""The record of the evaluate stage, `runs/evaluate/<key>.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import FiniteFloat
+
+from pipeline.core.record import Record, StageRecord
+
+
+class Spread(Record):
+    """Bits per dimension over some images."""
+
+    mean: FiniteFloat
+    median: FiniteFloat
+    std: FiniteFloat
+    min: FiniteFloat
+    max: FiniteFloat
+    worst_percent_share: FiniteFloat
+
+
+class Likelihood(Record):
+    """The likelihood of the images of one class or of all; for all, also the mean of each dequantisation draw."""
+
+    images: int
+    bits_per_dim: Spread
+    bits_per_dim_by_draw: list[FiniteFloat] | None = None
+    poster_bits_per_pixel: FiniteFloat | None = None
+
+
+class RoundTrip(Record):
+    """The shares of pixels that survive the round trip to the latent and back."""
+
+    pixels_exact: FiniteFloat
+    pixels_within_one: FiniteFloat
+
+
+class Latents(Record):
+    """The figures of `pipeline.evaluation.latents.normality` for the latents of test images."""
+
+    mean: FiniteFloat
+    variance: FiniteFloat
+    variance_min: FiniteFloat
+    variance_max: FiniteFloat
+    projection_distance: FiniteFloat
+    projection_distance_max: FiniteFloat
+    radius: FiniteFloat
+    radius_distance: FiniteFloat
+    critical_distance: FiniteFloat
+    critical_distance_max: FiniteFloat
+    levels: list[FiniteFloat]
+    projection_quantiles: list[FiniteFloat]
+
+
+class FittedLatents(Record):
+    """The figures of `pipeline.evaluation.latents.fitted_normality` for the latents of test images."""
+
+    projection_distance: FiniteFloat
+    projection_distance_max: FiniteFloat
+    radius_distance: FiniteFloat
+
+
+class Evaluation(StageRecord):
+    """`runs/evaluate/<key>.json`."""
+
+    seed: int
+    classes: Literal["all", "each"]
+    draws: int
+    test: Likelihood | None
+    per_class: dict[str, Likelihood] | None
+    round_trip: RoundTrip | None
+    latents: Latents | None
+    fitted_base_bits_per_dim: FiniteFloat | None
+    fitted_latents: FittedLatents | None
+    interpolations: int | None
+    sample_class_accuracy: FiniteFloat | None
+    classification_accuracy: FiniteFloat | None
+    seconds: FiniteFloat | None = None
