@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from fake_results import ENVIRONMENT
 from pydantic import ValidationError
 
-from fake_results import ENVIRONMENT
 from pipeline.core.record import StageRecord
 
 RECORD = {"dataset": "mnist", "recipe": "lunet", "seed": 0, "status": "diverged", "environment": ENVIRONMENT}
