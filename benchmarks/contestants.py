@@ -81,7 +81,7 @@ def realnvp_bfloat16() -> Contestant:
 
 def realnvp_shared() -> Contestant:
     """The same couplings, each with one network for scale and shift."""
-    return _from_flow(RealNVP(SHAPE, shared=True))
+    return _from_flow(RealNVP(SHAPE, networks="shared"))
 
 
 def realnvp_released() -> Contestant:

@@ -1,5 +1,8 @@
 """LU-Net and RealNVP: normalizing flows for images, with exact inverses and likelihoods in bits per pixel."""
 
+import importlib
+import pkgutil
+
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import (
     Diagnostics,
@@ -15,7 +18,7 @@ from lunet.controls import Gaussian, Histogram
 from lunet.image_flow import ImageDiagnostics, ImageFlow
 from lunet.learned_monotone import LearnedMonotone
 from lunet.lu_layer import LULayer
-from lunet.lu_net import LUNet
+from lunet.lu_net import LearnedLUNet, LUNet
 from lunet.pixels import pixel_bits
 from lunet.realnvp import RealNVP
 from lunet.released import ReleasedRealNVP, poster_bits_per_pixel, poster_nll
@@ -35,6 +38,7 @@ __all__ = [
     "LUNet",
     "LayerDiagnostics",
     "LeakySoftplus",
+    "LearnedLUNet",
     "LearnedMonotone",
     "NonFiniteError",
     "RealNVP",
@@ -49,3 +53,7 @@ __all__ = [
     "save_flow",
     "standard_normal_log_prob",
 ]
+
+# All modules, so that a flow or an activation in a new one is known by its name.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

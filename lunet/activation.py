@@ -12,18 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from lunet.registry import register
+
 
 class Activation(nn.Module, ABC):
     r"""An increasing map of the real line, applied to each feature.
 
     A subclass defines the value and the log-slope, computed in one pass, the inverse, and the constructor's arguments.
+    Flows with it can be saved and loaded by its name, ``kind`` in the class statement or else the name of the class.
+
+    Attributes:
+        kinds: Every subclass by its name.
+        kind: The name of the class.
     """
 
     kinds: ClassVar[dict[str, type[Activation]]] = {}
+    kind: ClassVar[str]
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        Activation.kinds[cls.__name__] = cls
+    def __init_subclass__(cls, *, kind: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.kind = kind or cls.__name__
+        register(Activation.kinds, cls.kind, cls)
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +48,7 @@ class Activation(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Kind and arguments, from which `activation_from` constructs an equal activation."""
-        return {"kind": type(self).__name__, **self.config()}
+        return {"kind": self.kind, **self.config()}
 
     @torch.no_grad()
     def evaluate_(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
+
+from lunet.registry import register
 
 
 class NonFiniteError(ValueError):
@@ -43,14 +45,48 @@ class Diagnostics(NamedTuple):
 class Flow(nn.Module, ABC):
     r"""An invertible map :math:`f: \mathbb{R}^D \to \mathbb{R}^D` from data to standard normal latents.
 
-    A subclass implements `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow from them. Each
-    call checks shape, dtype and device. It also checks that the results are finite, except in a forward pass in train
+    A subclass implements `_forward`, `_inverse` and `config`; likelihoods, samples and checks follow from them, and it
+    can be saved and loaded under its name, ``kind`` in the class statement or else the name of the class. Each call
+    checks shape, dtype and device. It also checks that the results are finite, except in a forward pass in train
     mode, under compilation, and during the capture of a CUDA graph, because reading a value makes the CPU wait for the
     GPU. The error names the cause, such as a NaN in the data or a singular layer.
 
     Args:
         features: The number :math:`D` of features.
+
+    Attributes:
+        kinds: Every subclass by its name.
+        kind: The name of the class.
+        starts: The initialisations by name; the method has an underscore after it, and takes ``x``, a sample of the
+            data, or ``generator``, or both. The value is the number of rows that suffice, or None for all. A flow with
+            the start ``fit`` is fitted in closed form.
+        unit_interval: Whether the flow is defined on values between 0 and 1 only, and needs no logit before it.
+
+    Example:
+        >>> class Shift(Flow, kind="shift"):
+        ...     def __init__(self, features: int) -> None:
+        ...         super().__init__(features)
+        ...         self.shift = nn.Parameter(torch.zeros(features))
+        ...
+        ...     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ...         return x - self.shift, x.new_zeros(len(x))
+        ...
+        ...     def _inverse(self, z: Tensor) -> Tensor:
+        ...         return z + self.shift
+        ...
+        ...     def config(self) -> dict[str, Any]:
+        ...         return {"features": self.features}
     """
+
+    kinds: ClassVar[dict[str, type[Flow]]] = {}
+    kind: ClassVar[str]
+    starts: ClassVar[Mapping[str, int | None]] = {}
+    unit_interval: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, kind: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.kind = kind or cls.__name__
+        register(Flow.kinds, cls.kind, cls)
 
     def __init__(self, features: int) -> None:
         super().__init__()

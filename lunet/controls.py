@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,18 +14,25 @@ from lunet.triangular import full_precision
 from lunet.whitening import CHUNK, whitening
 
 
-class Gaussian(Flow):
+class Gaussian(Flow, kind="gaussian"):
     r"""A Gaussian with full covariance, :math:`z = W (x - \mu)` with lower triangular :math:`W`.
 
     Cost: :math:`O(N D^2)` in both directions, :math:`O(N D^2 + D^3)` for the fit.
 
     Args:
         features: The number :math:`D` of features.
-        ridge: A number that the fit adds to the covariance's diagonal.
+        ridge: A number that the fit adds to the covariance's diagonal, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
+
+    starts: ClassVar[Mapping[str, int | None]] = {"fit": None}
 
     def __init__(self, features: int, ridge: float = 0.0) -> None:
         super().__init__(features)
+        if not 0 <= ridge < math.inf:
+            raise ValueError(f"ridge is {ridge}; it is finite and at least 0")
         self.ridge = ridge
         self.mean: Tensor
         self.whitening: Tensor
@@ -69,7 +78,7 @@ class Gaussian(Flow):
         return torch.linalg.solve_triangular(self.whitening, z.mT, upper=False).mT + self.mean
 
 
-class Histogram(Flow):
+class Histogram(Flow, kind="histogram"):
     r"""An independent histogram for each feature's values between 0 and 1, as a flow :math:`z = \Phi^{-1}(F(x))`.
 
     :math:`F` is the piecewise linear distribution function over equal bins, :math:`\Phi` the standard normal one. The
@@ -84,13 +93,18 @@ class Histogram(Flow):
         pseudocount: A number that the fit adds to every count; above 0, so that the map is invertible.
 
     Raises:
-        ValueError: If ``pseudocount`` is not above 0.
+        ValueError: If an argument is out of range.
     """
+
+    starts: ClassVar[Mapping[str, int | None]] = {"fit": None}
+    unit_interval: ClassVar[bool] = True
 
     def __init__(self, features: int, levels: int = 256, pseudocount: float = 1.0) -> None:
         super().__init__(features)
-        if pseudocount <= 0:
+        if not 0 < pseudocount < math.inf:
             raise ValueError(f"pseudocount is {pseudocount}; it must be above 0, or unseen values would be impossible")
+        if levels < 1:
+            raise ValueError(f"levels is {levels}; a histogram needs at least 1")
         self.levels = levels
         self.pseudocount = pseudocount
         self.probability: Tensor

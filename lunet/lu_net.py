@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from lunet import reversible, starts, triangular
 from lunet.activation import Activation, LeakySoftplus, activation_from
 from lunet.base import Flow, LayerDiagnostics, NonFiniteError
+from lunet.learned_monotone import LearnedMonotone
 from lunet.lu_layer import LULayer
 
+# Rows of data for an initialisation; enough for the covariance of 784 features.
+START = 20_000
 
-class LUNet(Flow):
+
+class LUNet(Flow, kind="lunet"):
     r"""LU-Net: :math:`M` layers :math:`\phi(L U x + b)`, the last without :math:`\phi`.
 
     Cost: :math:`O(M N D^2)` in both directions; :math:`M (D^2 + D)` parameters and those of the activations.
@@ -45,6 +49,8 @@ class LUNet(Flow):
         LU-Net: Invertible Neural Networks Based on Matrix Factorization (Chan, Penquitt and Gottschalk, 2023),
         https://arxiv.org/abs/2302.10524
     """
+
+    starts: ClassVar[Mapping[str, int | None]] = {"standardise": START, "whiten": START, "copula": START, "uniform": 0}
 
     def __init__(
         self,
@@ -186,6 +192,35 @@ class LUNet(Flow):
         with self._restore_on_error():
             yield
             self.check_invertible()
+
+
+class LearnedLUNet(LUNet, kind="lunet_learned"):
+    r"""LU-Net with learned activations: a `LearnedMonotone` as :math:`\phi`, and one before the first layer.
+
+    Cost: that of `LUNet` and of its activations.
+
+    Args:
+        features: The number :math:`D` of features.
+        layers: The number :math:`M` of LU layers.
+        bins: The number of intervals of each :math:`\phi`.
+        leading_bins: The number of intervals of the activation before the first layer.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    starts: ClassVar[Mapping[str, int | None]] = {"standardise": START, "whiten": START}
+
+    def __init__(self, features: int, layers: int = 4, bins: int = 16, leading_bins: int = 64) -> None:
+        activation, leading = LearnedMonotone(features, bins), LearnedMonotone(features, leading_bins)
+        super().__init__(features, layers, activation=activation, leading=leading)
+        self.bins, self.leading_bins = bins, leading_bins
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "features": self.features, "layers": len(self.layers), "bins": self.bins, "leading_bins": self.leading_bins
+        }  # fmt: skip
 
 
 def _copy(activation: Activation | Mapping[str, Any]) -> Activation:

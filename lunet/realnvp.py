@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lunet.coupling import AffineCoupling, Coupling, channel_halves, checkerboar
 Shape = tuple[int, int, int]
 
 
-class RealNVP(Flow):
+class RealNVP(Flow, kind="realnvp"):
     r"""RealNVP with two scales: affine couplings with checkerboard masks, then channel masks, then checkerboards again.
 
     After ``couplings[0]`` checkerboard couplings, a squeeze trades resolution for channels. After ``couplings[1]``
@@ -28,11 +28,16 @@ class RealNVP(Flow):
         couplings: The numbers of couplings at full resolution, after the squeeze, and at the end.
         planes: Channels inside the networks.
         blocks: Residual blocks of each network.
-        shared: Whether one network gives both scale and shift, instead of two as in the paper.
+        networks: ``separate`` networks for scale and shift, as in the paper, or one ``shared`` by both.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     References:
         Density estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), https://arxiv.org/abs/1605.08803
     """
+
+    starts: ClassVar[Mapping[str, int | None]] = {"standardise": 1024}
 
     def __init__(
         self,
@@ -40,16 +45,21 @@ class RealNVP(Flow):
         couplings: tuple[int, int, int] = (3, 3, 2),
         planes: int = 64,
         blocks: int = 2,
-        *,
-        shared: bool = False,
+        networks: Literal["separate", "shared"] = "separate",
     ) -> None:
         channels, height, width = shape
         super().__init__(channels * height * width)
         if height % 2 or width % 2 or height * width < 8:
             raise ValueError(f"shape is {tuple(shape)}; the squeeze needs even height and width, with 8 pixels or more")
+        if len(couplings) != 3 or min(couplings) < 0 or sum(couplings) == 0:
+            raise ValueError(f"couplings are {tuple(couplings)}; they are three numbers, of which one is above 0")
+        if planes < 1 or blocks < 1:
+            raise ValueError(f"planes is {planes} and blocks is {blocks}; both are at least 1")
+        if networks not in ("separate", "shared"):
+            raise ValueError(f"networks is {networks!r}; it is 'separate' or 'shared'")
         self.shape = (channels, height, width)
         self.options: dict[str, Any] = {
-            "couplings": list(couplings), "planes": planes, "blocks": blocks, "shared": shared
+            "couplings": list(couplings), "planes": planes, "blocks": blocks, "networks": networks
         }  # fmt: skip
         squeezed, half = (4 * channels, height // 2, width // 2), (2 * channels, height // 2, width // 2)
         first, second, last = ([index % 2 == 0 for index in range(count)] for count in couplings)
@@ -133,7 +143,7 @@ class RealNVP(Flow):
     def _coupling(self, mask: Tensor, shape: Shape, planes: int) -> AffineCoupling:
         """A coupling for images of a shape (C, H, W)."""
         del shape  # its parameters do not depend on the position in an image
-        return Coupling(mask, planes, self.options["blocks"], shared=self.options["shared"])
+        return Coupling(mask, planes, self.options["blocks"], shared=self.options["networks"] == "shared")
 
     def _checkerboard(self, shape: Shape, *, first: bool) -> Tensor:
         """The mask of a checkerboard coupling, with the shape (C, H, W)."""

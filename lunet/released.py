@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def poster_bits_per_pixel(
     return bits - 0.5 if code == "lunet" else bits * batch_factor + math.log2(255)
 
 
-class ReleasedRealNVP(RealNVP):
+class ReleasedRealNVP(RealNVP, kind="realnvp_released"):
     r"""The RealNVP that was released with the LU-Net paper, batch statistics included.
 
     A batch normalisation follows each coupling. It uses running averages, which in training mode include the batch and
@@ -95,6 +96,8 @@ class ReleasedRealNVP(RealNVP):
     References:
         https://github.com/spenquitt/LU-Net-Invertible-Neural-Networks (February 2023)
     """
+
+    starts: ClassVar[Mapping[str, int | None]] = {}
 
     def __init__(
         self, shape: Shape = (1, 28, 28), couplings: tuple[int, int, int] = (3, 3, 2), planes: int = 64

@@ -11,82 +11,69 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from lunet.base import Flow
-from lunet.controls import Gaussian, Histogram
+from lunet.class_flows import ClassFlows
 from lunet.image_flow import ImageFlow
-from lunet.lu_net import LUNet
-from lunet.realnvp import RealNVP
-from lunet.released import ReleasedRealNVP
 
 FORMAT = 1
-KINDS: dict[str, type[Flow]] = {
-    "lunet": LUNet,
-    "realnvp": RealNVP,
-    "realnvp_released": ReleasedRealNVP,
-    "gaussian": Gaussian,
-    "histogram": Histogram,
-}
+FILES = ("config.json", "weights.safetensors")
 
 
 class SavedFlowError(ValueError):
     """Raised for a folder that does not contain a flow that this version can read."""
 
 
-def save_flow(image_flow: ImageFlow, path: str | Path) -> None:
+def save_flow(model: Flow | ImageFlow | ClassFlows, path: str | Path) -> None:
     """Save a flow as `config.json` and `weights.safetensors`.
 
     The configuration contains a checksum of both files, so that files of different flows are not combined.
 
     Args:
-        image_flow: The flow; its weights are saved in their dtype.
+        model: The flow, image flow or class flows; weights are saved in their dtype.
         path: The folder, which is created if it does not exist.
 
     Raises:
-        TypeError: If the class of the flow is not in `KINDS`.
+        TypeError: If ``model`` is something else, or a part of a flow's configuration is no value of JSON.
     """
-    kinds = {flow_class: kind for kind, flow_class in KINDS.items()}
-    flow = image_flow.flow
-    if type(flow) not in kinds:
-        raise TypeError(f"a {type(flow).__name__} cannot be saved; add it to lunet.saving.KINDS")
-    dtype = str(flow._like().dtype).removeprefix("torch.")
-    config = {
-        "format": FORMAT, "dtype": dtype, "image": image_flow.config(), "kind": kinds[type(flow)], "flow": flow.config()
-    }  # fmt: skip
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: tensor.contiguous() for name, tensor in flow.state_dict().items()})
+    config, tensors = _describe(model)
+    config = {"format": FORMAT, **config}
+    weights = save(tensors)
     config["sha256"] = checksum(config, weights)
     text = json.dumps(config, indent=2) + "\n"
-    for name, content in (("weights.safetensors", weights), ("config.json", text.encode())):
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(reversed(FILES), (weights, text.encode()), strict=True):
         part = folder / f".{name}.part"
         part.write_bytes(content)
         part.replace(folder / name)
 
 
-def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow:
+def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """Load a flow, in eval mode.
+
+    A flow or an activation that is not part of this library is found by its name: import the module with its class
+    first.
 
     Args:
         path: The folder that `save_flow` wrote.
         device: The device of the flow.
 
+    Returns:
+        A `Flow`, `ImageFlow` or `ClassFlows`, as it was saved.
+
     Raises:
-        SavedFlowError: If the folder is not a saved flow, is damaged, or was written by a newer version.
+        SavedFlowError: If the folder is not a saved flow, is damaged, was written by a newer version, or contains a
+            flow whose class is not imported.
     """
     folder = Path(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise SavedFlowError(f"{folder} has format {config['format']!r}; this version of lunet reads {FORMAT}")
-        image, options = config["image"], config["flow"]
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        flow = KINDS[config["kind"]](**options)
-        margin = None if image["margin"] is None else tuple(image["margin"])
-        image_flow = ImageFlow(flow, tuple(image["shape"]), margin).to(getattr(torch, config["dtype"]))
         weights = (folder / "weights.safetensors").read_bytes()
-        flow.load_state_dict(load(weights))
-        flow.eval().check_invertible()
+        model = _restore(config, load(weights))
         # Earlier versions saved no checksum.
         if config.get("sha256", expected := checksum(config, weights)) != expected:
             raise SavedFlowError(
@@ -95,14 +82,55 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> ImageFlow
     except SavedFlowError:
         raise
     except FileNotFoundError:
-        missing = [name for name in ("config.json", "weights.safetensors") if not (folder / name).exists()]
+        missing = [name for name in FILES if not (folder / name).exists()]
         raise SavedFlowError(f"{folder} is not a saved flow: {' and '.join(missing)} missing") from None
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise SavedFlowError(f"{folder} is not a flow that can be read: {type(error).__name__}: {error}") from error
-    return image_flow.eval().to(device)
+    return model.eval().to(device)
 
 
 def checksum(config: Mapping[str, Any], weights: bytes) -> str:
     """The SHA-256 of a configuration, without its entry ``sha256``, and of the weights file's content."""
     text = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + weights).hexdigest()
+
+
+def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model's configuration and its tensors by name; the names of class flows begin with the class and a slash."""
+    if isinstance(model, ClassFlows):
+        parts = {name: _describe(model[name]) for name in model.names}
+        tensors = {f"{name}/{key}": value for name, part in parts.items() for key, value in part[1].items()}
+        return {"classes": {name: config for name, (config, _) in parts.items()}}, tensors
+    flow = model.flow if isinstance(model, ImageFlow) else model
+    if not isinstance(flow, Flow):
+        raise TypeError(f"a {type(flow).__name__} cannot be saved; give a Flow, an ImageFlow or a ClassFlows")
+    config: dict[str, Any] = {"dtype": str(flow._like().dtype).removeprefix("torch.")}
+    if isinstance(model, ImageFlow):
+        config["image"] = model.config()
+    config |= {"kind": flow.kind, "flow": flow.config()}
+    return config, {name: tensor.contiguous() for name, tensor in flow.state_dict().items()}
+
+
+def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow | ImageFlow | ClassFlows:
+    """The model that `_describe` described."""
+    if "classes" in config:
+        tensors_of: dict[str, dict[str, Tensor]] = {name: {} for name in config["classes"]}
+        for key, tensor in tensors.items():
+            name, _, rest = key.rpartition("/")
+            tensors_of[name][rest] = tensor
+        flows = {name: _restore(part, tensors_of[name]) for name, part in config["classes"].items()}
+        return ClassFlows({name: flow for name, flow in flows.items() if isinstance(flow, ImageFlow)})
+    kind, options = config["kind"], dict(config["flow"])
+    if kind not in Flow.kinds:
+        raise LookupError(f"no class called {kind!r} is imported; import its module first. There are: {[*Flow.kinds]}")
+    if kind == "realnvp" and "shared" in options:  # as saved by version 0.1
+        options["networks"] = "shared" if options.pop("shared") else "separate"
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    flow = Flow.kinds[kind](**options).to(getattr(torch, config["dtype"]))
+    flow.load_state_dict(dict(tensors))
+    flow.eval().check_invertible()
+    if "image" not in config:
+        return flow
+    image = config["image"]
+    margin = None if image["margin"] is None else tuple(image["margin"])
+    return ImageFlow(flow, tuple(image["shape"]), margin)

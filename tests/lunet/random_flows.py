@@ -78,7 +78,7 @@ def randomise_(flow: RealNVP, seed: int = 0) -> RealNVP:
 
 def random_realnvp(shape: tuple[int, int, int] = (1, 4, 4), *, shared: bool = False, seed: int = 0) -> RealNVP:
     torch.manual_seed(seed)
-    return randomise_(RealNVP(shape, planes=4, blocks=1, shared=shared), seed)
+    return randomise_(RealNVP(shape, planes=4, blocks=1, networks="shared" if shared else "separate"), seed)
 
 
 def random_released(shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0) -> RealNVP:
@@ -152,7 +152,7 @@ def small_flows() -> dict[str, Flow]:
     return {
         "lunet": random_lu_net(4, layers=2),
         "lunet-learned": random_learned(4, layers=2),
-        "realnvp": randomise_(RealNVP((1, 4, 4), (1, 1, 1), planes=2, blocks=1, shared=True)),
+        "realnvp": randomise_(RealNVP((1, 4, 4), (1, 1, 1), planes=2, blocks=1, networks="shared")),
         "gaussian": random_gaussian(4),
         "histogram": random_histogram(4, levels=8),
     }

@@ -23,7 +23,7 @@ def test_number_of_parameters(planes: int, blocks: int, shared: bool) -> None:
         outputs = [2 * channels] if shared else [channels, channels]
         return sum(resnet_size(channels, count, width, blocks) for count in outputs) + 3 * channels
 
-    flow = RealNVP((1, 8, 8), (3, 2, 4), planes, blocks, shared=shared)
+    flow = RealNVP((1, 8, 8), (3, 2, 4), planes, blocks, networks="shared" if shared else "separate")
     assert flow.free_parameters() == 3 * coupling(1, planes) + 2 * coupling(4, planes) + 4 * coupling(2, 2 * planes)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_flows import CPU_DTYPES, DEVICES, every_flow, random_lu_net, scale_, seeded
-from torch import Tensor
+from random_flows import CPU_DTYPES, DEVICES, every_flow, random_lu_net, random_realnvp, scale_, seeded
+from torch import Tensor, nn
 
-from lunet import Flow, ImageFlow, LUNet, SavedFlowError, load_flow, save_flow
+from lunet import Activation, ClassFlows, Flow, ImageFlow, LUNet, SavedFlowError, load_flow, save_flow
 from lunet.saving import checksum
 
 FLOWS = every_flow()
@@ -79,13 +79,81 @@ def test_loaded_flow_can_be_trained(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for parameter in flow.parameters())
 
 
-def test_flow_of_an_unknown_class_raises(tmp_path: Path) -> None:
-    class Custom(LUNet):
-        pass
+# Every kind of model
 
-    with pytest.raises(TypeError, match=r"a Custom cannot be saved"):
-        save_flow(ImageFlow(Custom(4), (1, 2, 2)), tmp_path / "custom")
-    assert not (tmp_path / "custom").exists()
+
+class Shift(Flow, kind="shift-of-this-test"):
+    """The map x - b."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.shift = nn.Parameter(torch.arange(float(features)))
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x - self.shift, x.new_zeros(len(x))
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return z + self.shift
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features}
+
+
+class Stretch(Activation):
+    """The map 2 x."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x, torch.full_like(x, math.log(2))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y / 2
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("flow", [Shift(4), LUNet(4, activation=Stretch(), leading=Stretch())], ids=lambda f: f.kind)
+def test_a_flow_of_ones_own_is_saved(flow: Flow, tmp_path: Path) -> None:
+    save_flow(flow, tmp_path)
+    loaded = load_flow(tmp_path)
+    assert type(loaded) is type(flow)
+    assert torch.equal(loaded.log_prob(data(flow)), flow.eval().log_prob(data(flow)))
+    save_flow(ImageFlow(flow, (1, 2, 2)), tmp_path)
+    assert torch.equal(load_flow(tmp_path).sample(3, seeded()), ImageFlow(flow, (1, 2, 2)).sample(3, seeded()))
+
+
+def test_a_flow_whose_class_is_not_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_flow(Shift(4), tmp_path)
+    monkeypatch.delitem(Flow.kinds, "shift-of-this-test")
+    assert_load_raises(tmp_path, reason="no class called 'shift-of-this-test' is imported; import its module first")
+
+
+def test_flows_of_classes_are_saved_together(tmp_path: Path) -> None:
+    flows = {"a/b": ImageFlow(random_lu_net(4), (1, 2, 2)), "1": ImageFlow(Shift(4).double(), (1, 2, 2), 0.01)}
+    save_flow(ClassFlows(flows), tmp_path)
+    loaded = load_flow(tmp_path)
+    assert isinstance(loaded, ClassFlows)
+    assert loaded.names == ("a/b", "1")
+    assert not loaded.training
+    for name, flow in flows.items():
+        assert (loaded[name].margin, type(loaded[name].flow)) == (flow.margin, type(flow.flow))
+        assert torch.equal(loaded[name].eval().sample(5, seeded()), flow.eval().sample(5, seeded()))
+
+
+def test_a_module_that_is_no_flow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a Linear cannot be saved; give a Flow, an ImageFlow or a ClassFlows"):
+        save_flow(nn.Linear(2, 2), tmp_path / "linear")  # type: ignore[arg-type]
+    assert not (tmp_path / "linear").exists()
+
+
+def test_a_realnvp_of_version_0_1_is_read(tmp_path: Path) -> None:
+    flow = random_realnvp(shared=True)
+    save_flow(flow, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["flow"]["shared"] = config["flow"].pop("networks") == "shared"
+    del config["sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_flow(tmp_path).config() == flow.config()
 
 
 # Folders that are not saved flows
