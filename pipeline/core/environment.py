@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,8 @@ import pynvml
 import torch
 
 from pipeline.core.console import UserError
+from pipeline.core.files import sha256
+from pipeline.core.git import git
 from pipeline.core.params import Params
 
 # The constants in glibc's malloc.h; mallopt takes C ints.
@@ -90,7 +90,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     commit, dirty = _commit()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
+        "host": sha256(platform.node().encode())[:8],
         "system": f"{platform.system()}-{platform.machine()}",
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True),
@@ -127,13 +127,5 @@ def _gpu_driver() -> str | None:
 
 def _commit() -> tuple[str | None, bool | None]:
     """The commit, and whether the code differs from it, both None without git; parameters are recorded separately."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head, bool(_git("status", "--porcelain", "--", "lunet", "pipeline"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-
-
-def _git(*arguments: str) -> str:
-    finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    return finished.stdout.strip()
+    changes = git("status", "--porcelain", "--", "lunet", "pipeline")
+    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core.console import UserError
 
-Preset = Literal["smoke", "laptop", "overnight", "paper"]
+Preset = str
 
 # Upper bounds prevent integer overflow and catch typing errors.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -87,61 +88,21 @@ class Data(Section):
         return custom[name] if name in custom else getattr(self, name)
 
 
-class LUNetModel(Section):
-    """LU-Net: ``layers`` layers phi(L U x + b), the last without phi; ``slope`` is the leaky softplus's lower slope.
+class Model(Section):
+    """The model of a recipe: the name of a flow, the arguments of its constructor, and the name of its ``start``.
 
-    A single layer would have no phi and be a Gaussian.
+    `pipeline.training.models.check` compares them with the constructor, which needs torch.
     """
 
-    kind: Literal["lunet"]
-    layers: Annotated[Count, Field(ge=2)]
-    slope: Annotated[float, Field(ge=0.001, lt=1)]
-    start: Literal["identity", "standardise", "whiten", "copula", "uniform"]
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Any]
 
+    kind: Annotated[str, Field(min_length=1, max_length=80)]
 
-class LearnedLUNetModel(Section):
-    """LU-Net with splines of ``bins`` bins as phi, and one of ``leading_bins`` before the first layer."""
-
-    kind: Literal["lunet_learned"]
-    layers: Count
-    bins: Annotated[Count, Field(ge=2)]
-    leading_bins: Annotated[Count, Field(ge=2)]
-    start: Literal["identity", "standardise", "whiten"]
-
-
-class RealNVPModel(Section):
-    """RealNVP: couplings with checkerboard masks, then channel masks after a squeeze, then final checkerboard ones."""
-
-    kind: Literal["realnvp"]
-    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
-    planes: Count
-    blocks: Count
-    networks: Literal["separate", "shared"]
-
-
-class ReleasedRealNVPModel(Section):
-    """The RealNVP of the released code, with batch normalisation after each coupling."""
-
-    kind: Literal["realnvp_released"]
-    couplings: Annotated[list[Count], Field(min_length=3, max_length=3)]
-    planes: Count
-
-
-class GaussianModel(Section):
-    """A full-covariance Gaussian of the logits; ``ridge`` is added to the covariance's diagonal."""
-
-    kind: Literal["gaussian"]
-    ridge: Annotated[float, Field(ge=0, le=1e6)]
-
-
-class HistogramModel(Section):
-    """Independent histograms of the 256 values of each pixel; ``pseudocount`` is added to every count."""
-
-    kind: Literal["histogram"]
-    pseudocount: Positive
-
-
-Model = LUNetModel | LearnedLUNetModel | RealNVPModel | ReleasedRealNVPModel | GaussianModel | HistogramModel
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keys but ``kind``."""
+        return dict(self.__pydantic_extra__)
 
 
 def _holdout(value: Any) -> float | Literal["test"]:
@@ -157,7 +118,7 @@ class Training(Section):
     objective: Literal["likelihood", "released"]
     epochs: Positive
     batch_size: Count
-    optimizer: Literal["adam", "sgd"]
+    optimizer: Name
     learning_rate: Positive
     elementwise_rate: Positive | None
     schedule: Literal["constant", "one_cycle", "halving"]
@@ -188,28 +149,11 @@ def _margin(value: Any) -> float | tuple[float, float] | None:
 class Recipe(Section):
     """A named way to train a model: architecture, preprocessing, objective and optimiser."""
 
-    model: Annotated[Model, Field(discriminator="kind")]
+    model: Model
     classes: Literal["all", "each"]
     margin: Annotated[Any, AfterValidator(_margin)]
     dtype: Literal["float32", "float64"] = "float32"
     training: Training | None
-
-    @model_validator(mode="after")
-    def _fits_the_model(self) -> Self:
-        has_triangles = isinstance(self.model, LUNetModel | LearnedLUNetModel)
-        if self.training is not None and self.training.elementwise_rate is not None and not has_triangles:
-            raise ValueError(f"training.elementwise_rate must be null for a {self.model.kind}, which has no LU layers")
-        closed_form = isinstance(self.model, GaussianModel | HistogramModel)
-        if closed_form and self.training is not None:
-            raise ValueError(f"training must be null for a {self.model.kind}, which is fitted in closed form")
-        if not closed_form and self.training is None:
-            raise ValueError(f"training is needed for a {self.model.kind}")
-        released = isinstance(self.model, LUNetModel | ReleasedRealNVPModel)
-        if self.training is not None and self.training.objective == "released" and not released:
-            raise ValueError(f"training.objective is released, which no {self.model.kind} has; it must be likelihood")
-        if isinstance(self.model, HistogramModel) != (self.margin is None):
-            raise ValueError("margin must be null for a histogram, which has no logit, and a number for all others")
-        return self
 
 
 class Evaluate(Section):
@@ -255,7 +199,7 @@ class Report(Section):
 class Params(Section):
     """The whole of `params.yaml`."""
 
-    preset: Preset
+    preset: Name
     device: Literal["auto", "cpu", "cuda"]
     deterministic: bool
     checkpoint_seconds: Annotated[float, Field(ge=0, le=1e6)]
@@ -318,34 +262,43 @@ def validate(values: Any, source: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [_sentence(problem) for problem in error.errors(include_url=False)]
-        raise UserError(f"{source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+        raise refusal(source, mistakes(error, known_keys())) from None
 
 
-def _sentence(problem: Any) -> str:
-    """One mistake as a sentence: the key as in the file, its value, and what is allowed."""
-    location = problem["loc"]
-    # Below `model`, pydantic inserts the chosen kind, which is not a key of the file.
-    key = ".".join(str(part) for before, part in zip(("", *location), location, strict=False) if before != "model")
-    if location[-2:-1] == ("model",) and isinstance(problem["input"], dict):
-        key = ".".join(map(str, location[:-1]))
+def refusal(source: str, sentences: Sequence[str]) -> UserError:
+    """The error for a set of parameters with mistakes, a sentence each."""
+    return UserError(f"{source} has {len(sentences)} mistake(s):\n  " + "\n  ".join(sentences))
+
+
+def mistakes(error: ValidationError, known: Collection[str], *section: str) -> list[str]:
+    """Each mistake as a sentence: the key as in the file, its value, and what is allowed.
+
+    Args:
+        error: The error of a section's schema.
+        known: The keys that an unknown one may be meant to be.
+        section: The keys above the section.
+    """
+    return [_sentence(problem, known, section) for problem in error.errors(include_url=False)]
+
+
+def known_keys() -> set[str]:
+    """The keys of all sections of `params.yaml`."""
+    sections = [section for section in Section.__subclasses__() if section.__module__ == __name__]
+    return {key for section in sections for key in section.model_fields}
+
+
+def _sentence(problem: Any, known: Collection[str], section: Sequence[str]) -> str:
+    location = (*section, *problem["loc"])
+    key = ".".join(map(str, location))
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(location[-1]), _known_keys() - {str(location[-1])}, n=1)
+            near = difflib.get_close_matches(str(location[-1]), {*known} - {str(location[-1])}, n=1)
             return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
         case "missing":
             return f"{key}: is missing"
-        case "union_tag_not_found":
-            return f"{key}.kind: is missing"
         case "value_error":
             return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
         case _:
             value = repr(problem["input"])
             shown = value if len(value) <= 80 else value[:77] + "..."
             return f"{key or 'the file'}: is {shown}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _known_keys() -> set[str]:
-    """The keys of this module's sections; other modules have sections too."""
-    sections = [section for section in Section.__subclasses__() if section.__module__ == __name__]
-    return {key for section in sections for key in section.model_fields}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -20,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipeline.core.console import StopRequest, UserError, say
-from pipeline.core.files import write_durably
+from pipeline.core.files import sha256, write_durably
 
 FOLDER = Path(".checkpoints")
 # The interval between checkpoints, in multiples of the time that writing one takes: their cost stays below 1 %.
@@ -55,7 +54,7 @@ class Checkpoint:
         content = self._path.read_bytes()
         checksum, state = content[:64], content[64:]
         try:
-            if checksum != _sha256(state):
+            if checksum != sha256(state).encode():
                 raise ValueError("its SHA-256 is another")
             loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True)
         except (ValueError, pickle.UnpicklingError) as error:
@@ -79,7 +78,7 @@ class Checkpoint:
             try:
                 buffer = io.BytesIO()
                 torch.save(dict(state), buffer)
-                write_durably(self._path, _sha256(buffer.getbuffer()), buffer.getbuffer())
+                write_durably(self._path, sha256(buffer.getbuffer()).encode(), buffer.getbuffer())
             except OSError as error:
                 outcome = f"{self._path} cannot be written: {error.strerror or error}"
                 say(f"{progress}: {outcome}; the training goes on without this checkpoint")
@@ -101,7 +100,7 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     """
     folder, path = checkpoint_folder(out, identity), _project_path(out)
     # The lock is for the output path, since trainings with different parameters must not write it at once either.
-    lock = FileLock(FOLDER / f"{_sha256(os.fsencode(path)).decode()[:32]}.lock", timeout=0)
+    lock = FileLock(FOLDER / f"{sha256(os.fsencode(path))[:32]}.lock", timeout=0)
     try:
         FOLDER.mkdir(exist_ok=True)
         lock.acquire()
@@ -123,7 +122,7 @@ def checkpoints(out: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
 def checkpoint_folder(out: Path, identity: Mapping[str, Any]) -> Path:
     """The folder of a training's checkpoints; see `checkpoints`."""
     identity = {**identity, "out": str(_project_path(out)), "torch": torch.__version__, "code": code()}
-    return FOLDER / _sha256(json.dumps(identity, sort_keys=True).encode()).decode()[:32]
+    return FOLDER / sha256(json.dumps(identity, sort_keys=True).encode())[:32]
 
 
 def _project_path(out: Path) -> Path:
@@ -137,7 +136,7 @@ def code() -> dict[str, str]:
     specs = [module.__spec__ for module in [*sys.modules.values()] if getattr(module, "__spec__", None)]
     # Only the spec of a module that runs as __main__ contains its real name.
     return {
-        spec.name: _sha256(Path(spec.origin).read_bytes()).decode()
+        spec.name: sha256(Path(spec.origin))
         for spec in specs
         if spec is not None and spec.origin and spec.name.partition(".")[0] in ("lunet", "pipeline")
     }
@@ -155,7 +154,3 @@ def restore_random_state(generator: torch.Generator, state: Mapping[str, torch.T
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], generator.device)
-
-
-def _sha256(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()

@@ -6,8 +6,8 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +16,20 @@ from torch import Tensor
 
 from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP
 from pipeline.core.console import say
-from pipeline.core.environment import (
-    is_out_of_memory,
-)
-from pipeline.core.files import without_paths
+from pipeline.core.environment import is_out_of_memory
 from pipeline.core.params import Recipe, Training
 from pipeline.core.progress import Progress
+from pipeline.core.record import Status
 from pipeline.training.checkpoints import Checkpoint, random_state, restore_random_state
-from pipeline.training.divergence import DivergedError, DivergenceGuard
+from pipeline.training.divergence import DivergedError, batch_that_fits, describe_failure
 from pipeline.training.models import initialise_
 from pipeline.training.objectives import infinite_pixels
-from pipeline.training.optimisation import make_optimizer, make_schedule, optimise
+from pipeline.training.optimisation import NonFiniteStepError, Step, make_optimizer, make_schedule, optimise
+from pipeline.training.record import HISTORY, Fit, Row
 
-HISTORY = [
-    "model", "step", "epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim",
-    "smallest_diagonal", "condition", "latent_error", "pixels_exact",
-]  # fmt: skip
 DIAGNOSED_IMAGES = 100  # held-out images in the round trip of each validation
-CHECK_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
+NOTED_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
 SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
-
-
-@dataclass
-class Fit:
-    """How the fit of one model went; ``status`` is complete, diverged or out_of_memory.
-
-    ``infinite_pixels`` counts the pixels that the released RealNVP's preprocessing would have made infinite; see
-    `pipeline.training.objectives.infinite_pixels`.
-    """
-
-    train_images: int
-    holdout_images: int
-    status: str = "complete"
-    message: str | None = None
-    epochs: float | None = None
-    steps: int | None = None
-    seconds: float = 0.0
-    best_epoch: float | None = None
-    best_step: int | None = None
-    best_holdout_bits_per_dim: float | None = None
-    infinite_pixels: int | None = None
-    history: list[dict[str, float | None]] = field(default_factory=list, repr=False)
 
 
 def fit(
@@ -71,41 +44,36 @@ def fit(
 ) -> Fit:
     """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
-    ``test`` is used only if the recipe selects the weights on the test set.
+    ``test`` is used only if the recipe selects the weights on the test set. With a checkpoint, training resumes there
+    as if it had never stopped.
 
     Raises:
         UserError: If the images cannot determine the model's initialisation.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    train_images, holdout = split(images, test, recipe.training, seed)
-    result = Fit(train_images=len(train_images), holdout_images=len(holdout))
     saved = checkpoint.read()
-    begin = time.perf_counter()
-    try:
-        model.to(device)
-        train_images, holdout = train_images.to(device), holdout.to(device)
-        if saved is None:
-            initialise_(model, recipe, train_images, generator)
-            result.seconds = time.perf_counter() - begin
-        else:
-            model.load_state_dict(saved["model"])
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        if "fit" in saved:
             result = Fit(**saved["fit"])
-            if saved["descent"] is None:
-                say(f"{name}: {result.status} already, taken from its checkpoint")
-                return result
-        if recipe.training is not None:
-            descent = None if saved is None else saved["descent"]
-            descend(model, recipe.training, train_images, holdout, generator, name, result, checkpoint, descent)
+            say(f"{name}: {result.status} already, taken from its checkpoint")
+            return result
+    trainer = Trainer(model, recipe, *split(images, test, recipe.training, seed), seed, name)
+    status: Status = "complete"
+    message = None
+    try:
+        trainer.run(device, checkpoint, None if saved is None else saved["trainer"])
     except DivergedError as error:
-        result.status, result.message = "diverged", without_paths(str(error))
+        status, message = "diverged", str(error)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        result.status, result.message = "out_of_memory", without_paths(str(error).splitlines()[0])
-    if result.status != "complete":
-        say(f"{name}: {result.status}: {result.message}")
-    if result.status != "out_of_memory":
-        checkpoint.write({"fit": asdict(result), "model": model.state_dict(), "descent": None}, f"{name} is trained")
+        status, message = "out_of_memory", str(error).splitlines()[0]
+    result = trainer.outcome(status, message)
+    if status != "complete":
+        say(f"{name}: {status}: {result.message}")
+    if status != "out_of_memory":
+        done = {**result.model_dump(mode="json"), "history": result.history}
+        checkpoint.write({"epochs": trainer.epoch, "model": model.state_dict(), "fit": done}, f"{name} is trained")
     return result
 
 
@@ -118,225 +86,199 @@ def split(images: Tensor, test: Tensor, training: Training | None, seed: int) ->
     return images[order[holdout_size:]], images[order[:holdout_size]]
 
 
-class HoldoutTracker:
-    """Evaluates a model on the held-out images, records the training curve, and keeps the ``best`` weights.
+class Trainer:
+    """The training of one model: it owns the model, its images, optimiser, history and best weights.
 
     Args:
-        model: The model in training.
-        holdout: The held-out images, uint8, with shape (N, H, W).
-        per_epoch: Steps in an epoch.
-        result: The fit that receives the curve and the best bits per dimension.
-    """
-
-    def __init__(self, model: ImageFlow, holdout: Tensor, per_epoch: int, result: Fit) -> None:
-        self._model, self._holdout, self._per_epoch, self._result = model, holdout, per_epoch, result
-        self.best: dict[str, Any] = {}
-
-    def validate(self, step: int, learning_rate: float, train_bits: float | None) -> float:
-        """The held-out bits per dimension after a step; adds a point to the curve.
-
-        Raises:
-            DivergedError: If it is not finite.
-        """
-        result = self._result
-        try:
-            holdout_bits = score(self._model, self._holdout)
-            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED_IMAGES])
-        except NonFiniteError as error:
-            raise DivergedError(f"held-out images fail after step {step}: {error}") from None
-        epoch = round(step / self._per_epoch, 4)
-        point = (step, epoch, round(result.seconds, 3), learning_rate, train_bits, holdout_bits, *diagnosis)
-        result.history.append(dict(zip(HISTORY[1:], point, strict=True)))
-        if result.best_holdout_bits_per_dim is None or holdout_bits < result.best_holdout_bits_per_dim:
-            result.best_holdout_bits_per_dim, result.best_step, result.best_epoch = holdout_bits, step, epoch
-            self.best = copy.deepcopy(self._model.state_dict())
-        return holdout_bits
-
-    def restore_best(self) -> None:
-        """Load the best weights into the model."""
-        self._model.load_state_dict(self.best)
-
-
-def descend(
-    model: ImageFlow,
-    training: Training,
-    images: Tensor,
-    holdout: Tensor,
-    generator: torch.Generator,
-    name: str,
-    result: Fit,
-    checkpoint: Checkpoint,
-    saved: Mapping[str, Any] | None = None,
-) -> None:
-    """Take the recipe's optimisation steps and leave the model at its best held-out weights.
-
-    With ``saved``, the state in a checkpoint, training resumes there as if it had never stopped.
-
-    Raises:
-        DivergedError: When a loss is not finite.
-    """
-    descent = Descent(model, training, images, holdout, generator, result)
-    if saved is None:
-        descent.validate()
-    else:
-        descent.restore(saved)
-        say(f"{name}: goes on after step {descent.done}")
-    model.train()
-    note, clock = f"held out {descent.holdout_bits:.3f}", Clock(result)
-    with (
-        Progress(name, descent.steps, descent.done) as progress,
-        DivergenceGuard(model, descent.optimizer, generator, descent.done) as guard,
-    ):
-        while descent.done < descent.steps:
-            descent.step(guard)
-            due, validates = checkpoint.is_due(), descent.done in descent.validation_steps
-            if due or validates or descent.done % CHECK_EVERY == 0:
-                mean = descent.losses.mean(descent.done)
-                note = f"{mean:.3f} bits/dim, held out {descent.holdout_bits:.3f}"
-            if validates:
-                clock.stop()
-                descent.validate(mean)
-                clock.start()
-            progress.step(note)
-            if due:
-                clock.stop()
-                state = {"fit": asdict(result), "model": model.state_dict(), "descent": descent.state()}
-                checkpoint.write(state, f"{name} after step {descent.done} of {descent.steps}")
-                clock.start()
-    descent.finish()
-
-
-class Clock:
-    """Adds the optimisation time to a fit, without validation and checkpoints; starts when it is made."""
-
-    def __init__(self, result: Fit) -> None:
-        self._result = result
-        self.start()
-
-    def start(self) -> None:
-        """Start a timed interval."""
-        self._begin = time.perf_counter()
-
-    def stop(self) -> None:
-        """Add the time since the last start to the fit."""
-        self._result.seconds += time.perf_counter() - self._begin
-
-
-class Descent:
-    """The optimisation of a model, step by step; the next step depends only on its `state` and the model's.
+        model: The untrained model.
+        recipe: Its recipe; without ``training``, the model is fitted in closed form and there are no steps.
+        images: The training images, uint8, with shape (N, H, W).
+        holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
+        seed: The seed of initialisation, order of the images, and noise.
+        name: The name of the training in messages.
 
     Attributes:
         steps: The number of optimisation steps.
         done: The number of completed steps.
-        validation_steps: The steps after which the model is evaluated on the held-out images.
-        holdout_bits: The held-out bits per dimension at the last validation.
-        losses: The training losses since the last validation.
-
-    Args:
-        model: The model.
-        training: The settings of the training.
-        images: The training images, uint8, with shape (N, H, W).
-        holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
-        generator: The source of the order of the images and of each step's noise.
-        result: The record of the fit.
+        history: A row for each validation.
     """
 
-    def __init__(
-        self,
-        model: ImageFlow,
-        training: Training,
-        images: Tensor,
-        holdout: Tensor,
-        generator: torch.Generator,
-        result: Fit,
-    ) -> None:
-        self._model, self._training, self._images, self._generator = model, training, images, generator
-        self._result, self._counts_infinite_pixels = result, isinstance(model.flow, ReleasedRealNVP)
-        self._per_epoch = math.ceil(len(images) / training.batch_size)
-        self.steps, self.done, self.holdout_bits = max(1, round(training.epochs * self._per_epoch)), 0, math.nan
+    def __init__(self, model: ImageFlow, recipe: Recipe, images: Tensor, holdout: Tensor, seed: int, name: str) -> None:
+        self._model, self._recipe, self._seed, self._name = model, recipe, seed, name
+        self._images, self._holdout = images, holdout
+        training = recipe.training
+        self._per_epoch = 1 if training is None else math.ceil(len(images) / training.batch_size)
+        self.steps = 0 if training is None else max(1, round(training.epochs * self._per_epoch))
+        self.done, self.history = 0, list[Row]()
+        self._seconds, self._best, self._best_weights = 0.0, Row(), dict[str, Any]()
+        self._counts_infinite_pixels = training is not None and isinstance(model.flow, ReleasedRealNVP)
+        self._last: Step | None = None  # the last one, all finite
+
+    @property
+    def epoch(self) -> float:
+        """The number of completed epochs."""
+        return round(self.done / self._per_epoch, 4)
+
+    def run(self, device: torch.device, checkpoint: Checkpoint, saved: Mapping[str, Any] | None) -> None:
+        """Train the model from its initialisation, or from a saved state, and leave it at its best held-out weights.
+
+        Raises:
+            DivergedError: If a likelihood or a gradient is not finite.
+            MemoryError: If memory does not suffice; the message names a batch size that fits, if any does.
+        """
+        with self._timed():
+            self._model.to(device)
+            self._images, self._holdout = self._images.to(device), self._holdout.to(device)
+            self._generator = torch.Generator(device).manual_seed(self._seed)
+            if saved is None:
+                initialise_(self._model, self._recipe, self._images, self._generator)
+        if self._recipe.training is not None:
+            self._descend(self._recipe.training, checkpoint, saved)
+
+    def _descend(self, training: Training, checkpoint: Checkpoint, saved: Mapping[str, Any] | None) -> None:
+        self._optimizer = make_optimizer(self._model, training)
+        self._schedule = make_schedule(self._optimizer, training, self.steps, self._per_epoch)
+        self._loss_sum, self._loss_count = torch.zeros((), device=self._images.device), 0
+        self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=self._images.device)
         indices = range(1, training.validations + 1)
-        self.validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
-        self._tracker = HoldoutTracker(model, holdout, self._per_epoch, result)
-        self.optimizer = make_optimizer(model, training)
-        self._schedule = make_schedule(self.optimizer, training, self.steps, self._per_epoch)
-        self._order = torch.empty(0, dtype=torch.int64, device=images.device)
-        self.losses = Losses(torch.zeros((), device=images.device))
-        self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=images.device)
+        validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
+        if saved is None:
+            self.validate()
+        else:
+            self.restore(saved)
+            say(f"{self._name}: goes on after step {self.done}")
+        self._model.train()
+        note = self._note()
+        with Progress(self._name, self.steps, self.done) as progress:
+            while self.done < self.steps:
+                with self._timed():
+                    self.step(training)
+                due, validates = checkpoint.is_due(), self.done in validation_steps
+                if validates or self.done % NOTED_EVERY == 0:
+                    note = self._note()
+                if validates:
+                    self.validate()
+                progress.step(note)
+                if due:
+                    state = {"epochs": self.epoch, "model": self._model.state_dict(), "trainer": self.state()}
+                    checkpoint.write(state, f"{self._name} after step {self.done} of {self.steps}")
+        self._model.load_state_dict(self._best_weights)
+
+    def step(self, training: Training) -> None:
+        """Take the next step, on the next batch; the images are shuffled anew in each epoch."""
+        position, size = self.done % self._per_epoch, training.batch_size
+        if position == 0:
+            self._order = torch.randperm(len(self._images), generator=self._generator, device=self._images.device)
+        batch = self._images[self._order[position * size : (position + 1) * size]]
+        noise = self._generator.get_state()
+        try:
+            self._last = optimise(self._model, self._optimizer, batch, self._generator, training)
+        except NonFiniteStepError:
+            self._generator.set_state(noise)
+            failure = describe_failure(self._model, batch, self._generator, training)
+            raise DivergedError(f"{failure}; {self._describe_step()}") from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = str(error).splitlines()[0]
+        else:
+            self._loss_sum, self._loss_count = self._loss_sum + self._last.bits, self._loss_count + 1
+            if self._counts_infinite_pixels:
+                self._infinite_pixels += infinite_pixels(batch, self._generator)
+            self._schedule.step()
+            self.done += 1
+            return
+        # Here the error no longer keeps the tensors of the failed step alive.
+        size = batch_that_fits(
+            lambda part: optimise(self._model, self._optimizer, part, self._generator, training), batch
+        )
+        raise MemoryError(f"{message}; a batch of {size} images would fit" if size else message)
+
+    def validate(self) -> None:
+        """Evaluate on the held-out images, add a row to the history, and keep the weights if they are the best so far.
+
+        Raises:
+            DivergedError: If the held-out likelihood is not finite.
+        """
+        try:
+            holdout_bits = score(self._model, self._holdout)
+            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED_IMAGES])
+        except NonFiniteError as error:
+            raise DivergedError(f"held-out images fail after step {self.done}: {error}") from None
+        rate, train_bits = float(self._schedule.get_last_lr()[0]), self._train_bits()
+        point = (self.done, self.epoch, round(self._seconds, 3), rate, train_bits, holdout_bits, *diagnosis)
+        self.history.append(dict(zip([*HISTORY][1:], point, strict=True)))
+        if not self._best or holdout_bits < self._best["holdout_bits_per_dim"]:
+            self._best, self._best_weights = self.history[-1], copy.deepcopy(self._model.state_dict())
+        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
 
     def state(self) -> dict[str, Any]:
-        """The tensors and plain values that `restore` takes."""
+        """The tensors and plain values that `restore` takes; the next step depends only on them and the model."""
         return {
-            "step": self.done,
+            "done": self.done,
             "order": self._order,
-            "best": self._tracker.best,
-            "losses": self.losses.state(),
+            "history": self.history,
+            "seconds": self._seconds,
+            "best": (self._best, self._best_weights),
+            "losses": (self._loss_sum, self._loss_count),
             "infinite_pixels": self._infinite_pixels,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "random": random_state(self._generator),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; the caller restores the model and the fit first."""
-        self.done, self._order, self._tracker.best = saved["step"], saved["order"], saved["best"]
-        self.losses, self._infinite_pixels = Losses(*saved["losses"]), saved["infinite_pixels"]
-        self.optimizer.load_state_dict(saved["optimizer"])
+        """Restore what `state` returned; the caller restores the model first."""
+        self.done, self._order, self.history = saved["done"], saved["order"], saved["history"]
+        self._seconds, (self._best, self._best_weights) = saved["seconds"], saved["best"]
+        (self._loss_sum, self._loss_count), self._infinite_pixels = saved["losses"], saved["infinite_pixels"]
+        self._optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         restore_random_state(self._generator, saved["random"])
-        self.holdout_bits = float(self._result.history[-1]["holdout_bits_per_dim"] or math.nan)
 
-    def step(self, guard: DivergenceGuard) -> None:
-        """Take the next step, on the next batch; the images are shuffled anew in each epoch."""
-        position = self.done % self._per_epoch
-        if position == 0:
-            self._order = torch.randperm(len(self._images), generator=self._generator, device=self._images.device)
-        size = self._training.batch_size
-        batch = self._images[self._order[position * size : (position + 1) * size]]
-        self.losses.add(guard.take(self._optimise, batch))
-        if self._counts_infinite_pixels:
-            self._infinite_pixels += infinite_pixels(batch, self._generator)
-        self._schedule.step()
-        self.done += 1
+    def outcome(self, status: Status, message: str | None) -> Fit:
+        """The record of the training; ``status`` says how it ended, ``message`` why."""
+        trained = status == "complete" and self._recipe.training is not None
+        return Fit(
+            train_images=len(self._images),
+            holdout_images=len(self._holdout),
+            status=status,
+            message=message,
+            epochs=self.epoch if trained else None,
+            steps=self.steps if trained else None,
+            seconds=self._seconds,
+            best_epoch=self._best.get("epoch"),
+            best_step=self._best.get("step"),
+            best_holdout_bits_per_dim=self._best.get("holdout_bits_per_dim"),
+            infinite_pixels=int(self._infinite_pixels) if trained and self._counts_infinite_pixels else None,
+            history=self.history,
+        )
 
-    def _optimise(self, batch: Tensor) -> Tensor:
-        return optimise(self._model, self.optimizer, batch, self._generator, self._training)
+    def _train_bits(self) -> float | None:
+        """The mean training loss since the last validation, in bits per dimension."""
+        return float(self._loss_sum) / self._loss_count if self._loss_count else None
 
-    def validate(self, train_bits: float | None = None) -> None:
-        """Evaluate on the held-out images; ``train_bits`` is the mean training loss since the last validation.
+    def _note(self) -> str:
+        """The likelihoods so far, for messages."""
+        train_bits, holdout = self._train_bits(), f"held out {self.history[-1]['holdout_bits_per_dim']:.3f}"
+        return holdout if train_bits is None else f"{train_bits:.3f} bits/dim, {holdout}"
 
-        Raises:
-            DivergedError: If the held-out bits per dimension are not finite.
-        """
-        self.holdout_bits = self._tracker.validate(self.done, float(self._schedule.get_last_lr()[0]), train_bits)
-        self.losses = Losses(torch.zeros((), device=self._images.device))
+    def _describe_step(self) -> str:
+        rate = self._optimizer.param_groups[0]["lr"]
+        step = f"step {self.done + 1}, learning rate {float(rate):.3g}"
+        if self._last is None:
+            return step
+        bits, norm = map(float, self._last)
+        return f"{step}, last finite loss {bits:.4f} bits/dim, norm of its gradient {norm:.3g}"
 
-    def finish(self) -> None:
-        """Load the best weights into the model and record the numbers of epochs and steps."""
-        self._result.epochs, self._result.steps = round(self.steps / self._per_epoch, 4), self.steps
-        self._result.infinite_pixels = int(self._infinite_pixels) if self._counts_infinite_pixels else None
-        self._tracker.restore_best()
-
-
-class Losses:
-    """The mean of losses, summed on their device so that no step waits for the sum."""
-
-    def __init__(self, total: Tensor, count: int = 0) -> None:
-        self._sum, self._count = total, count
-
-    def add(self, loss: Tensor) -> None:
-        """Add one loss."""
-        self._sum, self._count = self._sum + loss, self._count + 1
-
-    def state(self) -> tuple[Tensor, int]:
-        """The arguments from which this object can be made again."""
-        return self._sum, self._count
-
-    def mean(self, step: int) -> float:
-        """The mean so far; raises a `DivergedError` that names the step if it is not finite."""
-        mean = float(self._sum) / self._count
-        if not math.isfinite(mean):
-            raise DivergedError(f"the training loss is {mean} by step {step}")
-        return mean
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of the block to the training's, which contains no validation and no checkpoint."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - begin
 
 
 @torch.no_grad()
@@ -367,10 +309,9 @@ def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | No
     return smallest, condition, diagnostics.latent_error, diagnostics.pixels_exact
 
 
-def write_history(path: Path, fits: dict[str, Fit]) -> None:
+def write_history(path: Path, fits: Mapping[str, Fit]) -> None:
     """Write the training curves of all models as CSV."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, HISTORY, lineterminator="\n")
         writer.writeheader()
-        for key, fit in fits.items():
-            writer.writerows({"model": key, **row} for row in fit.history)
+        writer.writerows({"model": key, **row} for key, fit in fits.items() for row in fit.history)

@@ -1,28 +1,129 @@
-"""Builds and initialises the models of a recipe."""
+"""The models of recipes: checked against the constructors of flows, built, and initialised."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from lunet import Flow, Gaussian, Histogram, ImageFlow, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
+from lunet import Flow, ImageFlow, LUNet
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
-from pipeline.core.params import (
-    GaussianModel,
-    HistogramModel,
-    LearnedLUNetModel,
-    LUNetModel,
-    RealNVPModel,
-    Recipe,
-    ReleasedRealNVPModel,
-)
+from pipeline.core.params import Model, Params, Recipe, mistakes, refusal
+from pipeline.training.objectives import RELEASED
+from pipeline.training.optimisation import OPTIMIZERS
 
 Shape = tuple[int, int, int]
-# Training images for a model's initialisation, the first of a random order; enough for a covariance of 784 pixels.
+# Training images for a Gaussian that is fitted to latents; enough for a covariance of 784 pixels.
 START_IMAGES = 20_000
+# Sizes of images on which the settings of a model are tried.
+TRIED_SIZES = (28, 32)
+LARGEST = 1_000_000
+
+
+def check(params: Params, source: str) -> None:
+    """Check the models of all recipes, and that each recipe's training fits its model.
+
+    Raises:
+        UserError: If a recipe's model has an unknown kind or setting, a value that the constructor refuses, or a
+            training that does not fit it; the message names every mistake, and ``source``.
+    """
+    sentences = [sentence for name, recipe in params.recipes.items() for sentence in _mistakes(name, recipe)]
+    if sentences:
+        raise refusal(source, sentences)
+
+
+def checked_recipe(params: Params, name: str, source: str) -> Recipe:
+    """The recipe ``name``, checked as in `check`."""
+    recipe = params.recipe(name)
+    if sentences := [*_mistakes(name, recipe)]:
+        raise refusal(source, sentences)
+    return recipe
+
+
+def _mistakes(name: str, recipe: Recipe) -> Iterator[str]:
+    key, model, training = f"recipes.{name}", recipe.model, recipe.training
+    if model.kind not in Flow.kinds:
+        yield f"{key}.model.kind: is {model.kind!r}; input should be {_one_of(Flow.kinds)}"
+        return
+    flow_class = Flow.kinds[model.kind]
+    try:
+        _options(model)
+    except ValidationError as error:
+        yield from mistakes(error, _schema(flow_class).model_fields, "recipes", name, "model")
+    else:
+        yield from _refusals(f"{key}.model", model)
+    closed_form = "fit" in flow_class.starts
+    if flow_class.unit_interval != (recipe.margin is None):
+        yield f"{key}: margin must be null for a flow on values between 0 and 1, and a number for all others"
+    if closed_form and training is not None:
+        yield f"{key}: training must be null for a {model.kind}, which is fitted in closed form"
+    if training is None:
+        if not closed_form:
+            yield f"{key}: training is needed for a {model.kind}"
+        return
+    if training.optimizer not in OPTIMIZERS:
+        yield f"{key}.training.optimizer: is {training.optimizer!r}; input should be {_one_of(OPTIMIZERS)}"
+    if training.elementwise_rate is not None and not issubclass(flow_class, LUNet):
+        yield f"{key}: training.elementwise_rate must be null for a {model.kind}, which has no LU layers"
+    if training.objective == "released" and flow_class not in RELEASED:
+        yield f"{key}: training.objective is released, which no {model.kind} has; it must be likelihood"
+
+
+def _refusals(key: str, model: Model) -> Iterator[str]:
+    """What the constructor says of settings that it takes for no size of images."""
+    errors = []
+    for size in TRIED_SIZES:
+        try:
+            with torch.device("meta"):
+                _flow(model, (1, size, size))
+        except (ValueError, TypeError, RuntimeError) as error:
+            errors.append(str(error))
+    if len(errors) == len(TRIED_SIZES):
+        yield f"{key}: {errors[0]}"
+
+
+def _one_of(names: object) -> str:
+    *others, last = map(repr, names)  # type: ignore[call-overload]
+    return f"{', '.join(others)} or {last}"
+
+
+@cache
+def _schema(flow_class: type[Flow]) -> type[BaseModel]:
+    """The settings of a flow: the arguments of its constructor that images do not determine, and its ``start``."""
+    starts = (*flow_class.starts,) if "fit" in flow_class.starts else (*flow_class.starts, "identity")
+    fields: dict[str, Any] = {"start": (Literal[starts], starts[0])}
+    hints = get_type_hints(flow_class.__init__)
+    for name, parameter in inspect.signature(flow_class).parameters.items():
+        if name not in ("features", "shape"):
+            hint = Annotated[int, Field(le=LARGEST)] if hints[name] is int else hints[name]
+            fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
+    config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+    return create_model(flow_class.__name__, __config__=config, **fields)
+
+
+def _options(model: Model) -> dict[str, Any]:
+    """The settings of a model, validated; YAML has lists where constructors have tuples."""
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()}
+    settings = _schema(Flow.kinds[model.kind]).model_validate(options)
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
+
+
+def _flow(model: Model, shape: Shape) -> Flow:
+    """An untrained flow for images of a shape (channels, height, width)."""
+    flow_class, options = Flow.kinds[model.kind], _options(model)
+    del options["start"]
+    by_shape = "shape" in inspect.signature(flow_class).parameters
+    size: dict[str, Any] = {"shape": shape} if by_shape else {"features": math.prod(shape)}
+    return flow_class(**size, **options)
 
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
@@ -32,7 +133,7 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
         UserError: If the architecture cannot take images of that size.
     """
     try:
-        flow = _build_flow(recipe, shape)
+        flow = _flow(recipe.model, shape)
     except ValueError as error:
         raise UserError(
             f"a {recipe.model.kind} cannot take images of {shape[2]}x{shape[1]} pixels: {error}; take the recipe or "
@@ -53,25 +154,19 @@ def initialise_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: tor
     Raises:
         UserError: If the images cannot determine the model, for example a covariance from too few of them.
     """
+    start = _options(recipe.model)["start"]
+    if start == "identity":
+        return
+    method, rows = getattr(model.flow, f"{start}_"), model.flow.starts[start]
+    arguments: dict[str, Any] = {}
     try:
-        _initialise(model, recipe, images, generator)
+        if "x" in (parameters := inspect.signature(method).parameters):
+            arguments["x"] = model.preprocess(images[:rows], generator)[0]
+        if "generator" in parameters:
+            arguments["generator"] = generator
+        method(**arguments)
     except ValueError as error:
         raise UserError(f"a {recipe.model.kind} cannot be started from {len(images)} images: {error}") from None
-
-
-def _initialise(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:
-    match recipe.model, model.flow:
-        case LUNetModel(start="uniform"), LUNet() as flow:
-            flow.uniform_(generator)
-        case LUNetModel(start="copula"), LUNet() as flow:
-            flow.copula_(model.preprocess(images[:START_IMAGES], generator)[0], generator)
-        case LUNetModel(start=kind) | LearnedLUNetModel(start=kind), LUNet() as flow if kind != "identity":
-            sample = model.preprocess(images[:START_IMAGES], generator)[0]
-            _ = flow.whiten_(sample) if kind == "whiten" else flow.standardise_(sample)
-        case RealNVPModel(), RealNVP() as flow:
-            flow.standardise_(model.preprocess(images[:1024], generator)[0])
-        case GaussianModel() | HistogramModel(), Gaussian() | Histogram() as flow:
-            flow.fit_(model.preprocess(images, generator)[0])
 
 
 def groups(dataset: Dataset, recipe: Recipe) -> dict[str, int | None]:
@@ -79,24 +174,3 @@ def groups(dataset: Dataset, recipe: Recipe) -> dict[str, int | None]:
     if recipe.classes == "all":
         return {"all": None}
     return {str(label): label for label in range(len(dataset.class_names))}
-
-
-def _build_flow(recipe: Recipe, shape: Shape) -> Flow:
-    features = math.prod(shape)
-    match recipe.model:
-        case LUNetModel(layers=layers, slope=slope):
-            return LUNet(features, layers, slope)
-        case LearnedLUNetModel(layers=layers, bins=bins, leading_bins=leading_bins):
-            activation, leading = LearnedMonotone(features, bins), LearnedMonotone(features, leading_bins)
-            return LUNet(features, layers, activation=activation, leading=leading)
-        case RealNVPModel() as model:
-            full, squeezed, final = model.couplings
-            shared = model.networks == "shared"
-            return RealNVP(shape, (full, squeezed, final), model.planes, model.blocks, shared=shared)
-        case ReleasedRealNVPModel(couplings=couplings, planes=planes):
-            full, squeezed, final = couplings
-            return ReleasedRealNVP(shape, (full, squeezed, final), planes)
-        case GaussianModel(ridge=ridge):
-            return Gaussian(features, ridge)
-        case HistogramModel(pseudocount=pseudocount):
-            return Histogram(features, pseudocount=pseudocount)

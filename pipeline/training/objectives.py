@@ -7,8 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, LUNet, ReleasedRealNVP, pixel_bits, standard_normal_log_prob, triangular
+from lunet import Flow, ImageFlow, LUNet, ReleasedRealNVP, triangular
 
+# The flows with a released objective.
+RELEASED: tuple[type[Flow], ...] = (LUNet, ReleasedRealNVP)
 # The released code's weight of ln |diag U| in training, and of the squared scales of RealNVP's log-scales.
 DIAGONAL_WEIGHT = 100
 SCALE_PENALTY = 5e-5
@@ -31,16 +33,16 @@ def loss_and_bits(
             LU-Net a sum over the batch, without ln phi', and for RealNVP a mean with a penalty.
         batch_size: The size of a full batch; the released mean divides the sum over a smaller last batch by it too.
     """
-    y, log_slope = model.preprocess(images, generator)
-    z, log_det = model.flow(y)
-    log_prob = standard_normal_log_prob(z) + log_det
-    bits = pixel_bits(log_prob + log_slope, y.shape[1]).mean()
+    scores = model.score(images, generator)
+    bits = scores.bits.mean()
     if objective == "likelihood":
         return bits, bits
     if isinstance(model.flow, ReleasedRealNVP):
-        return -log_prob.sum() / batch_size + SCALE_PENALTY * model.flow.scale_penalty() / batch_size, bits
+        penalty = SCALE_PENALTY * model.flow.scale_penalty() / batch_size
+        return -scores.log_prob.sum() / batch_size + penalty, bits
     if isinstance(model.flow, LUNet):
         diagonals = torch.stack([triangular.log_abs_det(layer.lu) for layer in model.flow.layers])
+        z = scores.latents
         return 0.5 * z.square().sum() - DIAGONAL_WEIGHT * len(z) * diagonals.sum(), bits
     raise TypeError(f"a {type(model.flow).__name__} has no released objective")
 

@@ -1,22 +1,43 @@
-"""The record of the train stage, `runs/train/<key>/run.json`."""
+"""The record of the train stage: `runs/train/<key>/run.json`, and `history.csv` beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
-from pipeline.core.record import Parameters, Record, StageRecord
+from pipeline.core.record import Message, Parameters, Record, StageRecord, Status
+
+# The columns of the training curves, with their types in pandas.
+HISTORY = {
+    "model": "string",
+    "step": "int64",
+    **dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64"),
+    **dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64"),
+}
+Row = dict[str, int | float | None]
 
 
-class Model(Record):
-    """The outcome of training one model."""
+class Fit(Record):
+    """The outcome of training one model.
 
+    ``infinite_pixels`` counts the pixels that the released RealNVP's preprocessing would have made infinite; see
+    `pipeline.training.objectives.infinite_pixels`. ``history`` has the columns `HISTORY` without ``model``; it is not
+    part of `run.json`.
+    """
+
+    train_images: int
     holdout_images: int
+    status: Status = "complete"
+    message: Message | None = None
     epochs: FiniteFloat | None = None
-    best_epoch: FiniteFloat | None
-    best_holdout_bits_per_dim: FiniteFloat | None
+    steps: int | None = None
+    seconds: FiniteFloat = 0.0
+    best_epoch: FiniteFloat | None = None
+    best_step: int | None = None
+    best_holdout_bits_per_dim: FiniteFloat | None = None
     infinite_pixels: int | None = None
+    history: list[Row] = Field(default_factory=list, exclude=True, repr=False)
 
 
 class Run(StageRecord):
@@ -26,4 +47,4 @@ class Run(StageRecord):
     seconds: FiniteFloat
     parameters: Parameters | None
     recipe_params: dict[str, Any]
-    models: dict[str, Model]
+    models: dict[str, Fit]

@@ -16,11 +16,13 @@ from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.results.tables import CURVES
 from pipeline.train import train
-from pipeline.training.fit import HISTORY, split, write_history
+from pipeline.training.fit import split, write_history
+from pipeline.training.optimisation import Step
+from pipeline.training.record import HISTORY
 
 
 def test_the_history_has_the_columns_that_the_tables_read() -> None:
-    assert list(CURVES)[3:] == HISTORY
+    assert list(CURVES)[3:] == [*HISTORY]
 
 
 def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, da
     message = fits["all"].message or ""
     assert re.match(r"the loss is (nan|inf): the .*layer layers\.\d", message)
     assert re.search(
-        r"; step \d+, learning rate .*, last finite loss .* bits/dim, largest gradient before it ", message
+        r"; step \d+, learning rate .*, last finite loss .* bits/dim, norm of its gradient .*", message
     )
     assert not (tmp_path / "all").exists()
 
@@ -38,11 +40,11 @@ def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, da
 def test_weights_without_a_held_out_likelihood_are_a_divergence(
     params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ruin(model: ImageFlow, optimizer: torch.optim.Optimizer, *_: object) -> torch.Tensor:
+    def ruin(model: ImageFlow, optimizer: torch.optim.Optimizer, *_: object) -> Step:
         optimizer.step()
         with torch.no_grad():
             next(iter(model.parameters())).fill_(float("nan"))
-        return torch.zeros(())
+        return Step(torch.zeros(()), torch.zeros(()))
 
     monkeypatch.setattr("pipeline.training.fit.optimise", ruin)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
@@ -60,6 +62,21 @@ def test_running_out_of_memory_is_a_status(
     monkeypatch.setattr("pipeline.training.fit.optimise", fail)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error))
+
+
+@pytest.mark.parametrize(("most", "words"), [(63, "; a batch of 32 images would fit"), (0, "")])
+def test_out_of_memory_is_reported_with_a_batch_that_fits(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, words: str
+) -> None:
+    def limited(_model: object, _optimizer: object, batch: torch.Tensor, *_: object) -> Step:
+        if len(batch) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto do too much")
+        return Step(torch.zeros(()), torch.zeros(()))
+
+    monkeypatch.setattr("pipeline.training.fit.optimise", limited)
+    training = smoke_values["recipes"]["lunet"]["training"] | {"batch_size": 64}
+    fits, _ = train(dataset, recipe_of(smoke_values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
+    assert fits["all"].message == f"DefaultCPUAllocator: can't allocate memory: you tried{words}"
 
 
 @pytest.mark.parametrize("name", ["lunet_released", "realnvp_released"])
@@ -92,6 +109,6 @@ def test_history_has_a_row_for_each_validation(params: Params, dataset: Dataset,
     write_history(tmp_path / "history.csv", fits)
     with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == HISTORY
+    assert list(rows[0]) == [*HISTORY]
     assert [row["step"] for row in rows] == ["0", "6", "12"]
     assert [float(row["epoch"]) for row in rows] == [0, 0.5, 1]

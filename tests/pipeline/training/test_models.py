@@ -18,7 +18,7 @@ from pipeline.training.models import build, groups, initialise_
     ("name", "kind"),
     [
         ("lunet", "LUNet"),
-        ("lunet_learned", "LUNet"),
+        ("lunet_learned", "LearnedLUNet"),
         ("realnvp", "RealNVP"),
         ("lunet_released", "LUNet"),
         ("realnvp_released", "ReleasedRealNVP"),
