@@ -15,7 +15,7 @@ from lunet.base import (
 )
 from lunet.class_flows import ClassFlows
 from lunet.controls import Gaussian, Histogram
-from lunet.image_flow import ImageDiagnostics, ImageFlow
+from lunet.image_flow import ImageDiagnostics, ImageFlow, ImageScores
 from lunet.learned_monotone import LearnedMonotone
 from lunet.lu_layer import LULayer
 from lunet.lu_net import LearnedLUNet, LUNet
@@ -34,6 +34,7 @@ __all__ = [
     "Histogram",
     "ImageDiagnostics",
     "ImageFlow",
+    "ImageScores",
     "LULayer",
     "LUNet",
     "LayerDiagnostics",

@@ -231,6 +231,16 @@ class Flow(nn.Module, ABC):
         z = torch.randn(n, self.features, generator=generator, device=device, dtype=like.dtype).to(like.device)
         return z if temperature == 1 else temperature * z
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters and buffers."""
+        return self._like().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype of the parameters and buffers, in which the flow works."""
+        return self._like().dtype
+
     def _like(self) -> Tensor:
         """A tensor with the dtype and the device of the flow."""
         for tensor in (*self.parameters(), *self.buffers()):

@@ -45,6 +45,16 @@ class ClassFlows(nn.Module):
         assert isinstance(flow, ImageFlow)
         return flow
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the flows, which is that of the first."""
+        return self[self.names[0]].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype of the flows, which is that of the first."""
+        return self[self.names[0]].dtype
+
     def sample(
         self, name: str, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0
     ) -> Tensor:
@@ -58,7 +68,7 @@ class ClassFlows(nn.Module):
         """
         return torch.stack([self[name].bits_per_dim(images, draws, generator) for name in self.names], dim=1)
 
-    def classify(
+    def posterior(
         self,
         images: Tensor,
         draws: int = 1,
@@ -66,7 +76,7 @@ class ClassFlows(nn.Module):
         *,
         prior: Sequence[float] | None = None,
     ) -> Tensor:
-        r"""The most probable class of 8-bit images by Bayes' rule, as indices of `names` with shape :math:`(N,)`.
+        r"""The probability of each class by Bayes' rule, with shape :math:`(N, \text{classes})`, in float64.
 
         Args:
             images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
@@ -77,9 +87,47 @@ class ClassFlows(nn.Module):
         Raises:
             ValueError: If ``prior`` is not one probability for each class.
         """
+        return self._joint(images, draws, generator, prior).softmax(1)
+
+    def mixture_bits_per_dim(
+        self,
+        images: Tensor,
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        prior: Sequence[float] | None = None,
+    ) -> Tensor:
+        r"""Bits per pixel under the mixture of the flows of all classes, with shape :math:`(N,)`, in float64.
+
+        The arguments and errors are those of `posterior`; ``prior`` has the weights of the mixture.
+        """
+        return -self._joint(images, draws, generator, prior).logsumexp(1) / self._nats_per_bit
+
+    def classify(
+        self,
+        images: Tensor,
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        prior: Sequence[float] | None = None,
+    ) -> Tensor:
+        r"""The most probable class of 8-bit images by Bayes' rule, as indices of `names` with shape :math:`(N,)`.
+
+        The arguments and errors are those of `posterior`.
+        """
+        return self.posterior(images, draws, generator, prior=prior).argmax(1)
+
+    @property
+    def _nats_per_bit(self) -> float:
+        """The nats of an image for one bit per pixel."""
+        return math.prod(self[self.names[0]].shape) * math.log(2)
+
+    def _joint(
+        self, images: Tensor, draws: int, generator: torch.Generator | None, prior: Sequence[float] | None
+    ) -> Tensor:
+        r"""The log-probabilities in nats of each class together with each image, :math:`(N, \text{classes})`."""
         prior = [1 / len(self.names)] * len(self.names) if prior is None else list(prior)
         if len(prior) != len(self.names) or min(prior) < 0 or not math.isclose(sum(prior), 1, rel_tol=1e-6):
             raise ValueError(f"prior is {prior}; it is a probability for each of the {len(self.names)} classes")
-        bits = self.bits_per_dim(images, draws, generator)
-        pixels = math.prod(images.shape[1:])
-        return (torch.tensor(prior, device=bits.device).log2() - bits * pixels).argmax(1)
+        bits = self.bits_per_dim(images, draws, generator).double()
+        return bits.new_tensor(prior).log() - bits * self._nats_per_bit

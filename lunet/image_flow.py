@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from lunet import pixels
-from lunet.base import Flow, LayerDiagnostics
+from lunet.base import Flow, LayerDiagnostics, standard_normal_log_prob
+
+
+class ImageScores(NamedTuple):
+    r"""Latents and likelihoods of 8-bit images for one draw of the dequantisation noise.
+
+    Attributes:
+        latents: The latents, with shape :math:`(N, D)`.
+        log_prob: The log-densities of the flow's input in nats, without the logit's slopes, with shape :math:`(N,)`.
+        bits: Bits per pixel of the 8-bit images, all Jacobians included, with shape :math:`(N,)`.
+    """
+
+    latents: Tensor
+    log_prob: Tensor
+    bits: Tensor
 
 
 class ImageDiagnostics(NamedTuple):
@@ -48,6 +62,16 @@ class ImageFlow(nn.Module):
         """Shape and margin, as values that JSON can represent."""
         return {"shape": list(self.shape), "margin": None if self.margin is None else list(self.margin)}
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the flow."""
+        return self.flow.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype in which the flow works."""
+        return self.flow.dtype
+
     def preprocess(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         r"""The flow's input for 8-bit images.
 
@@ -67,7 +91,7 @@ class ImageFlow(nn.Module):
             raise TypeError(f"images are {images.dtype}; 8-bit images have dtype torch.uint8, with values 0 to 255")
         if tuple(images.shape[1:]) not in {self.shape, self.shape[1:] if self.shape[0] == 1 else self.shape}:
             raise ValueError(f"images have shape {tuple(images.shape)}; this flow takes (N, {self.shape})")
-        values = pixels.dequantise(images.flatten(1), self.flow._like().dtype, generator)
+        values = pixels.dequantise(images.flatten(1), self.dtype, generator)
         if self.margin is None:
             return values, values.new_zeros(len(values))
         y, log_slope = pixels.logit(values, *self.margin)
@@ -77,6 +101,34 @@ class ImageFlow(nn.Module):
         r"""The 8-bit images, with shape :math:`(N, C, H, W)`, of flow inputs with shape :math:`(N, D)`."""
         values = y if self.margin is None else pixels.inverse_logit(y, *self.margin)
         return pixels.quantise(values).unflatten(1, self.shape)
+
+    def score(
+        self, images: Tensor, generator: torch.Generator | None = None, *, base: Flow | None = None
+    ) -> ImageScores:
+        r"""Latents, log-densities and bits per pixel of 8-bit images, for one draw of the dequantisation noise.
+
+        Cost: one forward pass of the flow, and one of ``base``.
+
+        Args:
+            images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
+            generator: The random generator of the noise.
+            base: A flow fitted to latents, which takes the place of the standard normal base: the results are its
+                latents and densities, in its dtype.
+
+        Raises:
+            TypeError: If the images are not uint8.
+            ValueError: If their shape does not fit the flow.
+            NonFiniteError: If a latent is not finite, in eval mode.
+        """
+        y, log_slope = self.preprocess(images, generator)
+        z, log_det = self.flow(y)
+        if base is None:
+            log_prob = standard_normal_log_prob(z) + log_det
+            return ImageScores(z, log_prob, pixels.pixel_bits(log_prob + log_slope, self.flow.features))
+        z, base_log_det = base(z.to(base.dtype))
+        base_log_prob = standard_normal_log_prob(z) + base_log_det
+        bits = pixels.pixel_bits(base_log_prob + (log_det + log_slope).to(z.dtype), self.flow.features)
+        return ImageScores(z, base_log_prob + log_det.to(z.dtype), bits)
 
     def bits_per_dim(
         self,
@@ -119,9 +171,22 @@ class ImageFlow(nn.Module):
         log_prob = log_probs.mean(0) if bound == "mean" else log_probs.logsumexp(0) - math.log(draws)
         return pixels.pixel_bits(log_prob, self.flow.features)
 
-    def sample(self, n: int, generator: torch.Generator | None = None, *, temperature: float = 1.0) -> Tensor:
-        r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`; see `Flow.sample`."""
-        return self.postprocess(self.flow.sample(n, generator, temperature=temperature))
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
+        base: Flow | None = None,
+    ) -> Tensor:
+        r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`; see `Flow.sample`.
+
+        The latents are draws from ``base``, a flow fitted to latents, if there is one.
+        """
+        if base is None:
+            return self.postprocess(self.flow.sample(n, generator, temperature=temperature))
+        latents = base.sample(n, generator, temperature=temperature)
+        return self.postprocess(self.flow.inverse(latents.to(self.dtype)))
 
     @torch.no_grad()
     def diagnostics(self, images: Tensor) -> ImageDiagnostics:
@@ -134,8 +199,9 @@ class ImageFlow(nn.Module):
         )
 
     def _log_prob_of_values(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        y, log_det = self.preprocess(images, generator)
-        return self.flow.log_prob(y) + log_det
+        # Not by `score`: a flow may compute its log-density faster and more exactly than its map, as a histogram does.
+        y, log_slope = self.preprocess(images, generator)
+        return self.flow.log_prob(y) + log_slope
 
 
 def _margins(margin: float | tuple[float, float]) -> tuple[float, float]:

@@ -46,6 +46,7 @@ def test_step_reads_and_copies_no_value(name: str) -> None:
     model = ImageFlow(copy.deepcopy(FLOWS[name]), SHAPE).train()
     with Operations() as operations:
         model.bits_per_dim(images()).mean().backward()
+        model.score(images()).bits.mean().backward()
     assert len(operations.names) > 20
     assert operations.names & FORBIDDEN == set()
 
@@ -72,7 +73,7 @@ def test_step_compiles_into_one_graph(name: str) -> None:
     parameters = list(model.parameters())
 
     def loss(batch: Tensor) -> Tensor:
-        return model.bits_per_dim(batch).mean()
+        return model.bits_per_dim(batch).mean() + model.score(batch).bits.mean()
 
     torch.compiler.reset()
     results = []

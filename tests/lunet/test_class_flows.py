@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from random_flows import seeded
@@ -35,14 +37,31 @@ def test_images_are_assigned_to_their_class(model: ClassFlows) -> None:
         assert (model.classify(images(name, 50, seed=1), generator=seeded()) == index).double().mean() > 0.95
 
 
-def test_classification_is_bayes_rule(model: ClassFlows) -> None:
+@pytest.mark.parametrize("prior", [None, [0.2, 0.7, 0.1]])
+def test_classification_is_bayes_rule(model: ClassFlows, prior: list[float] | None) -> None:
     batch = torch.cat([images(name, 5, seed=2) for name in NAMES])
     bits = model.bits_per_dim(batch, generator=seeded())
     assert bits.shape == (15, 3)
-    prior = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)
-    posterior = (prior.log() - bits.double() * 16 * torch.log(torch.tensor(2.0))).softmax(1)
-    predicted = model.classify(batch, generator=seeded(), prior=prior.tolist())
-    assert torch.equal(predicted, posterior.argmax(1))
+    weights = torch.tensor(prior or [1 / 3] * 3, dtype=torch.float64)
+    expected = (weights.log() - bits.double() * 16 * math.log(2)).softmax(1)
+    torch.testing.assert_close(model.posterior(batch, generator=seeded(), prior=prior), expected)
+    predicted = model.classify(batch, generator=seeded(), prior=prior)
+    assert torch.equal(predicted, expected.argmax(1))
+
+
+@pytest.mark.parametrize("prior", [None, [0.5, 0.0, 0.5]])
+def test_the_bits_of_a_mixture_are_those_of_the_mean_density(model: ClassFlows, prior: list[float] | None) -> None:
+    batch = torch.cat([images(name, 5, seed=2) for name in NAMES])
+    bits = model.bits_per_dim(batch, generator=seeded()).double()
+    weights = torch.tensor(prior or [1 / 3] * 3, dtype=torch.float64)
+    expected = ((-16 * bits).exp2() @ weights).log2() / -16
+    torch.testing.assert_close(model.mixture_bits_per_dim(batch, generator=seeded(), prior=prior), expected)
+    alone = ClassFlows({"left": model["left"]})
+    torch.testing.assert_close(alone.mixture_bits_per_dim(batch, generator=seeded()), bits[:, 0])
+
+
+def test_device_and_dtype_are_those_of_the_flows(model: ClassFlows) -> None:
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
 
 
 def test_prior_decides_between_equal_flows(model: ClassFlows) -> None:

@@ -7,7 +7,7 @@ import torch
 from random_flows import CPU_DTYPES, copy_with_rows, correlated, random_lu_net, random_realnvp, seeded, small_flows
 from torch import Tensor
 
-from lunet import Gaussian, Histogram, ImageFlow, LUNet
+from lunet import Gaussian, Histogram, ImageFlow, LUNet, pixel_bits, standard_normal_log_prob
 
 SHAPE = (1, 4, 4)
 FLOWS = small_flows()
@@ -101,6 +101,58 @@ def test_log_mean_exp_of_one_draw_is_that_draw(flow: ImageFlow) -> None:
     images = random_images(5)
     one = flow.bits_per_dim(images, generator=seeded(1), bound="log_mean_exp")
     assert torch.equal(one, flow.bits_per_dim(images, generator=seeded(1)))
+
+
+# Scores with latents
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@torch.no_grad()
+def test_scores_are_the_formula(name: str) -> None:
+    flow, _ = copy_with_rows(FLOWS[name])
+    model = ImageFlow(flow, (1, 1, flow.features), None if isinstance(flow, Histogram) else 0.05).eval()
+    images = random_images(40, model.shape)
+    y, log_slope = model.preprocess(images, seeded(1))
+    z, log_det = flow(y)
+    latents, log_prob, bits = model.score(images, seeded(1))
+    assert torch.equal(latents, z)
+    assert torch.equal(log_prob, standard_normal_log_prob(z) + log_det)
+    assert torch.equal(bits, pixel_bits(log_prob + log_slope, flow.features))
+    # A histogram computes its log-density in float64, without the map.
+    torch.testing.assert_close(bits, model.bits_per_dim(images, generator=seeded(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@torch.no_grad()
+def test_a_fitted_base_follows_the_flow(flow: ImageFlow, dtype: torch.dtype) -> None:
+    images = random_images(2000)
+    y, log_slope = flow.preprocess(images, seeded(1))
+    z, log_det = flow.flow(y)
+    base = Gaussian(16).to(dtype).fit_(z.to(dtype)).eval()
+    scores = flow.score(images, seeded(1), base=base)
+    assert {values.dtype for values in scores} == {dtype}
+    assert torch.equal(scores.latents, base(z.to(dtype)).z)
+    expected = base.log_prob(z.to(dtype)) + log_det
+    torch.testing.assert_close(scores.log_prob, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(scores.bits, pixel_bits(expected + log_slope, 16), rtol=1e-5, atol=0)
+    assert scores.bits.mean() < flow.score(images, seeded(1)).bits.mean()
+
+
+@torch.no_grad()
+def test_samples_are_drawn_from_a_fitted_base(flow: ImageFlow) -> None:
+    base = Gaussian(16).double()
+    base.mean.fill_(0.5)
+    expected = flow.postprocess(flow.flow.inverse(base.sample(7, seeded(1), temperature=0.5).float()))
+    samples = flow.sample(7, seeded(1), temperature=0.5, base=base)
+    assert torch.equal(samples, expected)
+    assert not torch.equal(samples, flow.sample(7, seeded(1), temperature=0.5))
+
+
+def test_device_and_dtype_are_those_of_the_flow() -> None:
+    for dtype in CPU_DTYPES:
+        model = ImageFlow(LUNet(16).to(dtype), SHAPE)
+        assert (model.device, model.dtype) == (model.flow.device, model.flow.dtype) == (torch.device("cpu"), dtype)
+    assert model.to("meta").device == torch.device("meta")
 
 
 # Samples
