@@ -48,11 +48,12 @@ def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator
     model.zero_grad()
     loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
     loss.backward()
+    mean = float(bits.detach())
     for handle in handles:
         handle.remove()
     if layers:
-        return f"the loss is {float(bits)}: the layer {layers[0]} is the first with a value that is not finite"
-    reason = "" if math.isfinite(bits) else f"the loss is {float(bits)}: "
+        return f"the loss is {mean}: the layer {layers[0]} is the first with a value that is not finite"
+    reason = "" if math.isfinite(mean) else f"the loss is {mean}: "
     if not parameters:
         return f"{reason}the norm of the gradient is not finite"
     layer, _, weight = parameters[0].rpartition(".")

@@ -31,9 +31,7 @@ def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, da
     assert fits["all"].status == "diverged"
     message = fits["all"].message or ""
     assert re.match(r"the loss is (nan|inf): the .*layer layers\.\d", message)
-    assert re.search(
-        r"; step \d+, learning rate .*, last finite loss .* bits/dim, norm of its gradient .*", message
-    )
+    assert re.search(r"; step \d+, learning rate .*, last finite loss .* bits/dim, norm of its gradient .*", message)
     assert not (tmp_path / "all").exists()
 
 

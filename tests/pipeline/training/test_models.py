@@ -1,17 +1,20 @@
-"""The model of each recipe: its architecture, size limits, classes and initialisation."""
+"""The model of each recipe: its settings, architecture, size limits, classes and initialisation."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from small_trainings import recipe_of
 
+from lunet import Flow, Gaussian
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
-from pipeline.core.params import Params
-from pipeline.training.models import build, groups, initialise_
+from pipeline.core.params import Params, validate
+from pipeline.presets.merged import preset_values
+from pipeline.training.models import build, check, checked_recipe, groups, initialise_
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,80 @@ def test_images_that_do_not_determine_a_model_are_refused(smoke_values: Any) -> 
     images = torch.zeros(3, 8, 8, dtype=torch.uint8)
     with pytest.raises(UserError, match="a lunet cannot be started from 3 images"):
         initialise_(build(recipe, (1, 8, 8)), recipe, images, torch.Generator().manual_seed(0))
+
+
+# Settings
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Any:
+    return preset_values("laptop")
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "overnight", "paper"])
+def test_presets_are_accepted(preset: str) -> None:
+    check(validate(preset_values(preset), preset), preset)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("lunet.model.slope", 2, ["recipes.lunet.model", "slope is 2", "between 0.001 and 1"]),
+        ("lunet.model.slope", "x", ["recipes.lunet.model.slope: is 'x'", "number"]),
+        ("lunet.model.layers", 0, ["recipes.lunet.model", "layers is 0", "at least 1"]),
+        ("lunet.model.layers", 10**30, ["recipes.lunet.model.layers", "less than or equal to 1000000"]),
+        ("lunet.model.layerz", 3, ["recipes.lunet.model.layerz", "unknown key", "'layers'"]),
+        ("lunet.model.start", "fit", ["recipes.lunet.model.start", "'fit'", "'copula'", "'identity'"]),
+        ("lunet.model.activation", {"kind": "Sine"}, ["recipes.lunet.model", "'Sine'", "LeakySoftplus"]),
+        ("lunet_learned.model.start", "copula", ["recipes.lunet_learned.model.start", "'copula'", "'whiten'"]),
+        ("lunet_learned.model.bins", 1, ["recipes.lunet_learned.model", "bins is 1"]),
+        ("realnvp.model.couplings", [3, 3], ["recipes.realnvp.model.couplings.2", "missing"]),
+        ("realnvp.model.couplings", [3, -1, 2], ["recipes.realnvp.model", "couplings are (3, -1, 2)"]),
+        ("realnvp.model.networks", "both", ["recipes.realnvp.model.networks", "'separate' or 'shared'"]),
+        ("realnvp.model.planes", 0, ["recipes.realnvp.model", "planes is 0"]),
+        ("gaussian.model.kind", "gauss", ["recipes.gaussian.model.kind", "'gauss'", "'gaussian'"]),
+        ("gaussian.model.ridge", float("nan"), ["recipes.gaussian.model.ridge", "finite"]),
+        ("gaussian.margin", None, ["recipes.gaussian", "margin must be null for a flow on values between 0 and 1"]),
+        ("histogram.margin", 0.1, ["recipes.histogram", "margin must be null for a flow on values between 0 and 1"]),
+        ("lunet.training", None, ["recipes.lunet", "training is needed"]),
+        ("lunet.training.optimizer", "adamw", ["recipes.lunet.training.optimizer", "'adamw'", "'adam' or 'sgd'"]),
+        ("realnvp.training.elementwise_rate", 0.1, ["recipes.realnvp", "elementwise_rate", "no LU layers"]),
+        ("realnvp.training.objective", "released", ["recipes.realnvp", "no realnvp has", "likelihood"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(laptop: Any, key: str, value: Any, words: list[str]) -> None:
+    values = copy.deepcopy(laptop)
+    *parents, last = key.split(".")
+    section = values["recipes"]
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    params = validate(values, "params.yaml")
+    for refuse in (lambda: check(params, "params.yaml"), lambda: checked_recipe(params, parents[0], "params.yaml")):
+        with pytest.raises(UserError) as caught:
+            refuse()
+        for word in ["params.yaml has 1 mistake(s)", *words]:
+            assert word in str(caught.value)
+    other = "histogram" if parents[0] == "gaussian" else "gaussian"
+    assert checked_recipe(params, other, "params.yaml") == params.recipe(other)
+
+
+def test_every_mistake_is_reported_at_once(laptop: Any) -> None:
+    values = copy.deepcopy(laptop)
+    values["recipes"]["lunet"]["model"] |= {"slope": "x", "layers": 0.5}
+    values["recipes"]["realnvp"]["training"] = None
+    with pytest.raises(UserError, match=r"3 mistake\(s\)"):
+        check(validate(values, "params.yaml"), "params.yaml")
+
+
+def test_a_size_of_ones_own_is_accepted() -> None:
+    class Only32(Gaussian, kind="only_32"):
+        def __init__(self, features: int) -> None:
+            if features != 32 * 32:
+                raise ValueError(f"features is {features}")
+            super().__init__(features)
+
+    values = preset_values("smoke")
+    values["recipes"]["gaussian"]["model"] = {"kind": "only_32"}
+    check(validate(values, "params.yaml"), "params.yaml")
+    del Flow.kinds["only_32"]
