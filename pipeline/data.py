@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import ARRAYS, DESCRIPTION, Bytes, load_dataset
-from pipeline.core.files import refuse_foreign, replacing, write_json
+from pipeline.core.files import refuse_foreign, replacing, sha256, write_json
 from pipeline.core.params import CustomData, DataSource, load_params
 from pipeline.sources.custom import read_custom
 from pipeline.sources.published import FILES, ORIGINS, fetch, idx_bytes
@@ -46,13 +45,13 @@ def main() -> None:
         if isinstance(settings, CustomData):
             outcome = write_custom(arguments.dataset, settings, arguments.out)
         else:
-            outcome = write_known(arguments.dataset, settings, arguments.out)
+            outcome = write_published(arguments.dataset, settings, arguments.out)
     except OSError as error:
         raise UserError(f"cannot write {arguments.out}: {error}") from None
     say(f"{arguments.dataset}: {outcome}")
 
 
-def write_known(name: str, settings: DataSource, out: Path) -> str:
+def write_published(name: str, settings: DataSource, out: Path) -> str:
     """Write one of the paper's data sets, verified, unless the folder contains it already; returns a message."""
     subset = settings.source == "bundled"
     if is_current(out.resolve(), name, subset=subset):
@@ -71,7 +70,8 @@ def write_custom(name: str, settings: CustomData, out: Path) -> str:
         raise UserError(f"data.{name}.path is {path}, within {out}, which this stage writes; keep it elsewhere")
     refuse_foreign(out.resolve(), DESCRIPTION)
     arrays, class_names = read_custom(path)
-    write_dataset(out.resolve(), arrays, describe_custom(name, settings.title or name, class_names, arrays))
+    names = {"name": name, "title": settings.title or name, "licence": "not known: a data set of your own"}
+    write_dataset(out.resolve(), arrays, _describe(names, class_names, arrays, subset=False) | {"custom": True})
     counts = ", ".join(f"{len(arrays[array]):,} {array.replace('_', ' ')}" for array in ("train_images", "test_images"))
     return f"{counts} of {len(class_names)} classes from {path}, checksums recorded, written to {out}"
 
@@ -102,17 +102,11 @@ def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[st
     return _describe(names, origin.class_names, arrays, subset=subset)
 
 
-def describe_custom(name: str, title: str, class_names: Sequence[str], arrays: Mapping[str, Bytes]) -> dict[str, Any]:
-    """The content of `dataset.json` for a custom data set, which the key ``custom`` marks."""
-    names = {"name": name, "title": title, "licence": "not known: a data set of your own"}
-    return _describe(names, class_names, arrays, subset=False) | {"custom": True}
-
-
 def _describe(
     names: Mapping[str, str], class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
 ) -> dict[str, Any]:
     def per_class(labels: Bytes) -> dict[str, int]:
-        return {str(label): int((labels == label).sum()) for label in range(len(class_names))}
+        return {str(label): n for label, n in enumerate(np.bincount(labels, minlength=len(class_names)).tolist())}
 
     return {
         **names,
@@ -121,8 +115,8 @@ def _describe(
         "train": len(arrays["train_images"]),
         "test": len(arrays["test_images"]),
         "subset": subset,
-        "sha256": {f"{array}.npy": digest(npy_bytes(arrays[array])) for array in ARRAYS},
-        "idx_sha256": {file: digest(idx_bytes(arrays[array])) for file, array in zip(FILES, ARRAYS, strict=True)},
+        "sha256": {f"{array}.npy": sha256(npy_bytes(arrays[array])) for array in ARRAYS},
+        "idx_sha256": {file: sha256(idx_bytes(arrays[array])) for file, array in zip(FILES, ARRAYS, strict=True)},
         "train_per_class": per_class(arrays["train_labels"]),
         "test_per_class": per_class(arrays["test_labels"]),
     }
@@ -133,11 +127,6 @@ def npy_bytes(array: Bytes) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def digest(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ The subset contains the first 100 training and the first 20 test images of each 
 from __future__ import annotations
 
 import gzip
-import hashlib
 
 import numpy as np
 
 from pipeline.core.console import exit_with, say
 from pipeline.core.dataset import Bytes
-from pipeline.core.files import replacing
+from pipeline.core.files import replacing, sha256
 from pipeline.core.params import DataSource
 from pipeline.sources.published import FILES, ORIGINS, SUBSET, fetch, idx_bytes
 
@@ -41,7 +40,7 @@ def main() -> None:
                 gzip.GzipFile("", "wb", fileobj=target, mtime=0) as packed,
             ):
                 packed.write(content)
-            say(f"{name}/{file}: {hashlib.sha256(content).hexdigest()}")
+            say(f"{name}/{file}: {sha256(content)}")
 
 
 if __name__ == "__main__":

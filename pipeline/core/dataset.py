@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, sha256
 
 Bytes = NDArray[np.uint8]
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -66,7 +65,7 @@ def _load(path: Path, checksum: str) -> Bytes:
         content = path.read_bytes()
     except OSError as error:
         raise _unusable(path, f"cannot be read ({error.strerror})") from None
-    if hashlib.sha256(content).hexdigest() != checksum:
+    if sha256(content) != checksum:
         raise _unusable(path, f"is damaged or was changed: its SHA-256 is not the one in {DESCRIPTION}")
     array: Bytes = np.load(io.BytesIO(content), allow_pickle=False)
     return array

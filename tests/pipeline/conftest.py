@@ -72,7 +72,7 @@ def idx_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     for name, origin in list(ORIGINS.items()):
         monkeypatch.setitem(ORIGINS, name, dataclasses.replace(origin, checksums=checksums))
-    monkeypatch.setattr(sources, "_installed", lambda folder: [])
+    monkeypatch.setattr(sources, "installed_folders", lambda folder: [])
     monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: ["file:///nowhere/"])
     return contents
 

@@ -22,8 +22,9 @@ from ruamel.yaml import YAML
 from pipeline import data
 from pipeline.core.console import UserError
 from pipeline.core.dataset import ARRAYS, load_dataset
+from pipeline.core.files import sha256
 from pipeline.core.params import read_yaml
-from pipeline.data import digest, npy_bytes
+from pipeline.data import npy_bytes
 from pipeline.page.view import render
 from pipeline.presets.merged import load_preset, preset_values
 from pipeline.runner.dvc_file import read_steps
@@ -165,7 +166,7 @@ def test_the_stage_records_checksums_and_follows_a_change(
     assert not dataset.in_paper
     assert (dataset.title, dataset.class_names) == ("Mine, all mine", ("0", "1", "2"))
     assert dataset.info["shape"] == [16, 16]
-    assert dataset.info["sha256"] == {f"{array}.npy": digest(npy_bytes(small()[array])) for array in ARRAYS}
+    assert dataset.info["sha256"] == {f"{array}.npy": sha256(npy_bytes(small()[array])) for array in ARRAYS}
     put_npz(path, {**small(), "train_images": small()["train_images"][::-1]})
     run_data(monkeypatch, tmp_path, path)
     changed = load_dataset(tmp_path / "data/mine")

