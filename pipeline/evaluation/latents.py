@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from lunet import Gaussian, ImageFlow, pixel_bits, standard_normal_log_prob
+from lunet import Gaussian, ImageFlow, ImageScores
 
 DIRECTIONS = 200
 CONFIDENCE = 0.95
@@ -101,56 +101,29 @@ class SingularBaseError(Exception):
     """The latents of the training images have a singular covariance, for example because there are too few images."""
 
 
-class FittedBase:
-    """A flow with a Gaussian base fitted to its training latents, as in the released LU-Net code.
+@torch.no_grad()
+def fit_base(model: ImageFlow, images: Tensor, batch_size: int) -> Gaussian:
+    """A Gaussian fitted to the latents of training images in float64, the base from which the released LU-Net samples.
 
     Args:
-        model: The trained model, whose device is used.
+        model: The trained model.
         images: uint8 training images, with shape (N, H, W), more than there are pixels.
         batch_size: Images a batch.
-
-    Attributes:
-        images: The number of images in the fit.
 
     Raises:
         SingularBaseError: If the latents have a singular covariance.
     """
+    latents = torch.cat([scores.latents for scores in scores_by_batch(model, images, batch_size)])
+    try:
+        return Gaussian(model.flow.features).to(model.device, torch.float64).fit_(latents.double()).eval()
+    except ValueError as error:
+        raise SingularBaseError(str(error)) from None
 
-    def __init__(self, model: ImageFlow, images: Tensor, batch_size: int) -> None:
-        self._model, self._batch_size = model, batch_size
-        self._device = next(iter(model.state_dict().values())).device
-        self.images = len(images)
-        latents = torch.cat([z for z, _ in self._latents(images)])
-        try:
-            self._base = Gaussian(model.flow.features).to(self._device, torch.float64).fit_(latents).eval()
-        except ValueError as error:
-            raise SingularBaseError(str(error)) from None
 
-    def bits_per_dim(self, images: Tensor) -> Tensor:
-        """Bits per dimension of uint8 images (N, H, W), with shape (N,)."""
-        return self.score(images)[0]
-
-    def score(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits per dimension of uint8 images (N, H, W), with shape (N,), and their standardised latents.
-
-        The latents, with shape (N, D), are standardised by the mean and the covariance of the Gaussian.
-        """
-        bits, standardised = [], []
-        for z, log_det in self._latents(images):
-            latents, base_log_det = self._base(z)
-            bits.append(pixel_bits(standard_normal_log_prob(latents) + base_log_det + log_det, z.shape[1]).cpu())
-            standardised.append(latents.cpu())
-        return torch.cat(bits), torch.cat(standardised)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        r"""``n`` 8-bit images, with shape :math:`(n, C, H, W)`."""
-        dtype = next(iter(self._model.parameters())).dtype
-        return self._model.postprocess(self._model.flow.inverse(self._base.sample(n, generator).to(dtype)))
-
-    def _latents(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of latents in float64, each with the log-determinant of the map from pixel values to latents."""
-        generator = torch.Generator(self._device).manual_seed(0)
-        for batch in images.split(self._batch_size):
-            y, log_slope = self._model.preprocess(batch.to(self._device), generator)
-            z, log_det = self._model.flow(y)
-            yield z.double(), (log_det + log_slope).double()
+def scores_by_batch(
+    model: ImageFlow, images: Tensor, batch_size: int, base: Gaussian | None = None
+) -> Iterator[ImageScores]:
+    """The scores of uint8 images (N, H, W), a batch at a time, with the same noise in every call."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    for batch in images.split(batch_size):
+        yield model.score(batch.to(model.device), generator, base=base)

@@ -25,13 +25,15 @@ class Likelihood(Record):
 
     images: int
     bits_per_dim: Spread
-    bits_per_dim_by_draw: list[FiniteFloat] | None = None
     poster_bits_per_pixel: FiniteFloat | None = None
+    bits_per_dim_by_draw: list[FiniteFloat] | None = None
 
 
 class RoundTrip(Record):
-    """The shares of pixels that survive the round trip to the latent and back."""
+    """The largest error of the latents of images, and the shares of pixels that survive the way there and back."""
 
+    images: int
+    latent_max_error: FiniteFloat
     pixels_exact: FiniteFloat
     pixels_within_one: FiniteFloat
 
@@ -39,6 +41,7 @@ class RoundTrip(Record):
 class Latents(Record):
     """The figures of `pipeline.evaluation.latents.normality` for the latents of test images."""
 
+    images: int
     mean: FiniteFloat
     variance: FiniteFloat
     variance_min: FiniteFloat

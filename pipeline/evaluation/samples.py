@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lunet import (
-    ImageFlow,
-    NonFiniteError,
-)
+from lunet import NonFiniteError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Evaluate
-from pipeline.evaluation.latents import FittedBase
+from pipeline.evaluation.trained_run import Models, model_for
 
 INTERPOLATIONS = 5
+Sampler = Callable[[int, torch.Generator], Tensor]
 
 
-def draw_samples(models: Mapping[str, ImageFlow | FittedBase], settings: Evaluate, seed: int) -> Tensor:
+def draw_samples(samplers: Sequence[Sampler], settings: Evaluate, seed: int) -> Tensor:
     """The first samples of each model, unselected: one row for each class, or rows of one model; shape (R, C, H, W)."""
-    columns = settings.sample_columns
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for model in models.values():
-        count = columns if len(models) > 1 else settings.sample_rows * columns
-        rows.append(model.sample(count, generator).cpu().flatten(0, 1).unflatten(0, (-1, columns)))
-    return torch.cat(rows)
+    columns, generator = settings.sample_columns, torch.Generator().manual_seed(seed)
+    count = columns if len(samplers) > 1 else settings.sample_rows * columns
+    samples = torch.cat([sample(count, generator).cpu() for sample in samplers])
+    return samples.flatten(0, 1).unflatten(0, (-1, columns))
 
 
 def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
@@ -51,7 +46,7 @@ def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
     return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
 
 
-def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
+def interpolate(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
     """Interpolate in latent space between the first pairs of successive test images of different classes.
 
     With one model for each class, the model of the first image's class is used. Pairs with a latent or an image that is
@@ -62,11 +57,10 @@ def interpolate(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, se
     """
     rows = [images.new_zeros((0, settings.sample_columns, *images.shape[1:]))]
     for index in different_pairs(labels, INTERPOLATIONS):
-        model = models["all"] if "all" in models else models[str(int(labels[index]))]
-        device = next(iter(model.state_dict().values())).device
+        model = model_for(models, int(labels[index]))
         with contextlib.suppress(NonFiniteError):
-            pair = images[index : index + 2].to(device)
-            z, _ = model.flow(model.preprocess(pair, torch.Generator(device).manual_seed(0))[0])
+            pair = images[index : index + 2].to(model.device)
+            z = model.score(pair, torch.Generator(model.device).manual_seed(0)).latents
             path = spherical(z[0], z[1], settings.sample_columns)
             rows.append(model.postprocess(model.flow.inverse(path)).cpu().flatten(0, 1)[None])
     return torch.cat(rows)

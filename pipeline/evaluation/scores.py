@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lunet import (
-    ClassFlows,
-    ImageFlow,
-    NonFiniteError,
-    pixel_bits,
-    poster_bits_per_pixel,
-    standard_normal_log_prob,
-)
+from lunet import ClassFlows, NonFiniteError, poster_bits_per_pixel
 from pipeline.core.dataset import Bytes, Dataset
 from pipeline.core.params import Evaluate, Recipe
-from pipeline.evaluation.latents import FittedBase, SingularBaseError, fitted_normality, normality
+from pipeline.evaluation.latents import SingularBaseError, fit_base, fitted_normality, normality, scores_by_batch
 from pipeline.evaluation.released_bits import batch_factor, released_code
 from pipeline.evaluation.samples import class_accuracy, draw_samples, interpolate, nearest_training_images
+from pipeline.evaluation.trained_run import Models, by_model
 from pipeline.training.models import START_IMAGES
-
-RESULTS = (
-    "test",
-    "per_class",
-    "round_trip",
-    "latents",
-    "fitted_base_bits_per_dim",
-    "fitted_latents",
-    "interpolations",
-    "sample_class_accuracy",
-    "classification_accuracy",
-)
 
 
 @torch.no_grad()
 def evaluate(
-    models: dict[str, ImageFlow], dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int
+    models: Models, dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int
 ) -> tuple[dict[str, Any], dict[str, Bytes]]:
     """Evaluate trained models on the test set, and draw samples from them.
 
@@ -49,52 +31,54 @@ def evaluate(
         NonFiniteError: If a latent, a reconstruction or a sample is not finite.
 
     Returns:
-        The fields `RESULTS`, and grids of images with shape (rows, columns, H, W): samples, their nearest training
-        images, interpolations, and for an LU-Net also samples from a Gaussian fitted to its training latents.
+        The results, fields of an `Evaluation`, and grids of images with shape (rows, columns, H, W): samples, their
+        nearest training images, interpolations, and for an LU-Net also samples from a Gaussian fitted to its training
+        latents.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
     by_draw = torch.zeros(settings.draws, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    for _, rows, model in _by_model(models, labels):
-        device = next(iter(model.state_dict().values())).device
+    for model, (rows,) in by_model(models, labels):
+        printed = partial(
+            poster_bits_per_pixel,
+            features=model.flow.features,
+            code=released_code(recipe),
+            batch_factor=batch_factor(len(rows)),
+        )
         for part in rows.split(settings.batch_size):
-            batch = images[part].to(device)
+            batch = images[part].to(model.device)
             for draw in range(settings.draws):
-                y, log_slope = model.preprocess(batch, generator)
-                z, log_det = model.flow(y)
-                log_prob = standard_normal_log_prob(z) + log_det
+                scores = model.score(batch, generator)
                 if draw == 0:
-                    latents.append(z.cpu())
-                batch_bits = pixel_bits(log_prob + log_slope, y.shape[1]).cpu()
+                    latents.append(scores.latents.cpu())
+                batch_bits = scores.bits.cpu()
                 bits[part] += batch_bits / settings.draws
                 by_draw[draw] += batch_bits.double().sum() / len(images)
-                released[part] += released_figure(recipe, log_prob, y.shape[1], rows) / settings.draws
+                released[part] += printed(scores.log_prob).cpu() / settings.draws
     if not bits.isfinite().all():
         raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
-    samples = draw_samples(models, settings, seed)
+    samples = draw_samples([model.sample for model in models.values()], settings, seed)
     nearest = nearest_training_images(samples, dataset)
     interpolations = interpolate(models, images, labels, settings)
+    each = recipe.classes == "each"
 
-    def likelihood(mask: Tensor) -> dict[str, Any]:
-        printed = None if recipe.model.kind == "histogram" else float(released[mask].double().mean())
-        return {"images": int(mask.sum()), "bits_per_dim": summary(bits[mask]), "poster_bits_per_pixel": printed}
+    def likelihood(rows: Tensor) -> dict[str, Any]:
+        # The released programs print densities of logits.
+        poster = None if recipe.margin is None else float(released[rows].double().mean())
+        return {"images": len(rows), "bits_per_dim": summary(bits[rows]), "poster_bits_per_pixel": poster}
 
+    classes = range(len(dataset.class_names))
     results = {
-        "test": {
-            **likelihood(torch.ones_like(labels, dtype=torch.bool)),
-            "bits_per_dim_by_draw": by_draw.tolist(),
-        },
-        "per_class": {str(label): likelihood(labels == label) for label in range(len(dataset.class_names))},
+        "test": {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": by_draw.tolist()},
+        "per_class": {str(label): likelihood((labels == label).nonzero().flatten()) for label in classes},
         "round_trip": round_trip(models, images, labels, settings),
         "latents": normality(torch.cat(latents)),
         "fitted_base_bits_per_dim": None,
         "fitted_latents": None,
         "interpolations": len(interpolations),
-        "sample_class_accuracy": class_accuracy(nearest, dataset) if recipe.classes == "each" else None,
-        "classification_accuracy": (
-            classification_accuracy(models, images, labels, settings) if recipe.classes == "each" else None
-        ),
+        "sample_class_accuracy": class_accuracy(nearest, dataset) if each else None,
+        "classification_accuracy": classification_accuracy(models, images, labels, settings) if each else None,
     }
     nearest_images = dataset.train_images[nearest.numpy()]
     grids = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": interpolations.numpy()}
@@ -103,14 +87,6 @@ def evaluate(
             fitted, grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
             results |= fitted
     return results, grids
-
-
-def released_figure(recipe: Recipe, log_prob: Tensor, features: int, rows: Tensor) -> Tensor:
-    """The figure that the released code would print for these images."""
-    if released_code(recipe) == "lunet":
-        return poster_bits_per_pixel(log_prob, features, code="lunet").cpu()
-    factor = batch_factor(len(rows))
-    return poster_bits_per_pixel(log_prob, features, code="realnvp", batch_factor=factor).cpu()
 
 
 def summary(bits: Tensor) -> dict[str, float]:
@@ -127,15 +103,13 @@ def summary(bits: Tensor) -> dict[str, float]:
     }
 
 
-def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> dict[str, float]:
+def round_trip(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> dict[str, float]:
     """The errors of reconstructing the first images from their latents, in latent space and in 8-bit pixels."""
     images, labels = images[: settings.round_trip_images], labels[: settings.round_trip_images]
     largest, exact, within_one = 0.0, 0, 0
-    for _, rows, model in _by_model(models, labels):
-        device = next(iter(model.state_dict().values())).device
+    for model, (rows,) in by_model(models, labels):
         for part in rows.split(settings.batch_size):
-            y, _ = model.preprocess(images[part].to(device), torch.Generator(device).manual_seed(0))
-            z, _ = model.flow(y)
+            z = model.score(images[part].to(model.device), torch.Generator(model.device).manual_seed(0)).latents
             reconstruction = model.flow.inverse(z)
             z_again, _ = model.flow(reconstruction)
             largest = max(largest, float((z_again - z).abs().max()))
@@ -149,10 +123,8 @@ def round_trip(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, set
     }
 
 
-def from_fitted_bases(
-    models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate, seed: int
-) -> tuple[dict[str, Any], Bytes]:
-    """Score test images and their latents under each model's `FittedBase`, and draw samples from these bases.
+def from_fitted_bases(models: Models, dataset: Dataset, settings: Evaluate, seed: int) -> tuple[dict[str, Any], Bytes]:
+    """Score test images and their latents under each model with a fitted base, and draw samples from these bases.
 
     Raises:
         SingularBaseError: If the latents of a model's training images have a singular covariance.
@@ -160,38 +132,27 @@ def from_fitted_bases(
     Returns:
         The fields ``fitted_base_bits_per_dim``, a mean over the test images, and ``fitted_latents``, and the samples.
     """
-    images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
-    train_images, train_labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
-    bases, bits, latents = {}, [], []
-    for key, rows, model in _by_model(models, labels):
-        model_images = train_images if key == "all" else train_images[train_labels == int(key)]
-        bases[key] = FittedBase(model, model_images[:START_IMAGES], settings.batch_size)
-        scored, standardised = bases[key].score(images[rows])
-        bits.append(scored)
-        latents.append((standardised, bases[key].images))
-    fitted = {
-        "fitted_base_bits_per_dim": float(torch.cat(bits).mean()),
-        "fitted_latents": fitted_normality(latents),
-    }
-    return fitted, draw_samples(bases, settings, seed).numpy()
+    images, train_images = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.train_images)
+    labels, train_labels = torch.from_numpy(dataset.test_labels), torch.from_numpy(dataset.train_labels)
+    samplers, bits, latents = [], [], []
+    for model, (rows, train_rows) in by_model(models, labels, train_labels):
+        fitted_to = train_images[train_rows[:START_IMAGES]]
+        base = fit_base(model, fitted_to, settings.batch_size)
+        samplers.append(partial(model.sample, base=base))
+        scores = [*scores_by_batch(model, images[rows], settings.batch_size, base)]
+        bits += [score.bits.cpu() for score in scores]
+        latents.append((torch.cat([score.latents.cpu() for score in scores]), len(fitted_to)))
+    fitted = {"fitted_base_bits_per_dim": float(torch.cat(bits).mean()), "fitted_latents": fitted_normality(latents)}
+    return fitted, draw_samples(samplers, settings, seed).numpy()
 
 
-def classification_accuracy(models: dict[str, ImageFlow], images: Tensor, labels: Tensor, settings: Evaluate) -> float:
+def classification_accuracy(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> float:
     """The share of test images that Bayes' rule with equal class priors assigns to their class."""
     classifier = ClassFlows(models)
-    device = next(iter(classifier.state_dict().values())).device
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(classifier.device).manual_seed(0)
     names = torch.tensor([int(name) for name in classifier.names])
     predicted = [
-        names[classifier.classify(batch.to(device), generator=generator).cpu()]
+        names[classifier.classify(batch.to(classifier.device), generator=generator).cpu()]
         for batch in images.split(settings.batch_size)
     ]
     return float((torch.cat(predicted) == labels).double().mean())
-
-
-def _by_model(models: dict[str, ImageFlow], labels: Tensor) -> Iterator[tuple[str, Tensor, ImageFlow]]:
-    """Each model with its name and the indices of the images that it scores."""
-    for key, model in models.items():
-        rows = torch.arange(len(labels)) if key == "all" else (labels == int(key)).nonzero().flatten()
-        if len(rows):
-            yield key, rows, model

@@ -12,31 +12,16 @@ import pandas as pd
 import pytest
 import torch
 from png_files import write_png
+from trained_runs import blots, write_run
 
-from lunet import ClassFlows, Gaussian, ImageFlow, load_flow, save_flow
+from lunet import ClassFlows, load_flow
 from pipeline import use
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
 from pipeline.sources.image_files import read_pictures
-from pipeline.use import grid_of, mixture_bits, posterior
+from pipeline.use import grid_of
 
 Use = Callable[..., str]
-
-
-def write_run(folder: Path, models: dict[str, int], status: str = "complete", message: str | None = None) -> Path:
-    """A run whose models are Gaussians of 6x6 images around a grey value."""
-    for name, grey in models.items():
-        model = ImageFlow(Gaussian(36, 0.1), (1, 6, 6), 1e-6)
-        model.flow.fit_(model.preprocess(blots(grey, 200))[0])  # type: ignore[operator]
-        save_flow(model, folder / "flows" / name)
-    about = {"dataset": "mnist", "recipe": "gaussian", "seed": 0, "status": status, "message": message}
-    write_json(folder / "run.json", {**about, "models": {name: {} for name in models}}, sealed=True)
-    return folder
-
-
-def blots(grey: int, count: int, seed: int = 0) -> torch.Tensor:
-    random = np.random.default_rng(seed)
-    return torch.from_numpy(random.integers(grey - 20, grey + 20, (count, 6, 6), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     write_run(folder / "all", {"all": 128})
     write_run(folder / "each", {"0": 40, "1": 128, "2": 215})
-    write_run(folder / "lost", {}, "diverged", "the loss is not finite at step 7")
+    write_run(folder / "lost", {}, status="diverged", message="the loss is not finite at step 7")
     return folder
 
 
@@ -125,14 +110,6 @@ def test_scores_are_bits_per_dim_with_a_row_for_each_image(runs: Path, run: Use)
     assert f"all: mean {expected.mean():.4f} +- {error:.4f} (standard error)" in said
 
 
-def test_a_mixture_s_bits_are_those_of_the_mean_density() -> None:
-    bits = torch.tensor([[3.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
-    density = ((2.0 ** (-4 * bits)).mean(1).log2() / -4).tolist()
-    assert mixture_bits(bits, 4).tolist() == pytest.approx(density, rel=1e-12)
-    assert mixture_bits(bits[:, :1], 4).tolist() == pytest.approx([3, 2], rel=1e-12)
-    assert posterior(bits, 4).tolist() == [pytest.approx([1 / 257, 256 / 257]), pytest.approx([0.5, 0.5])]
-
-
 def test_with_one_model_for_each_class_the_score_is_of_the_mixture_or_of_one_class(runs: Path, run: Use) -> None:
     np.save("a.npy", blots(128, 30, seed=1).numpy())
     for name, options in (("mixture", ()), ("own", ("--class", 1)), ("other", ("--class", 0))):
@@ -193,7 +170,7 @@ def test_damaged_weights_are_refused(run: Use, tmp_path: Path) -> None:
     (folder / "flows/all/weights.safetensors").write_bytes(b"")
     assert "train it again with: dvc repro -f -s train" in refused(run, folder, "sample")
     write_json(folder / "run.json", {"status": "complete"})
-    assert "lacks 'message'" in refused(run, folder, "sample")
+    assert "is not of a trained run, it lacks 'dataset'" in refused(run, folder, "sample")
 
 
 def test_images_of_another_size_or_type_are_refused(runs: Path, run: Use) -> None:

@@ -26,7 +26,7 @@ from pipeline.training.models import build
 
 def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:
     model = build(params.recipe("lunet"), (1, 8, 8)).eval()
-    samples = draw_samples({"all": model}, params.evaluate, 0)
+    samples = draw_samples([model.sample], params.evaluate, 0)
     assert samples.shape == (params.evaluate.sample_rows, params.evaluate.sample_columns, 8, 8)
     first = model.sample(samples.shape[0] * samples.shape[1], torch.Generator().manual_seed(0))
     assert torch.equal(samples.flatten(0, 1), first[:, 0])
