@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 
 import psutil
 import pynvml
 import torch
 
-from pipeline.measuring.work import synchronize
+from pipeline.measuring.record import Memory
+from pipeline.measuring.stopwatch import Call, synchronize
+
+MIB = 2**20
 
 
-def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
+def weigh(call: Call, device: torch.device) -> Memory:
     """Memory of the process in MiB, before the call and at the peak; on a GPU also by its allocator and its driver."""
-    start = psutil.Process().memory_info().rss / 2**20
-    used = _gpu_used_mib() if device.type == "cuda" else None
-    if device.type == "cuda":
+    start, on_gpu = psutil.Process().memory_info().rss / MIB, device.type == "cuda"
+    used = _gpu_used_mib() if on_gpu else None
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    function()
+    call()
     synchronize(device)
-    on_gpu = device.type == "cuda"
-    return {
-        "process_start_mib": round(start, 2),
-        "process_peak_mib": round(_process_peak_mib(), 2),
-        "allocated_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
-        "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
-        "gpu_process_mib": _gpu_process_mib(device, used) if on_gpu else None,
-    }
+    return Memory(
+        process_start_mib=round(start, 2),
+        process_peak_mib=round(_process_peak_mib(), 2),
+        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB if on_gpu else None,
+        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB if on_gpu else None,
+        gpu_process_mib=_gpu_process_mib(device, used) if on_gpu else None,
+    )
 
 
 def _process_peak_mib() -> float:
     if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / 2**20
+        return float(psutil.Process().memory_info().peak_wset) / MIB
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak / MIB if sys.platform == "darwin" else peak / 2**10
 
 
 def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
@@ -49,13 +50,12 @@ def _gpu_process_mib(device: torch.device, used_before: float | None) -> float |
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        by_process = {
-            process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        }
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     except pynvml.NVMLError:
-        by_process = {}
-    if (bytes_used := by_process.get(os.getpid())) is not None:
-        return float(bytes_used) / 2**20
+        processes = []
+    for process in processes:
+        if process.pid == os.getpid() and process.usedGpuMemory is not None:
+            return float(process.usedGpuMemory) / MIB
     used = _gpu_used_mib()
     return None if used is None or used_before is None or used <= used_before else used - used_before
 
@@ -66,6 +66,6 @@ def _gpu_used_mib() -> float | None:
         pynvml.nvmlInit()
         if pynvml.nvmlDeviceGetCount() != 1:
             return None
-        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / 2**20
+        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / MIB
     except pynvml.NVMLError:
         return None
