@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import psutil
 import pynvml
@@ -17,18 +18,20 @@ MIB = 2**20
 
 def weigh(call: Call, device: torch.device) -> Memory:
     """Memory of the process in MiB, before the call and at the peak; on a GPU also by its allocator and its driver."""
-    start, on_gpu = psutil.Process().memory_info().rss / MIB, device.type == "cuda"
-    used = _gpu_used_mib() if on_gpu else None
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+    start = round(psutil.Process().memory_info().rss / MIB, 2)
+    if device.type == "cpu":
+        call()
+        return Memory(process_start_mib=start, process_peak_mib=round(_process_peak_mib(), 2))
+    used = _gpu_used_mib()
+    torch.cuda.reset_peak_memory_stats(device)
     call()
     synchronize(device)
     return Memory(
-        process_start_mib=round(start, 2),
+        process_start_mib=start,
         process_peak_mib=round(_process_peak_mib(), 2),
-        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB if on_gpu else None,
-        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB if on_gpu else None,
-        gpu_process_mib=_gpu_process_mib(device, used) if on_gpu else None,
+        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
+        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB,
+        gpu_process_mib=_gpu_process_mib(device, used),
     )
 
 
@@ -47,25 +50,20 @@ def _gpu_process_mib(device: torch.device, used_before: float | None) -> float |
     In a container the driver often cannot distinguish processes. Then this is the growth of the memory in use on the
     machine's only GPU, which is the same if nothing else runs there. None if neither is known.
     """
-    try:
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
-        processes = []
-    for process in processes:
-        if process.pid == os.getpid() and process.usedGpuMemory is not None:
-            return float(process.usedGpuMemory) / MIB
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return float(process.usedGpuMemory) / MIB
     used = _gpu_used_mib()
     return None if used is None or used_before is None or used <= used_before else used - used_before
 
 
 def _gpu_used_mib() -> float | None:
     """The memory in use on the machine's only GPU, in MiB; None with several GPUs or a silent driver."""
-    try:
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        if pynvml.nvmlDeviceGetCount() != 1:
-            return None
-        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / MIB
-    except pynvml.NVMLError:
-        return None
+        if pynvml.nvmlDeviceGetCount() == 1:
+            return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / MIB
+    return None
