@@ -39,7 +39,7 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
 
 def about(work: Work) -> dict[str, Any]:
     """The fields of a `Measurement` that need no stopwatch, with null for each time and memory to be measured."""
-    model = work.model()
+    model = work.architecture()  # a lack of memory on the device is met by the quantities that need it
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     numbers = {"sampling": stored}
     if work.recipe.training is not None:
@@ -92,7 +92,7 @@ def time_images(work: Work, *, sample: bool, large: bool) -> Timing:
 
 def time_determinants(work: Work) -> Determinant | None:
     """Milliseconds for the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
-    if not isinstance(work.model().flow, LUNet):
+    if not isinstance(work.architecture().flow, LUNet):
         return None
     matrices = [torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(work.device) for n in WIDTHS]
     return Determinant(

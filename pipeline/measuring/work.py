@@ -26,11 +26,15 @@ class Work:
     device: torch.device
     settings: Measure
 
+    def architecture(self) -> ImageFlow:
+        """The untrained model on the CPU."""
+        height, width = self.images.shape[1:]
+        return build(self.recipe, (1, height, width))
+
     def model(self) -> ImageFlow:
         """The untrained model on the device; times and memory do not depend on its weights."""
         torch.manual_seed(0)
-        height, width = self.images.shape[1:]
-        return build(self.recipe, (1, height, width)).to(self.device)
+        return self.architecture().to(self.device)
 
     @torch.no_grad()
     def settled(self) -> ImageFlow:
