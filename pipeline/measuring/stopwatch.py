@@ -20,13 +20,13 @@ class Milliseconds(NamedTuple):
     cpu: float
 
 
-def synchronize(device: torch.device | None) -> None:
+def synchronize(device: torch.device | str | None) -> None:
     """Wait until a GPU has finished; no effect on a CPU or without a device."""
-    if device is not None and device.type == "cuda":
+    if device is not None and torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def clock(call: Call, device: torch.device | None, calls: int = 1) -> Milliseconds:
+def clock(call: Call, device: torch.device | str | None, calls: int = 1) -> Milliseconds:
     """The time of a call, the mean of several in a row.
 
     The device is synchronised before both readings; with None, nothing waits for a GPU to finish.
