@@ -81,7 +81,7 @@ def apart(quantity: str, *work: Any) -> Any:
         UserError: If the process ended with an error status for another reason.
     """
     forked = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send, args=(sender, quantity, *work))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_trainings import CPU
 
-from pipeline.measuring import stopwatch
 from pipeline.measuring.stopwatch import clock, rounds, sample_times
 
 
@@ -24,8 +23,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return next(readings)
 
     wall, cpu = itertools.count(), itertools.count(0, 2)
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: advance("wall", wall))
-    monkeypatch.setattr(stopwatch.time, "process_time", lambda: advance("cpu", cpu))
+    monkeypatch.setattr("pipeline.measuring.stopwatch.time.perf_counter", lambda: advance("wall", wall))
+    monkeypatch.setattr("pipeline.measuring.stopwatch.time.process_time", lambda: advance("cpu", cpu))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(f"synchronise {device}"))
     return log
 
