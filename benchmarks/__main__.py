@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.contestants import FEATURES, IMAGES, VECTORS, Contestant, available
 from lunet import LUNet
 from pipeline.core.environment import describe_environment, keep_freed_memory
+from pipeline.measuring.stopwatch import clock, rounds
+from pipeline.page.published_tables import WORKS
 from pipeline.results.statistics import median_interval, ratio_of_medians, round_significant
 
-WORKS = ("step", "log_prob", "sample")
 WARMUP = 2
-MINIMUM_ROUNDS = 5
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device(arguments.device)
     samples = pd.DataFrame(list(measure(arguments, device)))
-    environment = describe_environment(device) | {"note": arguments.note}
+    environment = dict(describe_environment(device)) | {"note": arguments.note}
     table = summarise(samples)
     arguments.out.mkdir(parents=True, exist_ok=True)
     samples.to_csv(arguments.out / "samples.csv", index=False, float_format="%.5g")
@@ -86,9 +86,9 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                     if name in slow:
                         continue
                     torch.manual_seed(0)
-                    call = make_call(contestants[name][1](), work, batch, device)
+                    call = make_call(contestants[name][1](), work, torch.randn(batch, FEATURES, device=device))
                     for _ in range(WARMUP):
-                        seconds = clock(call, device)[0] / 1000
+                        seconds = clock(call, device).wall / 1000
                         if seconds > arguments.patience:
                             tqdm.write(
                                 f"{name}, {work} at batch {batch}: {seconds:.1f} s a call, left out from here on"
@@ -97,20 +97,17 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
                             break
                     else:
                         calls[name] = call
-                begin = time.perf_counter()
-                for number in tqdm(range(arguments.rounds), desc=f"{work} at batch {batch}", leave=False):
+                numbers = rounds(arguments.rounds, arguments.seconds)
+                for number in tqdm(numbers, f"{work} at batch {batch}", arguments.rounds, leave=False):
                     for name, call in calls.items():
                         wall, cpu = clock(call, device)
                         sample = {"model": name, "round": number, "wall_ms": wall, "cpu_ms": cpu}
                         yield {"work": work, "batch": batch} | sample | {"threads": threads, "device": device.type}
-                    if number + 1 >= MINIMUM_ROUNDS and time.perf_counter() - begin > arguments.seconds:
-                        break
 
 
-def make_call(contestant: Contestant, work: str, batch: int, device: torch.device) -> Callable[[], object]:
-    """A function that does a work (step, log_prob or sample) once, on a batch of points."""
-    model = contestant.model.to(device)
-    x = torch.randn(batch, FEATURES, device=device)
+def make_call(contestant: Contestant, work: str, x: Tensor) -> Callable[[], object]:
+    """A function that does a work (step, log_prob or sample) once, on a batch of points x or on as many samples."""
+    model = contestant.model.to(x.device)
     if work == "step":
         optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-5, fused=True)
 
@@ -123,22 +120,13 @@ def make_call(contestant: Contestant, work: str, batch: int, device: torch.devic
     model.eval()
     if isinstance(model, LUNet):
         with torch.no_grad():
-            model(model.sample(4 * FEATURES))  # enough rows for its matrices to be folded
+            model(model.sample(4 * model.features))  # enough rows for its matrices to be folded
 
     @torch.no_grad()
     def evaluate() -> None:
-        _ = contestant.log_prob(x) if work == "log_prob" else contestant.sample(batch)
+        _ = contestant.log_prob(x) if work == "log_prob" else contestant.sample(len(x))
 
     return evaluate
-
-
-def clock(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU milliseconds of one call; the device is synchronised before both readings."""
-    _synchronize(device)
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    _synchronize(device)
-    return 1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - cpu)
 
 
 def summarise(samples: pd.DataFrame) -> pd.DataFrame:
@@ -205,11 +193,6 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     with plt.rc_context({"svg.hashsalt": "times", "svg.fonttype": "none"}):
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

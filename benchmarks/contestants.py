@@ -42,26 +42,26 @@ def floor() -> Contestant:
 
 def lunet() -> Contestant:
     """The paper's LU-Net: four layers with leaky softplus between them."""
-    return _from_flow(LUNet(FEATURES, LAYERS))
+    return from_flow(LUNet(FEATURES, LAYERS))
 
 
 def lunet_reversible() -> Contestant:
     """The same LU-Net, trained without stored activations."""
     flow = LUNet(FEATURES, LAYERS)
     flow.reversible = True
-    return _from_flow(flow)
+    return from_flow(flow)
 
 
 def lunet_learned() -> Contestant:
     """The same layers with learned activations between them, and one before the first."""
-    return _from_flow(
+    return from_flow(
         LUNet(FEATURES, LAYERS, activation=LearnedMonotone(FEATURES, 16), leading=LearnedMonotone(FEATURES, 64))
     )
 
 
 def realnvp() -> Contestant:
     """The paper's RealNVP: 3 + 3 + 2 couplings, 64 planes, separate networks for scale and shift."""
-    return _from_flow(RealNVP(SHAPE))
+    return from_flow(RealNVP(SHAPE))
 
 
 def realnvp_bfloat16() -> Contestant:
@@ -81,12 +81,12 @@ def realnvp_bfloat16() -> Contestant:
 
 def realnvp_shared() -> Contestant:
     """The same couplings, each with one network for scale and shift."""
-    return _from_flow(RealNVP(SHAPE, networks="shared"))
+    return from_flow(RealNVP(SHAPE, networks="shared"))
 
 
 def realnvp_released() -> Contestant:
     """A plain reimplementation of the RealNVP that was released with the paper."""
-    return _from_flow(ReleasedRealNVP(SHAPE))
+    return from_flow(ReleasedRealNVP(SHAPE))
 
 
 def nflows_lu(*, cached: bool) -> Contestant:
@@ -163,7 +163,8 @@ def available(contestants: dict[str, tuple[str | None, Callable[[], Contestant]]
     return installed, [name for name in contestants if name not in installed]
 
 
-def _from_flow(flow: Flow) -> Contestant:
+def from_flow(flow: Flow) -> Contestant:
+    """A flow of this project, as it is."""
     return Contestant(flow, flow.log_prob, flow.sample)
 
 

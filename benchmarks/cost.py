@@ -17,9 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 from tqdm import tqdm
 
-from benchmarks.__main__ import clock
+from benchmarks.__main__ import make_call
+from benchmarks.contestants import from_flow
 from lunet import LUNet
 from pipeline.core.environment import describe_environment, keep_freed_memory
+from pipeline.measuring.stopwatch import clock
 from pipeline.page.published_tables import WORKS
 from pipeline.results.figures import figure
 from pipeline.results.looks import FALLBACK_COLOURS, INK, Look
@@ -71,7 +73,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     times.to_csv(arguments.out / "cost_times.csv", index=False, float_format="%.5g")
     memory.to_csv(arguments.out / "cost_memory.csv", index=False, float_format="%.5g")
-    environment = describe_environment(torch.device("cpu")) | {"note": arguments.note}
+    environment = dict(describe_environment(torch.device("cpu"))) | {"note": arguments.note}
     pd.Series(environment).to_csv(arguments.out / "cost_environment.csv", header=False)
     draw(times, memory, arguments.out)
     print(f"written to {arguments.out}")
@@ -92,11 +94,12 @@ def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
     features, layers, batch = sizes(axis, value)
     torch.manual_seed(0)
     x, matrix = torch.randn(batch, features), torch.randn(features, features)
-    calls = make_calls(LUNet(features, layers), LUNet(features, layers).eval(), x)
-    device, one_thread = torch.device("cpu"), torch.get_num_threads() == 1
+    trained, evaluated = (from_flow(LUNet(features, layers)) for _ in range(2))
+    calls = {work: make_call(trained if work == "step" else evaluated, work, x) for work in WORKS}
+    one_thread = torch.get_num_threads() == 1
 
     def milliseconds(call: Callable[[], object]) -> float:
-        return clock(call, device)[one_thread]
+        return clock(call, None)[one_thread]
 
     for call in calls.values():
         call()
@@ -109,28 +112,6 @@ def take_times(axis: str, value: int, rounds: int) -> Iterator[dict[str, Any]]:
                 "floor_ms": layers * product_ms * (3 if work == "step" else 1), "slogdet_ms": slogdet_ms,
                 "clock": "cpu" if one_thread else "wall",
             }  # fmt: skip
-
-
-def make_calls(flow: LUNet, trained: LUNet, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """A call for each work on a batch: steps of ``flow``, densities and samples of ``trained`` with folded matrices."""
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True)
-    with torch.no_grad():
-        trained(trained.sample(4 * trained.features))
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        (-flow.log_prob(x).mean()).backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def log_prob() -> None:
-        trained.log_prob(x)
-
-    @torch.no_grad()
-    def sample() -> None:
-        trained.sample(len(x))
-
-    return {"step": step, "log_prob": log_prob, "sample": sample}
 
 
 def measure_memory(axis: str, value: int, *, reversible: bool) -> dict[str, Any]:
@@ -151,11 +132,11 @@ def measure_memory(axis: str, value: int, *, reversible: bool) -> dict[str, Any]
 def _memory_growth_mib(features: int, layers: int, batch: int, reversible: bool) -> float:  # noqa: FBT001
     torch.set_num_threads(1)
     # The first step loads parts of torch, which do not count.
-    make_calls(LUNet(16), LUNet(16).eval(), torch.randn(batch, 16))["step"]()
+    make_call(from_flow(LUNet(16)), "step", torch.randn(batch, 16))()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     flow = LUNet(features, layers)
     flow.reversible = reversible
-    step = make_calls(flow, LUNet(1).eval(), torch.randn(batch, features))["step"]
+    step = make_call(from_flow(flow), "step", torch.randn(batch, features))
     for _ in range(3):
         step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -29,6 +29,7 @@ import torch
 from benchmarks.contestants import FLOOR
 from benchmarks.gpu_training import likelihoods, measure_memory, train_all
 from benchmarks.gpu_works import FIGURES, QUICK, Key, Row, Setting, failure, interleave, make_evaluation, make_step
+from pipeline.core.git import git
 from pipeline.results.statistics import MEDIAN_INTERVAL, median_interval
 
 CLOSING_SECONDS = 5  # reserved within the time limit, for the summary
@@ -117,9 +118,8 @@ def run_part(setting: Setting, name: str, seconds: float) -> list[Row]:
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """Medians of all keys with bootstrap intervals, target and poster's figure, in the order of `FIGURES`."""
     samples: dict[Key, list[float]] = {}
-    for row in rows:
-        if row["kind"] == "sample":
-            samples.setdefault(Key(row["figure"], row["variant"], row["precision"]), []).append(row["value"])
+    for row in of_kind("sample", rows):
+        samples.setdefault(Key(row["figure"], row["variant"], row["precision"]), []).append(row["value"])
     table = []
     for key in sorted(samples, key=lambda key: list(FIGURES).index(key.figure)):
         figure, median = FIGURES[key.figure], median_interval(samples[key])
@@ -147,27 +147,26 @@ def write_results(out: Path, rows: Sequence[Row], setting: Setting, environment:
     """Write `samples.csv` and `summary.json`, and return the summary's table."""
     table = summarise(rows)
     with (out / "samples.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Key._fields, "round", "value", "unit"])
-        for row in rows:
-            if row["kind"] == "sample":
-                key = [row[field] for field in Key._fields]
-                writer.writerow([*key, row["round"], f"{row['value']:.6g}", FIGURES[row["figure"]].unit])
+        writer = csv.DictWriter(file, [*Key._fields, "round", "value", "unit"], lineterminator="\n")
+        writer.writeheader()
+        for row in of_kind("sample", rows):
+            writer.writerow(row | {"value": f"{row['value']:.6g}", "unit": FIGURES[row["figure"]].unit})
     summary = {
         "environment": environment,
         "setting": asdict(setting)
         | {"data": str(setting.data.name if setting.data else "random; subset for likelihoods")},
         "statistic": f"median, {MEDIAN_INTERVAL}; a sample of a step is the mean of {setting.in_a_row} in a row",
         "figures": table,
-        "likelihood": [_without_kind(row) for row in rows if row["kind"] == "likelihood"],
-        "failed": [_without_kind(row) for row in rows if row["kind"] == "failed"],
+        "likelihood": of_kind("likelihood", rows),
+        "failed": of_kind("failed", rows),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return table
 
 
-def _without_kind(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != "kind"}
+def of_kind(kind: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a kind (sample, likelihood or failed), without the kind."""
+    return [{name: value for name, value in row.items() if name != "kind"} for row in rows if row["kind"] == kind]
 
 
 def describe(setting: Setting) -> dict[str, Any]:
@@ -189,7 +188,7 @@ def describe(setting: Setting) -> dict[str, Any]:
         description["nvidia_smi"] = _output_of(
             "nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv"
         )
-    return description | {"commit": _output_of("git", "rev-parse", "HEAD")}
+    return description | {"commit": git("rev-parse", "HEAD")}
 
 
 def _output_of(*command: str) -> str | None:
@@ -233,12 +232,10 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
         table = write_results(arguments.out, rows, setting, environment)
     print(as_text(table, [*Key._fields, "median", "low", "high", "unit", "target", "poster", "poster_over_median"]))
-    likelihood = [row for row in rows if row["kind"] == "likelihood"]
-    if likelihood:
-        print(as_text(likelihood, [name for name in likelihood[0] if name != "kind"]))
-    for row in rows:
-        if row["kind"] == "failed":
-            print(f"{row['figure']}, {row['variant']}, {row['precision']}: {row['message']}")
+    if likelihood := of_kind("likelihood", rows):
+        print(as_text(likelihood, list(likelihood[0])))
+    for row in of_kind("failed", rows):
+        print(", ".join(row[field] for field in Key._fields) + f": {row['message']}")
     print(f"written to {arguments.out}")
 
 

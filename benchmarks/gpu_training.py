@@ -7,30 +7,33 @@ import gc
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.contestants import FEATURES, SHAPE
 from benchmarks.gpu_works import (
-    FLOWS,
     INITIALISATION_IMAGES,
     WARMUP,
-    Call,
     Key,
     Row,
     Setting,
+    attempt,
     captured,
     class_images,
     compiled,
-    failure,
+    image_flow,
     make_optimiser_step,
     matmul_precision,
     network_autocast,
     real_images,
-    synchronize,
+    sample,
 )
 from lunet import ImageFlow, LUNet, RealNVP, pixel_bits
+from pipeline.measuring.stopwatch import Call, clock, synchronize
+
+SCORINGS = ("float32", "tf32")
 
 
 def measure_memory(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
@@ -38,36 +41,30 @@ def measure_memory(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
 
     The workspaces of cuBLAS stay allocated after all else is freed; they depend on the GPU and not on the model.
     """
-    for key in keys:
-        try:
-            peak = peak_mib(setting, key)
-        except Exception as error:  # of any kind: the other keys do not depend on it
-            yield failure(key, error)
-        else:
-            gc.collect()
-            workspaces = key._replace(figure=key.figure.replace("training peak", "workspaces"))
-            for measured, value in ((key, peak), (workspaces, torch.cuda.memory_allocated() / 2**20)):
-                yield {"kind": "sample", **measured._asdict(), "round": 0, "value": value}
+
+    def measure(key: Key) -> Iterator[Row]:
+        yield sample(key, peak_mib(setting, key))
+        gc.collect()
+        workspaces = key._replace(figure=key.figure.replace("training peak", "workspaces"))
+        yield sample(workspaces, torch.cuda.memory_allocated() / 2**20)
+
+    return attempt(keys, measure)
 
 
 def peak_mib(setting: Setting, key: Key) -> float:
     """The peak of one key, in MiB; expects that all earlier tensors have been freed."""
     name = key.figure.split()[0]
-    size = setting.realnvp_batch if name == "realnvp" else setting.batch
     torch.cuda.init()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with matmul_precision(key.precision):
-        model = ImageFlow(FLOWS[name](setting), SHAPE).train()
-        images = torch.randint(256, (size, *SHAPE), dtype=torch.uint8, device=setting.device)
+        model = image_flow(setting, name).train()
+        images = torch.randint(256, (setting.batch_of(name), *SHAPE), dtype=torch.uint8, device=setting.device)
         graph = key.variant == "graph"
         step, _ = make_optimiser_step(
             lambda: model.bits_per_dim(images).mean(), model, setting, key.precision, graph=graph, rate=1e-5
         )
-        call = captured(step) if graph else step
-        for _ in range(WARMUP):
-            call()
-        torch.cuda.synchronize()
+        clock(captured(step) if graph else step, setting.device, WARMUP)
     return torch.cuda.max_memory_allocated() / 2**20
 
 
@@ -81,10 +78,10 @@ class Trainer:
 
     RATE, CLIP = 1e-3, 0.1
 
-    def __init__(self, setting: Setting, variant: str, precision: str, make: str = "lunet", size: int = 0) -> None:
-        self._setting, self._graph = setting, "graph" in variant
-        self.model = ImageFlow(FLOWS[make](setting), SHAPE).train()
-        self._batch = torch.zeros((size or setting.batch, *SHAPE), dtype=torch.uint8, device=setting.device)
+    def __init__(self, setting: Setting, variant: str, precision: str, name: str = "lunet") -> None:
+        self._device, self._graph = setting.device, "graph" in variant
+        self.model = image_flow(setting, name).train()
+        self._batch = torch.zeros((setting.batch_of(name), *SHAPE), dtype=torch.uint8, device=setting.device)
         self._rate = torch.zeros((), device=setting.device)
         bits = self.model.bits_per_dim
         loss = compiled(bits, setting) if "compiled" in variant else bits
@@ -97,7 +94,7 @@ class Trainer:
             self._step = captured(step)
         else:
             step()
-        synchronize(setting)
+        synchronize(setting.device)
 
     def _clip(self, *_: object) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.CLIP)
@@ -127,7 +124,7 @@ class Trainer:
             torch.index_select(images, 0, rows, out=self._batch)
             self._rate.fill_(one_cycle(number, steps, self.RATE))
             self._step()
-        synchronize(self._setting)
+        synchronize(self._device)
 
 
 def one_cycle(number: int, steps: int, peak: float, warmup: float = 0.1) -> float:
@@ -143,36 +140,27 @@ def train_all(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
 
     Also yields the bits per pixel of test images under the models, with the same noise in float32 and in TF32.
     """
-    data = class_images(setting)
-    for key in keys:
-        set_up = key._replace(figure="lunet training set-up")
-        try:
-            torch.manual_seed(0)
-            begin = time.perf_counter()
-            with matmul_precision(key.precision):
-                trainer = Trainer(setting, key.variant, key.precision)
-                ready = time.perf_counter()
-                training_seconds, bits = 0.0, []
-                scorings = ("float32", "tf32")
-                for images, test in data:
-                    begun = time.perf_counter()
-                    trainer.initialise(images)
-                    trainer.train(images, setting.epochs * -(-len(images) // setting.batch))
-                    training_seconds += time.perf_counter() - begun
-                    bits.append(torch.stack([bits_in(precision, trainer.model, test) for precision in scorings]))
-        except Exception as error:  # of any kind: the other keys do not depend on it
-            yield failure(key, error)
-            continue
-        yield {"kind": "sample", **set_up._asdict(), "round": 0, "value": ready - begin}
-        yield {"kind": "sample", **key._asdict(), "round": 0, "value": training_seconds}
-        scores = torch.cat(bits, dim=1).double()
-        for precision, values in zip(scorings, scores, strict=True):
-            yield {
-                "kind": "likelihood", "model": f"lunet, one a class, {key.variant}", "trained_in": key.precision,
-                "scored_in": precision, "images": len(values), "bits_per_dim": float(values.mean()),
-                "largest_difference": float((values - scores[0]).abs().amax()), "pixels_exact": None,
-            }  # fmt: skip
-        del trainer
+    return attempt(keys, partial(_train_classes, setting, class_images(setting)))
+
+
+def _train_classes(setting: Setting, data: Sequence[tuple[Tensor, Tensor]], key: Key) -> Iterator[Row]:
+    torch.manual_seed(0)
+    begin = time.perf_counter()
+    with matmul_precision(key.precision):
+        trainer = Trainer(setting, key.variant, key.precision)
+        ready = time.perf_counter()
+        training_seconds, bits = 0.0, []
+        for images, test in data:
+            begun = time.perf_counter()
+            trainer.initialise(images)
+            trainer.train(images, setting.epochs * -(-len(images) // setting.batch))
+            training_seconds += time.perf_counter() - begun
+            bits.append(torch.stack([bits_in(precision, trainer.model, test) for precision in SCORINGS]))
+    yield sample(key._replace(figure="lunet training set-up"), ready - begin)
+    yield sample(key, training_seconds)
+    scores = torch.cat(bits, dim=1).double()
+    for precision, values in zip(SCORINGS, scores, strict=True):
+        yield likelihood(f"lunet, one a class, {key.variant}", key.precision, precision, values, scores[0])
 
 
 @torch.no_grad()
@@ -190,18 +178,17 @@ def likelihoods(setting: Setting, keys: Sequence[Key]) -> Iterator[Row]:
     from those in float32); ``pixels_exact`` is the share of pixels that the inverse restores exactly.
     """
     images, test = real_images(setting)
-    for key in keys:
+
+    def measure(key: Key) -> Iterator[Row]:
         name = key.figure.removesuffix(" likelihood")
-        try:
-            torch.manual_seed(0)
-            with matmul_precision(key.precision):
-                size = setting.realnvp_batch if name == "realnvp" else setting.batch
-                trainer = Trainer(setting, "eager", key.precision, name, size)
-                trainer.initialise(images)
-                trainer.train(images, setting.likelihood_steps)
-            yield from score(trainer.model.eval(), test, setting, name, key.precision)
-        except Exception as error:  # of any kind: the other keys do not depend on it
-            yield failure(key, error)
+        torch.manual_seed(0)
+        with matmul_precision(key.precision):
+            trainer = Trainer(setting, "eager", key.precision, name)
+            trainer.initialise(images)
+            trainer.train(images, setting.likelihood_steps)
+        yield from score(trainer.model.eval(), test, setting, name, key.precision)
+
+    return attempt(keys, measure)
 
 
 @torch.no_grad()
@@ -215,8 +202,16 @@ def score(model: ImageFlow, test: Tensor, setting: Setting, name: str, trained_i
         with matmul_precision(precision), network_autocast(precision, setting):
             bits = pixel_bits(flow.log_prob(rows) + log_slope, FEATURES)
             restored = model.postprocess(flow.inverse(flow(rows).z))
-        yield {
-            "kind": "likelihood", "model": name, "trained_in": trained_in, "scored_in": precision, "images": len(test),
-            "bits_per_dim": float(bits.mean()), "largest_difference": float((bits - exact).abs().amax()),
-            "pixels_exact": float((restored.flatten(1) == test.flatten(1)).double().mean()),
-        }  # fmt: skip
+        pixels_exact = float((restored.flatten(1) == test.flatten(1)).double().mean())
+        yield likelihood(name, trained_in, precision, bits, exact, pixels_exact)
+
+
+def likelihood(
+    model: str, trained_in: str, scored_in: str, bits: Tensor, reference: Tensor, pixels_exact: float | None = None
+) -> Row:
+    """A row on the bits per pixel of images, with their largest difference from a reference."""
+    return {
+        "kind": "likelihood", "model": model, "trained_in": trained_in, "scored_in": scored_in, "images": len(bits),
+        "bits_per_dim": float(bits.mean()), "largest_difference": float((bits - reference).abs().amax()),
+        "pixels_exact": pixels_exact,
+    }  # fmt: skip

@@ -6,8 +6,7 @@ Needs torch, numpy and safetensors, but no other library of the project.
 from __future__ import annotations
 
 import gzip
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contestants import FEATURES, FLOOR, SHAPE, VECTORS
-from lunet import Flow, ImageFlow, LearnedMonotone, LUNet, RealNVP
+from benchmarks.contestants import FEATURES, FLOOR, SHAPE, VECTORS, Contestant, from_flow
+from lunet import Flow, ImageFlow, RealNVP
+from pipeline.measuring.stopwatch import MINIMUM_ROUNDS, Call, clock, rounds
 
 CLASSES = 10
 INITIALISATION_IMAGES = 4096
-MINIMUM_ROUNDS = 5
 WARMUP = 3
 SUBSET = Path(__file__).parents[1] / "pipeline" / "subset" / "mnist"
-Call = Callable[[], object]
 Row = dict[str, Any]
 
 
@@ -95,6 +93,10 @@ class Setting:
         """Whether the device is a GPU."""
         return self.device == "cuda"
 
+    def batch_of(self, name: str) -> int:
+        """The batch size of a model's training."""
+        return self.realnvp_batch if name == "realnvp" else self.batch
+
 
 QUICK: dict[str, Any] = {
     "batch": 8, "realnvp_batch": 2, "many": 16, "planes": 2, "blocks": 1, "rounds": MINIMUM_ROUNDS, "in_a_row": 2,
@@ -118,23 +120,21 @@ def network_autocast(precision: str, setting: Setting) -> torch.autocast:
     return torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def lunet(setting: Setting) -> LUNet:
-    """The paper's LU-Net."""
-    return LUNet(FEATURES).to(setting.device)
+def make_contestant(setting: Setting, name: str) -> Contestant:
+    """A model of `VECTORS`, or the paper's RealNVP in the size of the setting, on the setting's device."""
+    if name == "realnvp":
+        contestant = from_flow(RealNVP(SHAPE, (3, 3, 2), setting.planes, setting.blocks))
+    else:
+        contestant = VECTORS[name][1]()
+    contestant.model.to(setting.device)
+    return contestant
 
 
-def lunet_learned(setting: Setting) -> LUNet:
-    """The same layers with learned activations between them, and one before the first."""
-    activation, leading = LearnedMonotone(FEATURES, 16), LearnedMonotone(FEATURES, 64)
-    return LUNet(FEATURES, activation=activation, leading=leading).to(setting.device)
-
-
-def realnvp(setting: Setting) -> RealNVP:
-    """The paper's RealNVP: 3 + 3 + 2 couplings, 64 planes, two blocks, separate networks for scale and shift."""
-    return RealNVP(SHAPE, (3, 3, 2), setting.planes, setting.blocks).to(setting.device)
-
-
-FLOWS: dict[str, Callable[[Setting], Flow]] = {"lunet": lunet, "lunet_learned": lunet_learned, "realnvp": realnvp}
+def image_flow(setting: Setting, name: str) -> ImageFlow:
+    """The flow of that name, of 8-bit images."""
+    flow = make_contestant(setting, name).model
+    assert isinstance(flow, Flow)
+    return ImageFlow(flow, SHAPE)
 
 
 @torch.no_grad()
@@ -248,17 +248,11 @@ def make_step(setting: Setting, key: Key) -> Call:
     """One training step of a key's model on a batch of floats, in the key's variant and precision."""
     torch.manual_seed(0)
     name = key.figure.removesuffix(" step")
-    batch = setting.realnvp_batch if name == "realnvp" else setting.batch
-    log_prob: Callable[[Tensor], Tensor]
-    if name == FLOOR:
-        contestant = VECTORS[FLOOR][1]()
-        model, log_prob = contestant.model.to(setting.device), contestant.log_prob
-    else:
-        flow = FLOWS[name](setting)
-        model, log_prob = flow, flow.log_prob
+    contestant = make_contestant(setting, name)
+    model, log_prob = contestant.model, contestant.log_prob
     if "channels last" in key.variant:
         model.to(memory_format=torch.channels_last)
-    x, graph = torch.randn(batch, FEATURES, device=setting.device), "graph" in key.variant
+    x, graph = torch.randn(setting.batch_of(name), FEATURES, device=setting.device), "graph" in key.variant
 
     def negative(x: Tensor) -> Tensor:
         return -log_prob(x).mean()
@@ -277,7 +271,7 @@ def make_evaluation(setting: Setting, key: Key) -> Call:
     """A call that scores or draws many 8-bit images, dequantisation and logit included."""
     torch.manual_seed(0)
     name, work = key.figure.split()
-    model = ImageFlow(FLOWS[name](setting), SHAPE).eval()
+    model = image_flow(setting, name).eval()
     perturb(model)
     images = torch.randint(256, (setting.many, *SHAPE), dtype=torch.uint8, device=setting.device)
 
@@ -289,49 +283,40 @@ def make_evaluation(setting: Setting, key: Key) -> Call:
     return evaluate
 
 
-def clock(call: Call, times: int, setting: Setting) -> float:
-    """Seconds of a call, the mean of several in a row; the device is synchronised before both readings."""
-    synchronize(setting)
-    begin = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronize(setting)
-    return (time.perf_counter() - begin) / times
-
-
-def synchronize(setting: Setting) -> None:
-    """Wait for the GPU, if the run uses one."""
-    if setting.cuda:
-        torch.cuda.synchronize()
-
-
 def interleave(setting: Setting, keys: Sequence[Key], make: Callable[[Setting, Key], Call]) -> Iterator[Row]:
     """Yield samples of all keys, each once in every round; a key that fails gives one row, and the others go on."""
-    calls = {}
-    for key in keys:
-        try:
-            with matmul_precision(key.precision):
-                call = make(setting, key)
-                for _ in range(WARMUP):
-                    call()
-                synchronize(setting)
-        except Exception as error:  # of any kind: the other keys do not depend on it
-            yield failure(key, error)
-        else:
-            calls[key] = call
-    begin = time.perf_counter()
-    for number in range(setting.rounds):
+    calls: dict[Key, Call] = {}
+
+    def prepare(key: Key) -> Iterable[Row]:
+        with matmul_precision(key.precision):
+            call = make(setting, key)
+            clock(call, setting.device, WARMUP)
+        calls[key] = call
+        return ()
+
+    yield from attempt(keys, prepare)
+    for number in rounds(setting.rounds, setting.seconds):
         for key, call in calls.items():
             steps = key.figure.endswith("step")
             with matmul_precision(key.precision):
-                seconds = clock(call, setting.in_a_row if steps else 1, setting)
-            value = 1e3 * seconds if steps else 1e6 * seconds / setting.many
-            yield {"kind": "sample", **key._asdict(), "round": number, "value": value}
-        if number + 1 >= MINIMUM_ROUNDS and time.perf_counter() - begin > setting.seconds:
-            break
+                milliseconds = clock(call, setting.device, setting.in_a_row if steps else 1).wall
+            yield sample(key, milliseconds if steps else 1e3 * milliseconds / setting.many, number)
 
 
-def failure(key: Key, error: BaseException | str) -> Row:
+def attempt(keys: Sequence[Key], measure: Callable[[Key], Iterable[Row]]) -> Iterator[Row]:
+    """Yield the rows of all keys; a key that fails gives a row that says why, and the others go on."""
+    for key in keys:
+        try:
+            yield from measure(key)
+        except Exception as error:  # of any kind: the other keys do not depend on it
+            yield failure(key, f"{type(error).__name__}: {error}".strip().splitlines()[0])
+
+
+def sample(key: Key, value: float, number: int = 0) -> Row:
+    """A row with one value of a figure, in the figure's unit."""
+    return {"kind": "sample", **key._asdict(), "round": number, "value": value}
+
+
+def failure(key: Key, message: str) -> Row:
     """A row that says why a figure could not be measured."""
-    message = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return {"kind": "failed", **key._asdict(), "message": message[:500]}

@@ -13,25 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.cell import cell_parser
+from pipeline.core.cell import Key, cell_parser
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import load_dataset
-from pipeline.core.files import without_paths, write_json
+from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params
+from pipeline.measuring.record import Measurement
 
-TIMES = (
-    "step",
-    "optimizer_step",
-    "density_small",
-    "density_large",
-    "sampling_small",
-    "sampling_large",
-    "released_optimizer_step",
-    "released_density",
-    "released_sampling",
-)
-WHOLE = ("released_density",)  # timed on all training images
-MEMORY = ("training", "sampling")
+WHOLE = "time_released_density"  # timed on all training images
 # The server's imports. The first optimiser imports torch's compiler, which would count as memory of a quantity.
 PRELOADED = ["pipeline.measuring.quantities", "torch._dynamo"]
 
@@ -52,43 +41,36 @@ def main() -> None:
     params = load_params(arguments.params)
     params.recipe(arguments.recipe)
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
-    result = measure(params, arguments.recipe, dataset.train_images)
-    write_json(arguments.out, {"dataset": arguments.dataset, "recipe": arguments.recipe, **result}, sealed=True)
-    say(f"{arguments.dataset} {arguments.recipe}: {result['status']}, written to {arguments.out}")
+    measured = measure(params, Key(arguments.dataset, arguments.recipe), dataset.train_images)
+    write_json(arguments.out, measured.model_dump(mode="json"), sealed=True)
+    say(f"{arguments.dataset} {arguments.recipe}: {measured.status}, written to {arguments.out}")
 
 
-def measure(params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
-    """Measure one architecture; a quantity that does not apply is null, and lack of memory is a status.
+def measure(params: Params, key: Key, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Measurement:
+    """Measure one architecture; a quantity that does not apply is None, and lack of memory is a status.
 
     Args:
         params: The parameters.
-        recipe: The name of the recipe.
+        key: The data set and the recipe.
         images: All training images, uint8, with shape (N, H, W).
     """
-    training = params.recipe(recipe).training
+    training = params.recipe(key.recipe).training
     largest = max(params.measure.large_batch, 1 if training is None else training.batch_size)
     first_images = images[:largest].copy()
 
-    def take(quantity: str, images: np.ndarray[Any, np.dtype[np.uint8]] = first_images) -> Any:
-        return apart(quantity, params, recipe, images)
+    def take(quantity: str) -> Any:
+        return apart(quantity, params, key.recipe, images if quantity == WHOLE else first_images)
 
-    result: dict[str, Any] = {
-        "status": "complete",
-        "message": None,
-        "times": dict.fromkeys(TIMES),
-        "memory": dict.fromkeys(MEMORY),
-        "determinant": None,
-        **take("about"),
-    }
+    values = {"dataset": key.dataset, "recipe": key.recipe, "status": "complete", "message": None, **take("about")}
     try:
-        for name in TIMES:
-            result["times"][name] = take(f"time_{name}", images if name in WHOLE else first_images)
-        for name in MEMORY:
-            result["memory"][name] = take(f"weigh_{name}")
-        result["determinant"] = take("time_determinants")
+        for name in values["times"]:
+            values["times"][name] = take(f"time_{name}")
+        for name in values["memory"]:
+            values["memory"][name] = take(f"weigh_{name}")
+        values["determinant"] = take("time_determinants")
     except MemoryError as error:
-        result["status"], result["message"] = "out_of_memory", without_paths(str(error))
-    return result
+        values |= {"status": "out_of_memory", "message": str(error)}
+    return Measurement.model_validate(values)
 
 
 def apart(quantity: str, *work: Any) -> Any:
@@ -100,8 +82,7 @@ def apart(quantity: str, *work: Any) -> Any:
     """
     forked = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
-    if forked:
-        context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send, args=(sender, quantity, *work))
     process.start()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from lunet import Flow, Gaussian, LUNet
 from pipeline.core.console import exit_with, say
 from pipeline.core.environment import describe_environment
 from pipeline.core.files import replacing, sha256, write_json
-from pipeline.core.params import Mixture, load_params
-from pipeline.results.statistics import Estimate, mean_interval
+from pipeline.core.params import Mixture as Settings
+from pipeline.core.params import load_params
+from pipeline.core.record import Environment, Status
+from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
+from pipeline.results.statistics import mean_interval
 
 # As released: scikit-learn's make_blobs with 4 centres between -10 and 10 and random_state 1.
 CENTRES = ((-1.65955991, 4.40648987), (-9.9977125, -3.95334855), (-7.06488218, -8.1532281), (-6.27479577, -3.08878546))
@@ -52,62 +55,58 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
-    settings = load_params(arguments.params).mixture
     # The tensors are small: more threads would only wait for each other.
     torch.set_num_threads(1)
-    result, densities = experiment(settings)
-    grid = arguments.out.with_suffix(".npy")
-    with replacing(grid) as temporary:
-        np.save(temporary, np.stack([*densities.values()]).astype(np.float32), allow_pickle=False)
-    result |= {"densities": [*densities], "densities_sha256": sha256(grid)}
-    write_json(arguments.out, result | {"environment": describe_environment(torch.device("cpu"))}, sealed=True)
-    nats = f", {result['models']['lunet']['nats']['mean']:.4f} nats" if "lunet" in result["models"] else ""
-    say(f"mixture: {result['status']}{nats}, entropy {result['entropy']:.4f}, written to {arguments.out}")
+    result = experiment(load_params(arguments.params).mixture, arguments.out.with_suffix(".npy"))
+    write_json(arguments.out, result.model_dump(mode="json"), sealed=True)
+    nats = f", {result.models['lunet'].nats.mean:.4f} nats" if "lunet" in result.models else ""
+    say(f"mixture: {result.status}{nats}, entropy {result.entropy:.4f}, written to {arguments.out}")
 
 
-def experiment(settings: Mixture) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Fit both models and compare them with the mixture on separate test points.
+def experiment(settings: Settings, grid: Path) -> Mixture:
+    """Fit both models and compare them with the mixture on separate test points; a diverged LU-Net is left out.
 
-    Returns:
-        The content of the JSON file, and the log-densities of mixture and models on the grid, each with shape (rows,
-        columns), in ascending order of the coordinates. A diverged LU-Net is in neither.
+    Writes the log-densities of mixture and models to ``grid``, float32 with shape (models, rows, columns), in ascending
+    order of the coordinates.
     """
-    train, test = (
-        draw(settings.train_points, 2 * settings.random_seed),
-        draw(settings.test_points, 2 * settings.random_seed + 1),
-    )
-    models: dict[str, Flow] = {}
-    status, message = "complete", None
+    train = draw(settings.train_points, 2 * settings.random_seed)
+    test = draw(settings.test_points, 2 * settings.random_seed + 1)
+    log_probs: dict[str, Callable[[Array], Array]] = {"truth": log_density}
+    status: Status = "complete"
+    message = None
     begin = time.perf_counter()
     try:
-        models["lunet"] = fit(torch.from_numpy(train), settings)
+        log_probs["lunet"] = partial(_log_prob, fit(torch.from_numpy(train), settings))
     except DivergedError as error:
         status, message = "diverged", str(error)
     seconds = time.perf_counter() - begin
-    models["gaussian"] = Gaussian(2).double().fit_(torch.from_numpy(train)).eval()
-    axes = grid_axes()
-    points = np.stack(np.meshgrid(*axes), axis=-1)
+    log_probs["gaussian"] = partial(_log_prob, Gaussian(2).double().fit_(torch.from_numpy(train)).eval())
+    points = grid_points(MARGIN, SPACING)
+    densities = [log_prob(points.reshape(-1, 2)).reshape(points.shape[:2]) for log_prob in log_probs.values()]
+    with replacing(grid) as temporary:
+        np.save(temporary, np.stack(densities).astype(np.float32), allow_pickle=False)
     truth = -log_density(test)
-    figures = {"truth": _figures(truth, truth)}
-    densities = {"truth": log_density(points.reshape(-1, 2))}
-    for name, model in models.items():
-        figures[name] = _figures(-_log_prob(model, test), truth)
-        densities[name] = _log_prob(model, points.reshape(-1, 2))
-    result = {
-        "status": status,
-        "message": message,
-        "settings": settings.model_dump(mode="json"),
-        "seconds": round(seconds, 3),
-        "centres": [list(centre) for centre in CENTRES],
-        "std": STD,
-        "entropy": entropy(),
-        "printed": PRINTED,
-        "printed_honest": PRINTED + math.log(2),
-        "models": figures,
-        "box": [float(axis[end]) for axis in axes for end in (0, -1)],
-        "points": test[:SHOWN].round(4).tolist(),
-    }
-    return result, {name: values.reshape(points.shape[:2]) for name, values in densities.items()}
+    nats = {name: -log_prob(test) for name, log_prob in log_probs.items()}
+    return Mixture(
+        status=status,
+        message=message,
+        settings=settings.model_dump(mode="json"),
+        seconds=round(seconds, 3),
+        centres=list(CENTRES),
+        std=STD,
+        entropy=entropy(),
+        printed=PRINTED,
+        printed_honest=PRINTED + math.log(2),
+        models={
+            name: MixtureModel(nats=_interval(values), above_truth=_interval(values - truth))
+            for name, values in nats.items()
+        },
+        box=[float(points[end, end, axis]) for axis in (0, 1) for end in (0, -1)],
+        points=test[:SHOWN].round(4).tolist(),
+        densities=list(log_probs),
+        densities_sha256=sha256(grid),
+        environment=Environment.model_validate(describe_environment(torch.device("cpu"))),
+    )
 
 
 def draw(n: int, seed: int) -> Array:
@@ -126,18 +125,17 @@ def log_density(x: Array) -> Array:
 def entropy() -> float:
     """The mixture's entropy in nats, by the trapezoidal rule, which is exact here up to rounding."""
     step = STD / 5
-    axes = [np.arange(min(side) - 8 * STD, max(side) + 8 * STD, step) for side in zip(*CENTRES, strict=True)]
-    density = np.exp(log_density(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)))
+    density = np.exp(log_density(grid_points(8 * STD, step).reshape(-1, 2)))
     return float(-xlogy(density, density).sum() * step**2)
 
 
-def grid_axes() -> tuple[Array, Array]:
-    """The coordinates of the grid of densities, along x and along y."""
-    x, y = (np.arange(min(side) - MARGIN, max(side) + MARGIN, SPACING) for side in zip(*CENTRES, strict=True))
-    return x, y
+def grid_points(margin: float, spacing: float) -> Array:
+    """The points of a grid that extends ``margin`` beyond the centres, with shape (rows, columns, 2)."""
+    x, y = (np.arange(min(side) - margin, max(side) + margin, spacing) for side in zip(*CENTRES, strict=True))
+    return np.stack(np.meshgrid(x, y), axis=-1)
 
 
-def fit(points: Tensor, settings: Mixture) -> LUNet:
+def fit(points: Tensor, settings: Settings) -> LUNet:
     """Fit LU-Nets to points (N, 2) by maximum likelihood from several random initialisations, and return the best.
 
     All are trained at once, as one LU-Net of all their features whose triangles are zero between different LU-Nets, so
@@ -178,30 +176,21 @@ def fit(points: Tensor, settings: Mixture) -> LUNet:
 
 def side_by_side(flows: Sequence[LUNet]) -> LUNet:
     """Join LU-Nets of one architecture into a single one that maps the features of each as before."""
-    parts = [dict(flow.named_parameters()) for flow in flows]
-    parameters = {
-        name: torch.block_diag(*values) if values[0].dim() == 2 else torch.cat(values)
-        for name in parts[0]
-        if (values := [part[name].detach() for part in parts])
-    }
+    states = [flow.state_dict() for flow in flows]
     joined = LUNet(**flows[0].config() | {"features": sum(flow.features for flow in flows)}).double()
-    joined.load_state_dict(parameters)
+    joined.load_state_dict({
+        name: torch.block_diag(*values) if values[0].dim() == 2 else torch.cat(values)
+        for name, *values in zip(states[0], *(state.values() for state in states), strict=True)
+    })  # fmt: skip
     return joined
 
 
 def one_by_one(joined: LUNet, n: int) -> list[LUNet]:
     """Separate the ``n`` LU-Nets of two features that `side_by_side` joined."""
-    flows = []
-    for start in range(0, 2 * n, 2):
-        features = slice(start, start + 2)
-        flow = LUNet(**joined.config() | {"features": 2}).double()
-        flow.load_state_dict(
-            {
-                name: value.detach()[features, features] if value.dim() == 2 else value.detach()[features]
-                for name, value in joined.named_parameters()
-            }
-        )
-        flows.append(flow)
+    flows, state = [LUNet(**joined.config() | {"features": 2}).double() for _ in range(n)], joined.state_dict()
+    for index, flow in enumerate(flows):
+        at = slice(2 * index, 2 * index + 2)
+        flow.load_state_dict({name: x[at, at] if x.dim() == 2 else x[at] for name, x in state.items()})
     return flows
 
 
@@ -229,16 +218,9 @@ def _log_prob(model: Flow, x: Array) -> Array:
     return log_prob
 
 
-def _figures(nats: Array, truth: Array) -> dict[str, Any]:
-    """The mean over test points, and its excess over that of the true density on the same points."""
-    return {
-        "nats": _as_json(mean_interval(nats.tolist())),
-        "above_truth": _as_json(mean_interval((nats - truth).tolist())),
-    }
-
-
-def _as_json(estimate: Estimate) -> dict[str, Any]:
-    return {"mean": estimate.value, "ci_low": estimate.low, "ci_high": estimate.high, "n": estimate.n}
+def _interval(values: Array) -> Interval:
+    estimate = mean_interval(values.tolist())
+    return Interval(mean=estimate.value, ci_low=estimate.low, ci_high=estimate.high, n=estimate.n)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import load_dataset
 from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory
-from pipeline.core.files import write_text
 from pipeline.core.params import Params, load_params, read_yaml, validate
 from pipeline.presets.merged import load_preset
+from pipeline.results.tables import write_table
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.fit import fit
 from pipeline.training.models import build
@@ -57,46 +57,42 @@ def main() -> None:
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     images = torch.from_numpy(dataset.train_images)
     for variant in chosen:
-        recipe_name, changes = variants[variant]
-        row: dict[str, Any] = {
-            "sweep": arguments.sweep,
-            "variant": variant,
-            "dataset": arguments.dataset,
-            "seed": arguments.seed,
-            "recipe": recipe_name,
-            "changes": json.dumps(changes),
-        }
-        rows = read_table(table)
-        if any(all(old[key] == str(row[key]) for key in KEY_COLUMNS) for old in rows):
+        recipe, changes = variants[variant]
+        values = (arguments.sweep, variant, arguments.dataset, arguments.seed, recipe, json.dumps(changes))
+        row = dict(zip(KEY_COLUMNS, values, strict=True))
+        if (read_table(table)[KEY_COLUMNS] == [str(value) for value in values]).all(axis=1).any():
             say(f"{variant}: is in {table} already")
             continue
-        recipe = changed(params, recipe_name, changes).recipe(recipe_name)
-        if recipe.training is None or recipe.training.holdout == "test":
-            raise UserError(
-                f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share"
-            )
-        if recipe.classes != "all":
-            raise UserError(f"{variant}: a sweep trains one model for all classes; classes must be all")
-        device = choose_device(params)
-        torch.manual_seed(arguments.seed)
-        model = build(recipe, (1, *images.shape[1:]))
-        result = fit(model, recipe, images, images[:0], device, arguments.seed, variant, Checkpoint())
-        environment = describe_environment(device)
-        last = result.history[-1] if result.history else {}
-        row |= {
-            "status": result.status,
-            "holdout_bits_per_dim": result.best_holdout_bits_per_dim,
-            "best_epoch": result.best_epoch,
-            "train_bits_per_dim": last.get("train_bits_per_dim"),
-            "epochs": result.epochs,
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "parameters": model.flow.free_parameters(),
-            **{key: environment[key] for key in COLUMNS if key in environment},
-        }
+        row |= train(variant, changed(params, recipe, changes), recipe, images, arguments.seed)
         # Read again, since another process may have added a row.
-        write_table(table, [*read_table(table), row])
-        say(f"{variant}: {result.status}, {result.best_holdout_bits_per_dim} bits/dim held out, written to {table}")
+        write_table(table, pd.concat([read_table(table), pd.DataFrame([row], columns=COLUMNS, dtype=object)]))
+        say(f"{variant}: {row['status']}, {row['holdout_bits_per_dim']} bits/dim held out, written to {table}")
+
+
+def train(variant: str, params: Params, recipe_name: str, images: Tensor, seed: int) -> dict[str, Any]:
+    """Train a variant on uint8 images (N, H, W), and return the outcome and the environment by column.
+
+    Raises:
+        UserError: If the recipe holds out the test set, or trains a model for each class.
+    """
+    recipe, device = params.recipe(recipe_name), choose_device(params)
+    if recipe.training is None or recipe.training.holdout == "test":
+        raise UserError(f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share")
+    if recipe.classes != "all":
+        raise UserError(f"{variant}: a sweep trains one model for all classes; classes must be all")
+    torch.manual_seed(seed)
+    model = build(recipe, (1, *images.shape[1:]))
+    result = fit(model, recipe, images, images[:0], device, seed, variant, Checkpoint())
+    return dict(describe_environment(device)) | {
+        "status": result.status,
+        "holdout_bits_per_dim": result.best_holdout_bits_per_dim,
+        "best_epoch": result.best_epoch,
+        "train_bits_per_dim": result.history[-1].get("train_bits_per_dim") if result.history else None,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "parameters": model.flow.free_parameters(),
+    }
 
 
 def changes_of(sweep: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -106,11 +102,10 @@ def changes_of(sweep: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
     """
     variants, inherited = {}, dict(sweep.get("changes", {}))
     for name, additions in sweep["variants"].items():
-        changes = {**inherited, **(additions or {})}
-        recipe = changes.pop("recipe", sweep["recipe"])
-        variants[name] = (recipe, changes)
+        changes = inherited | (additions or {})
         if sweep.get("cumulative"):
-            inherited = {**inherited, **(additions or {})}
+            inherited = changes.copy()
+        variants[name] = (changes.pop("recipe", sweep["recipe"]), changes)
     return variants
 
 
@@ -126,21 +121,11 @@ def changed(params: Params, recipe: str, changes: dict[str, Any]) -> Params:
     return validate(values, str(SWEEPS))
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, all values as text; empty if the file does not exist."""
+def read_table(path: Path) -> pd.DataFrame:
+    """A sweep's table, all values as text; without rows if the file does not exist."""
     if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table atomically."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+        return pd.DataFrame(columns=COLUMNS, dtype=object)
+    return pd.read_csv(path, dtype=object, keep_default_na=False)
 
 
 if __name__ == "__main__":

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 import pynvml
 import torch
 
-from pipeline.measuring.work import synchronize
+from pipeline.measuring.record import Memory
+from pipeline.measuring.stopwatch import Call, synchronize
+
+MIB = 2**20
 
 
-def weigh(function: Callable[[], None], device: torch.device) -> dict[str, float | None]:
+def weigh(call: Call, device: torch.device) -> Memory:
     """Memory of the process in MiB, before the call and at the peak; on a GPU also by its allocator and its driver."""
-    start = psutil.Process().memory_info().rss / 2**20
-    used = _gpu_used_mib() if device.type == "cuda" else None
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    function()
+    start = round(psutil.Process().memory_info().rss / MIB, 2)
+    if device.type == "cpu":
+        call()
+        return Memory(process_start_mib=start, process_peak_mib=round(_process_peak_mib(), 2))
+    used = _gpu_used_mib()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
     synchronize(device)
-    on_gpu = device.type == "cuda"
-    return {
-        "process_start_mib": round(start, 2),
-        "process_peak_mib": round(_process_peak_mib(), 2),
-        "allocated_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
-        "reserved_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else None,
-        "gpu_process_mib": _gpu_process_mib(device, used) if on_gpu else None,
-    }
+    return Memory(
+        process_start_mib=start,
+        process_peak_mib=round(_process_peak_mib(), 2),
+        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
+        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB,
+        gpu_process_mib=_gpu_process_mib(device, used),
+    )
 
 
 def _process_peak_mib() -> float:
     if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / 2**20
+        return float(psutil.Process().memory_info().peak_wset) / MIB
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak / MIB if sys.platform == "darwin" else peak / 2**10
 
 
 def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
@@ -46,26 +50,20 @@ def _gpu_process_mib(device: torch.device, used_before: float | None) -> float |
     In a container the driver often cannot distinguish processes. Then this is the growth of the memory in use on the
     machine's only GPU, which is the same if nothing else runs there. None if neither is known.
     """
-    try:
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        by_process = {
-            process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        }
-    except pynvml.NVMLError:
-        by_process = {}
-    if (bytes_used := by_process.get(os.getpid())) is not None:
-        return float(bytes_used) / 2**20
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return float(process.usedGpuMemory) / MIB
     used = _gpu_used_mib()
     return None if used is None or used_before is None or used <= used_before else used - used_before
 
 
 def _gpu_used_mib() -> float | None:
     """The memory in use on the machine's only GPU, in MiB; None with several GPUs or a silent driver."""
-    try:
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        if pynvml.nvmlDeviceGetCount() != 1:
-            return None
-        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / 2**20
-    except pynvml.NVMLError:
-        return None
+        if pynvml.nvmlDeviceGetCount() == 1:
+            return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / MIB
+    return None

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lunet import triangular
+from lunet import ImageFlow, LUNet, triangular
 from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
-from pipeline.core.params import LearnedLUNetModel, LUNetModel, Params
-from pipeline.measuring.memory import weigh
+from pipeline.core.params import Params, Training
+from pipeline.measuring.memory import MIB, weigh
+from pipeline.measuring.record import Determinant, Memory, Timing
 from pipeline.measuring.released import time_released_density, time_released_optimizer, time_released_sampling
-from pipeline.measuring.work import Work, stopwatch
+from pipeline.measuring.work import Work
 from pipeline.training.optimisation import make_optimizer, optimise
 
-WIDTHS = (64, 128, 256, 512, 1024)
+WIDTHS = [64, 128, 256, 512, 1024]
 
 
 def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
@@ -37,104 +38,104 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
 
 
 def about(work: Work) -> dict[str, Any]:
-    """Device, environment, and the numbers of parameters."""
-    model = work.architecture()
+    """The fields of a `Measurement` that need no stopwatch, with null for each time and memory to be measured."""
+    model = work.architecture()  # a lack of memory on the device is met by the quantities that need it
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
+    numbers = {"sampling": stored}
+    if work.recipe.training is not None:
+        numbers["training"] = stored + numbers_in_training(model, work.recipe.training)
+    itemsize = getattr(torch, work.recipe.dtype).itemsize
     return {
         "device": work.device.type,
         "parameters": {"stored": stored, "free": model.flow.free_parameters()},
+        "floors_mib": {phase: number * itemsize / MIB for phase, number in numbers.items()},
         "environment": describe_environment(work.device),
+        "times": dict.fromkeys(TIMES),
+        "memory": dict.fromkeys(MEMORY),
+        "determinant": None,
     }
 
 
-def time_step(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of one whole optimisation step: preprocessing, forward, backward and update."""
-    if work.recipe.training is None:
-        return None
-    model, batch = work.model().train(), work.batch(work.training_batch)
-    training, generator = work.recipe.training, torch.Generator(work.device)
+def numbers_in_training(model: ImageFlow, training: Training) -> int:
+    """How many numbers training keeps beside the model: gradients and the optimiser's state, without scalars."""
     optimizer = make_optimizer(model, training)
-    samples = stopwatch(lambda: optimise(model, optimizer, batch, generator, training), work)
-    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": samples}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # which allocates the state
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    tensors = [value for value in state if isinstance(value, torch.Tensor) and value.dim()]
+    return sum(tensor.numel() for tensor in [*model.parameters(), *tensors])
 
 
-def time_optimizer(work: Work) -> dict[str, Any] | None:
-    """Milliseconds of ``optimizer.step()`` alone, with gradients already computed."""
-    if work.recipe.training is None:
+def make_step(work: Work, training: Training) -> Callable[[], object]:
+    """One whole optimisation step: preprocessing, forward, backward and update."""
+    model, batch = work.model().train(), work.batch(training.batch_size)
+    return partial(optimise, model, make_optimizer(model, training), batch, torch.Generator(work.device), training)
+
+
+def time_step(work: Work, *, whole: bool) -> Timing | None:
+    """Milliseconds of a whole optimisation step, or of ``optimizer.step()`` alone."""
+    if (training := work.recipe.training) is None:
         return None
-    model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer = make_optimizer(model, work.recipe.training)
-    model.bits_per_dim(batch).mean().backward()
-    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": stopwatch(optimizer.step, work)}
+    step = make_step(work, training) if whole else work.first_update(training)
+    return Timing(per="step", batch=training.batch_size, samples=work.sample_times(step))
 
 
-def time_density(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds per image for the bits per dimension of 8-bit images, preprocessing included."""
-    size = work.settings.large_batch if large else 1
-    model, batch = work.settled() if large else work.model().eval(), work.batch(size)
-    with torch.no_grad():
-        samples = stopwatch(lambda: model.bits_per_dim(batch), work)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [sample / size for sample in samples]}
-
-
-def time_sampling(work: Work, *, large: bool) -> dict[str, Any]:
-    """Milliseconds per image for sampling 8-bit images."""
+@torch.no_grad()
+def time_images(work: Work, *, sample: bool, large: bool) -> Timing:
+    """Milliseconds per 8-bit image for sampling, or for the bits per dimension, preprocessing included."""
     size = work.settings.large_batch if large else 1
     model = work.settled() if large else work.model().eval()
-    with torch.no_grad():
-        samples = stopwatch(lambda: model.sample(size), work)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [sample / size for sample in samples]}
+    call = partial(model.sample, size) if sample else partial(model.bits_per_dim, work.batch(size))
+    return Timing(per="image", batch=size, samples=[milliseconds / size for milliseconds in work.sample_times(call)])
 
 
-def time_determinants(work: Work) -> dict[str, Any] | None:
+def time_determinants(work: Work) -> Determinant | None:
     """Milliseconds for the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
-    if not isinstance(work.recipe.model, LUNetModel | LearnedLUNetModel):
+    if not isinstance(work.architecture().flow, LUNet):
         return None
-    diagonal_ms, slogdet_ms = [], []
-    for width in WIDTHS:
-        matrix = torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(work.device)
-        diagonal_ms.append(stopwatch(partial(triangular.log_abs_det, matrix), work))
-        slogdet_ms.append(stopwatch(partial(torch.linalg.slogdet, matrix), work))
-    return {"widths": list(WIDTHS), "diagonal_ms": diagonal_ms, "slogdet_ms": slogdet_ms}
+    matrices = [torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(work.device) for n in WIDTHS]
+    return Determinant(
+        widths=WIDTHS,
+        diagonal_ms=[work.sample_times(partial(triangular.log_abs_det, matrix)) for matrix in matrices],
+        slogdet_ms=[work.sample_times(partial(torch.linalg.slogdet, matrix)) for matrix in matrices],
+    )
 
 
-def weigh_training(work: Work) -> dict[str, float | None] | None:
+def weigh_training(work: Work) -> Memory | None:
     """Peak memory of a process that takes optimisation steps."""
-    if work.recipe.training is None:
+    if (training := work.recipe.training) is None:
         return None
-    training = work.recipe.training
 
     def steps() -> None:
-        model, batch = work.model().train(), work.batch(work.training_batch)
-        optimizer, generator = make_optimizer(model, training), torch.Generator(work.device)
+        step = make_step(work, training)
         for _ in range(3):
-            optimise(model, optimizer, batch, generator, training)
+            step()
 
     return weigh(steps, work.device)
 
 
-def weigh_sampling(work: Work) -> dict[str, float | None]:
+def weigh_sampling(work: Work) -> Memory:
     """Peak memory of a process that samples the large batch."""
-
-    def draw() -> None:
-        with torch.no_grad():
-            work.model().eval().sample(work.settings.large_batch)
-
+    draw = torch.no_grad()(lambda: work.model().eval().sample(work.settings.large_batch))
     return weigh(draw, work.device)
 
 
+TIMES: dict[str, Callable[[Work], Timing | None]] = {
+    "step": partial(time_step, whole=True),
+    "optimizer_step": partial(time_step, whole=False),
+    "density_small": partial(time_images, sample=False, large=False),
+    "density_large": partial(time_images, sample=False, large=True),
+    "sampling_small": partial(time_images, sample=True, large=False),
+    "sampling_large": partial(time_images, sample=True, large=True),
+    "released_optimizer_step": time_released_optimizer,
+    "released_density": time_released_density,
+    "released_sampling": time_released_sampling,
+}
+MEMORY: dict[str, Callable[[Work], Memory | None]] = {"training": weigh_training, "sampling": weigh_sampling}
 QUANTITIES: dict[str, Callable[[Work], Any]] = {
     "about": about,
-    "time_step": time_step,
-    "time_optimizer_step": time_optimizer,
-    "time_density_small": partial(time_density, large=False),
-    "time_density_large": partial(time_density, large=True),
-    "time_sampling_small": partial(time_sampling, large=False),
-    "time_sampling_large": partial(time_sampling, large=True),
-    "time_released_optimizer_step": time_released_optimizer,
-    "time_released_density": time_released_density,
-    "time_released_sampling": time_released_sampling,
-    "weigh_training": weigh_training,
-    "weigh_sampling": weigh_sampling,
+    **{f"time_{name}": function for name, function in TIMES.items()},
+    **{f"weigh_{name}": function for name, function in MEMORY.items()},
     "time_determinants": time_determinants,
 }

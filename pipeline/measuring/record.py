@@ -10,7 +10,7 @@ from pipeline.core.record import Parameters, PositiveTime, Record, StageRecord
 class Timing(Record):
     """The raw samples of one time; if ``images`` is given, scaled from that many images to ``of`` images."""
 
-    unit: str
+    unit: str = "ms"
     per: str
     batch: int
     samples: list[PositiveTime] = Field(min_length=1)
@@ -23,9 +23,9 @@ class Memory(Record):
 
     process_start_mib: FiniteFloat
     process_peak_mib: FiniteFloat
-    allocated_peak_mib: FiniteFloat | None
-    reserved_peak_mib: FiniteFloat | None
-    gpu_process_mib: FiniteFloat | None
+    allocated_peak_mib: FiniteFloat | None = None
+    reserved_peak_mib: FiniteFloat | None = None
+    gpu_process_mib: FiniteFloat | None = None
 
 
 class Determinant(Record):
@@ -37,9 +37,14 @@ class Determinant(Record):
 
 
 class Measurement(StageRecord):
-    """`runs/measure/<key>.json`."""
+    """`runs/measure/<key>.json`; the names of times and memory are those of `pipeline.measuring.quantities`.
 
+    ``floors_mib`` has a lower bound on the peak memory for sampling and, where there is one, for training.
+    """
+
+    device: str
     parameters: Parameters | None = None
+    floors_mib: dict[str, FiniteFloat] | None = None
     times: dict[str, Timing | None] | None
     memory: dict[str, Memory | None] | None
     determinant: Determinant | None

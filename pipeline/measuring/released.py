@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lunet import LUNet, triangular
-from pipeline.measuring.work import Work, unsynchronised
-from pipeline.training.objectives import loss_and_bits
-from pipeline.training.optimisation import make_optimizer
+from pipeline.measuring.record import Timing
+from pipeline.measuring.stopwatch import clock
+from pipeline.measuring.work import Work
 
 # From the released code: the batch sizes, by which its stopwatch divides; the samples of one call; and the points
 # of the spline that inverts the activation. A CPU times only the first CPU_IMAGES images, since all would take minutes.
@@ -24,21 +25,15 @@ RELEASED_POINTS = (-1000, 1000.001, 0.001)
 CPU_IMAGES = 1024
 
 
-def time_released_optimizer(work: Work) -> dict[str, Any] | None:
+def time_released_optimizer(work: Work) -> Timing | None:
     """The released stopwatch's time of a step: the first ``optimizer.step()`` alone, without synchronisation."""
     training = work.recipe.training
     if training is None or work.recipe.model.kind not in RELEASED_BATCH:
         return None
-    model, batch = work.model().train(), work.batch(work.training_batch)
-    optimizer = make_optimizer(model, training)
-    generator = torch.Generator(work.device)
-    loss_and_bits(model, batch, generator, training.objective, training.batch_size)[0].backward()
-    if training.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-    return {"unit": "ms", "per": "step", "batch": len(batch), "samples": [unsynchronised(optimizer.step)]}
+    return Timing(per="step", batch=training.batch_size, samples=[clock(work.first_update(training), None).wall])
 
 
-def time_released_density(work: Work) -> dict[str, Any] | None:
+def time_released_density(work: Work) -> Timing | None:
     """The released stopwatch's time of the density of an image: a pass over all images divided by the *batch size*.
 
     The images are loaded one by one in this process, without synchronisation. A CPU gets the first `CPU_IMAGES`, and
@@ -52,21 +47,17 @@ def time_released_density(work: Work) -> dict[str, Any] | None:
     count = total if work.device.type == "cuda" else min(total, CPU_IMAGES)
     batches = iter(DataLoader(TensorDataset(work.images[:count]), batch_size=size))
 
-    def one_batch() -> None:
-        (batch,) = next(batches)
-        model.bits_per_dim(batch.to(work.device))
+    @torch.no_grad()
+    def score(batches: Iterable[list[Tensor]]) -> None:
+        for (batch,) in batches:
+            model.bits_per_dim(batch.to(work.device))
 
-    def other_batches() -> None:
-        for _ in range(size, count, size):
-            one_batch()
-
-    with torch.no_grad():
-        first, others = unsynchronised(one_batch), unsynchronised(other_batches)
+    first, others = clock(partial(score, islice(batches, 1)), None).wall, clock(partial(score, batches), None).wall
     total_ms = first + (others * (total - size) / (count - size) if count > size else 0)
-    return {"unit": "ms", "per": "image", "batch": size, "samples": [total_ms / size], "images": count, "of": total}
+    return Timing(per="image", batch=size, samples=[total_ms / size], images=count, of=total)
 
 
-def time_released_sampling(work: Work) -> dict[str, Any] | None:
+def time_released_sampling(work: Work) -> Timing | None:
     """The released stopwatch's time of sampling an image: the first call, without synchronisation, per image.
 
     LU-Net's activations are inverted on the CPU, each by a newly fitted spline, and its matrices by a general solver;
@@ -78,13 +69,12 @@ def time_released_sampling(work: Work) -> dict[str, Any] | None:
         return None
     model = work.model().eval()
     importlib.import_module("scipy.interpolate")  # outside the timed call
+    sample = partial(model.sample, count)
     with torch.no_grad():
         if isinstance(model.flow, LUNet):
             model.flow.standardise_(model.preprocess(work.batch(len(work.images)))[0])
-            sample = unsynchronised(partial(sample_as_released, model.flow, count))
-        else:
-            sample = unsynchronised(partial(model.sample, count))
-    return {"unit": "ms", "per": "image", "batch": count, "samples": [sample / count]}
+            sample = partial(sample_as_released, model.flow, count)
+        return Timing(per="image", batch=count, samples=[clock(sample, None).wall / count])
 
 
 def sample_as_released(flow: LUNet, count: int) -> Tensor:

@@ -1,22 +1,20 @@
-"""The model and images of a measurement, and the stopwatch."""
+"""The model and images of a measurement."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lunet import ImageFlow, LUNet
-from pipeline.core.params import Measure, Recipe
+from pipeline.core.params import Measure, Recipe, Training
+from pipeline.measuring.stopwatch import Call, sample_times
 from pipeline.training.models import build
+from pipeline.training.objectives import loss_and_bits
+from pipeline.training.optimisation import make_optimizer
 
-MINIMUM_REPETITIONS = 5
 SETTLING_ROWS = 4  # for each feature
-Samples = list[float]
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,11 @@ class Work:
     images: Tensor
     device: torch.device
     settings: Measure
+
+    def architecture(self) -> ImageFlow:
+        """The untrained model on the CPU."""
+        height, width = self.images.shape[1:]
+        return build(self.recipe, (1, height, width))
 
     def model(self) -> ImageFlow:
         """The untrained model on the device; times and memory do not depend on its weights."""
@@ -42,52 +45,20 @@ class Work:
                 model.flow(rows)
         return model
 
-    def architecture(self) -> ImageFlow:
-        """The untrained model on the CPU."""
-        height, width = self.images.shape[1:]
-        return build(self.recipe, (1, height, width))
-
     def batch(self, size: int) -> Tensor:
         """``size`` images on the device, repeated if there are fewer."""
         return self.images[torch.arange(size) % len(self.images)].to(self.device)
 
-    @property
-    def training_batch(self) -> int:
-        """The batch size of the recipe's training; 0 for models fitted in closed form."""
-        return 0 if self.recipe.training is None else self.recipe.training.batch_size
+    def first_update(self, training: Training) -> Call:
+        """``optimizer.step`` of a training, with the gradients of its first batch already computed."""
+        model, batch = self.model().train(), self.batch(training.batch_size)
+        optimizer, generator = make_optimizer(model, training), torch.Generator(self.device)
+        loss_and_bits(model, batch, generator, training.objective, training.batch_size)[0].backward()
+        if training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        return optimizer.step
 
-
-def stopwatch(function: Callable[[], object], work: Work) -> Samples:
-    """Milliseconds of each call after the warm-up; the device is synchronised before each reading of the clock.
-
-    Stops early once ``settings.seconds`` have passed and `MINIMUM_REPETITIONS` are done.
-    """
-    for _ in range(work.settings.warmup):
-        function()
-    synchronize(work.device)
-    samples: Samples = []
-    gc.disable()
-    begin = time.perf_counter()
-    while len(samples) < work.settings.repetitions:
-        start = time.perf_counter()
-        function()
-        synchronize(work.device)
-        end = time.perf_counter()
-        samples.append(1000 * (end - start))
-        if len(samples) >= MINIMUM_REPETITIONS and end - begin > work.settings.seconds:
-            break
-    gc.enable()
-    return samples
-
-
-def unsynchronised(function: Callable[[], object]) -> float:
-    """Milliseconds until the first call returns, without waiting for a GPU to finish."""
-    start = time.perf_counter()
-    function()
-    return 1000 * (time.perf_counter() - start)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished; no effect on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def sample_times(self, call: Call) -> list[float]:
+        """Milliseconds of each call, as the settings say; see `pipeline.measuring.stopwatch`."""
+        settings = self.settings
+        return sample_times(call, self.device, settings.warmup, settings.repetitions, settings.seconds)

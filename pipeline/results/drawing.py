@@ -13,9 +13,6 @@ from pipeline.results.looks import Look
 from pipeline.results.reading import Results, read_samples
 
 PHASES = ("training", "sampling")
-# Bytes per number, and state numbers per parameter: Adam keeps two moments, SGD its momentum.
-WIDTHS = {"float32": 4, "float64": 8}
-STATES = {"adam": 2, "sgd": 1}
 
 
 def draw(
@@ -60,21 +57,12 @@ def draw(
 
 
 def memory_floors(dataset: str, results: Results) -> dict[str, dict[str, float]]:
-    """A lower bound on the peak memory in MiB, by recipe and phase, from the numbers of parameters alone.
-
-    Both phases store all parameters; training adds a gradient and the optimiser's state for each free parameter.
-    """
-    floors: dict[str, dict[str, float]] = {}
-    for measured in results.measurements:
-        if measured.key.dataset != dataset or measured.parameters is None:
-            continue
-        recipe = results.params.recipe(measured.key.recipe)
-        stored, free, width = measured.parameters.stored, measured.parameters.free, WIDTHS[recipe.dtype]
-        mib_by_phase = {"sampling": stored * width / 2**20}
-        if recipe.training is not None:
-            mib_by_phase["training"] = (stored + free * (1 + STATES[recipe.training.optimizer])) * width / 2**20
-        floors[measured.key.recipe] = mib_by_phase
-    return floors
+    """The lower bounds on the peak memory in MiB, by recipe and phase, of those recipes that have some."""
+    return {
+        measured.recipe: measured.floors_mib
+        for measured in results.measurements
+        if measured.dataset == dataset and measured.floors_mib is not None
+    }
 
 
 def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

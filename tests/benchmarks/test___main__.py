@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.contestants import FEATURES, Contestant
+from pipeline.measuring.stopwatch import Milliseconds
 
 
 def settings(**changes: object) -> argparse.Namespace:
@@ -54,9 +55,9 @@ def test_a_model_that_takes_too_long_is_left_out(
 ) -> None:
     calls: list[object] = []
 
-    def clock(call: object, device: torch.device) -> tuple[float, float]:
+    def clock(call: object, device: torch.device) -> Milliseconds:
         calls.append(call)
-        return 20_000.0, 20_000.0
+        return Milliseconds(20_000.0, 20_000.0)
 
     monkeypatch.setattr(benchmarks, "clock", clock)
     rows = list(benchmarks.measure(settings(patience=10, works=["step"], batches=[2, 1]), torch.device("cpu")))
@@ -76,7 +77,7 @@ def test_a_work_does_what_it_says(work: str) -> None:
 
     before = model.weight.detach().clone()
     contestant = Contestant(model, log_prob, lambda n: done.append(f"sample {n}"))
-    benchmarks.make_call(contestant, work, 7, torch.device("cpu"))()
+    benchmarks.make_call(contestant, work, torch.randn(7, FEATURES))()
     assert done == [{"step": "train 7", "log_prob": "eval 7", "sample": "sample 7"}[work]]
     assert torch.equal(before, model.weight) == (work != "step")
 

@@ -102,7 +102,7 @@ def test_a_graph_keeps_its_tensors_alive(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bfloat16_reaches_the_networks_of_a_realnvp() -> None:
     seen = []
-    flow = gpu_works.realnvp(SETTING)
+    flow = gpu_works.image_flow(SETTING, "realnvp").flow
     flow.full[0].networks[0].last.register_forward_hook(lambda *parts: seen.append(parts[-1].dtype))  # type: ignore[union-attr, index]
     x = torch.randn(2, 784)
     with gpu_works.network_autocast("bfloat16", SETTING):

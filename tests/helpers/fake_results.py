@@ -234,6 +234,7 @@ class Project:
             "message": None,
             "device": "cpu",
             "parameters": {"stored": 2_461_760, "free": 2_461_760},
+            "floors_mib": {"sampling": 9.4} | ({"training": 37.6} if times["step"] else {}),
             "times": times,
             "memory": {"training": peak if times["step"] else None, "sampling": peak},
             "determinant": determinant if recipe == "lunet" else None,

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
+import pytest
+from import_graph import ROOT
+
+from pipeline.core.cell import Key
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Measure, Params
 from pipeline.measure import measure
+from pipeline.measuring.quantities import MEMORY, TIMES
 
 
 @pytest.mark.parametrize("name", ["lunet", "gaussian"])
 def test_every_quantity_that_applies_is_measured(params: Params, dataset: Dataset, name: str) -> None:
     settings = Measure(repetitions=5, seconds=0.05, warmup=1, large_batch=20)
-    result = measure(params.model_copy(update={"measure": settings}), name, dataset.train_images[:20])
-    assert result["status"] == "complete"
+    params = params.model_copy(update={"measure": settings})
+    measured = measure(params, Key("mnist", name), dataset.train_images[:20])
+    assert (str(measured.key), measured.status, measured.device) == (f"mnist-{name}", "complete", "cpu")
+    times, memory = measured.times, measured.memory
+    assert times is not None
+    assert memory is not None
+    assert (list(times), list(memory)) == (list(TIMES), list(MEMORY))
     stepped = name == "lunet"
-    assert (result["times"]["step"] is not None) == (result["times"]["optimizer_step"] is not None) == stepped
-    assert (result["memory"]["training"] is not None) == (result["determinant"] is not None) == stepped
-    for quantity in ("density_small", "density_large", "sampling_small", "sampling_large"):
-        assert len(result["times"][quantity]["samples"]) >= 5
-        assert min(result["times"][quantity]["samples"]) > 0
-    assert result["times"]["density_large"]["batch"] == 20
-    released = {key: time for key, time in result["times"].items() if key.startswith("released")}
-    assert len(released) == 3
-    assert all((time is not None) == stepped for time in released.values())
-    weighed = result["memory"]["sampling"]
-    assert weighed["process_peak_mib"] >= weighed["process_start_mib"] > 10
+    applying = {"step", "optimizer_step"} | {quantity for quantity in TIMES if quantity.startswith("released")}
+    images = {f"{work}_{size}" for work in ("density", "sampling") for size in ("small", "large")}
+    assert {quantity for quantity, timing in times.items() if timing} == images | (applying if stepped else set())
+    assert (memory["training"] is not None) == (measured.determinant is not None) == stepped
+    for quantity in images:
+        timing = times[quantity]
+        assert timing is not None
+        assert len(timing.samples) >= 5
+        assert timing.batch == (20 if quantity.endswith("large") else 1)
+    weighed = memory["sampling"]
+    assert weighed is not None
+    assert weighed.process_peak_mib >= weighed.process_start_mib > 10
+    assert measured.floors_mib is not None
+    assert set(measured.floors_mib) == ({"training", "sampling"} if stepped else {"sampling"})
+
+
+def test_the_stage_s_own_process_imports_no_torch() -> None:
+    code = "import sys, pipeline.measure; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -32,6 +32,7 @@ from pipeline.mixture import (
     side_by_side,
 )
 from pipeline.presets.merged import load_preset, preset_values
+from pipeline.results.mixture_record import Interval
 from pipeline.results.reading import read_densities, read_mixture
 
 
@@ -149,16 +150,21 @@ def test_the_best_initialisation_is_returned(settings: Mixture) -> None:
     assert torch.equal(again.log_prob(new), best.log_prob(new))
 
 
-def test_more_steps_beat_the_gaussian_and_nothing_beats_the_entropy(settings: Mixture) -> None:
-    result, densities = experiment(settings.model_copy(update={"layers": 7, "starts": 4, "steps": 300}))
-    nats = {name: model["nats"]["mean"] for name, model in result["models"].items()}
+def test_more_steps_beat_the_gaussian_and_nothing_beats_the_entropy(settings: Mixture, tmp_path: Path) -> None:
+    more = settings.model_copy(update={"layers": 7, "starts": 4, "steps": 300})
+    result = experiment(more, tmp_path / "mixture.npy")
+    densities = read_densities(tmp_path, result)
+    nats = {name: model.nats.mean for name, model in result.models.items()}
     assert nats["truth"] < nats["lunet"] < nats["gaussian"]
-    above = {name: model["above_truth"] for name, model in result["models"].items()}
-    assert above["truth"] == {"mean": 0.0, "ci_low": 0.0, "ci_high": 0.0, "n": 300}
-    assert above["gaussian"]["ci_low"] > above["lunet"]["ci_low"] > 0
-    interval = result["models"]["truth"]["nats"]
-    assert interval["ci_low"] < result["entropy"] < interval["ci_high"]
-    assert result["printed"] < result["entropy"] < result["printed_honest"]
+    above = {name: model.above_truth for name, model in result.models.items()}
+    assert above["truth"] == Interval(mean=0.0, ci_low=0.0, ci_high=0.0, n=300)
+    lows = [above[name].ci_low or 0.0 for name in ("gaussian", "lunet")]
+    assert lows[0] > lows[1] > 0
+    interval = result.models["truth"].nats
+    assert interval.ci_low is not None
+    assert interval.ci_high is not None
+    assert interval.ci_low < result.entropy < interval.ci_high
+    assert result.printed < result.entropy < result.printed_honest
     # Every density sums to about 1 over the grid; the Gaussian's tails leave it.
     mass = {name: float(np.exp(values).sum() * mixture.SPACING**2) for name, values in densities.items()}
     assert mass["truth"] == pytest.approx(1, abs=1e-3)
@@ -166,14 +172,15 @@ def test_more_steps_beat_the_gaussian_and_nothing_beats_the_entropy(settings: Mi
     assert 0.9 < mass["lunet"] < 1.05
 
 
-def test_a_diverged_fit_is_a_status_and_the_gaussian_is_still_fitted(settings: Mixture) -> None:
+def test_a_diverged_fit_is_a_status_and_the_gaussian_is_still_fitted(settings: Mixture, tmp_path: Path) -> None:
     wild = settings.model_copy(update={"learning_rate": 1e6, "layers": 30})
     with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) after step 20"):
         fit(torch.from_numpy(draw(900, 0)), wild)
-    result, densities = experiment(wild)
-    assert (result["status"], "after step" in result["message"]) == ("diverged", True)
-    assert set(result["models"]) == set(densities) == {"truth", "gaussian"}
-    json.dumps(result, allow_nan=False)
+    result = experiment(wild, tmp_path / "mixture.npy")
+    assert result.status == "diverged"
+    assert "after step" in (result.message or "")
+    assert set(result.models) == set(read_densities(tmp_path, result)) == {"truth", "gaussian"}
+    json.dumps(result.model_dump(mode="json"), allow_nan=False)
 
 
 # Output files

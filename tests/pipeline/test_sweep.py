@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from import_graph import ROOT
 
 from pipeline import sweep
 from pipeline.core.console import UserError
@@ -55,13 +58,46 @@ def test_a_variant_is_trained_once_and_recorded(
     command = ["sweep", "own", "--dataset", "mnist", "--data", str(small(tmp_path, monkeypatch)), "--out", str(table)]
     monkeypatch.setattr(sys, "argv", command)
     sweep.main()
-    (row,) = sweep.read_table(table)
+    first = table.read_bytes()
+    (row,) = sweep.read_table(table).to_dict("records")
     assert (row["variant"], row["status"], json.loads(row["changes"])) == ("short", "complete", changes)
     assert 0 < float(row["holdout_bits_per_dim"]) < 20
     capsys.readouterr()
     sweep.main()
     assert "is in" in capsys.readouterr().out
-    assert sweep.read_table(table) == [row]
+    assert table.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "published", sorted((ROOT / "reports/published/sweeps").glob("*.csv")), ids=lambda path: path.stem
+)
+def test_a_published_table_stays_byte_for_byte_when_a_row_is_added(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_bytes(published.read_bytes())
+    outcome = {
+        "status": "diverged",
+        "holdout_bits_per_dim": None,
+        "best_epoch": 0.5,
+        "seconds": 0.1,
+        "steps": 12,
+        "dirty": False,
+        "gpu": 'A "GPU"',
+    }
+    monkeypatch.setattr(sweep, "train", lambda *_: outcome)
+    monkeypatch.setattr(sweep, "load_dataset", lambda *_: SimpleNamespace(train_images=np.zeros((1, 2, 2))))
+    command = ["sweep", "lunet", "--dataset", "mnist", "--seed", "99", "--variant", "rate 1e-3", "--out", str(table)]
+    monkeypatch.setattr(sys, "argv", command)
+    sweep.main()
+    before, after = published.read_bytes(), table.read_bytes()
+    assert after.startswith(before)
+    recipe, changes = sweep.changes_of(SWEEPS["lunet"])["rate 1e-3"]
+    quoted = json.dumps(changes).replace('"', '""')
+    key = f'lunet,rate 1e-3,mnist,99,{recipe},"{quoted}"'
+    assert after[len(before) :].decode() == f'{key},diverged,,0.5,,,12,0.1,,,,"A ""GPU""",,,,False\n'
+    sweep.main()
+    assert table.read_bytes() == after
 
 
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -7,22 +7,42 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.params import Params
-from pipeline.measure import MEMORY, TIMES
+from pipeline.core.params import Params, validate
 from pipeline.measuring.quantities import QUANTITIES, take
 
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
-
-
-def test_the_stage_measures_every_quantity() -> None:
-    asked = {f"time_{name}" for name in TIMES} | {f"weigh_{name}" for name in MEMORY}
-    assert asked | {"about", "time_determinants"} == set(QUANTITIES)
 
 
 def test_the_parameters_are_counted(params: Params) -> None:
     counts = take("about", params, "lunet", IMAGES)["parameters"]
     # Four layers of both triangles and a bias.
     assert counts == {"stored": 4 * (64 * 64 + 64), "free": 4 * (64 * 64 + 64)}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "dtype", "state", "width"),
+    [
+        ("lunet", "adam", "float32", 2, 4),
+        ("lunet_learned", "sgd", "float32", 1, 4),
+        ("realnvp", "adam", "float64", 2, 8),
+    ],
+)
+def test_the_floors_of_memory_count_parameters_gradients_and_the_optimiser_s_state(
+    smoke_values: Any, name: str, optimizer: str, dtype: str, state: int, width: int
+) -> None:
+    smoke_values["recipes"][name]["training"]["optimizer"] = optimizer
+    smoke_values["recipes"][name]["dtype"] = dtype
+    known = take("about", validate(smoke_values, "params.yaml"), name, IMAGES)
+    stored, free = known["parameters"]["stored"], known["parameters"]["free"]
+    assert known["floors_mib"] == {
+        "sampling": stored * width / 2**20,
+        "training": (stored + free * (1 + state)) * width / 2**20,
+    }
+
+
+def test_a_model_in_closed_form_has_no_floor_in_training(params: Params) -> None:
+    known = take("about", params, "gaussian", IMAGES)
+    assert known["floors_mib"] == {"sampling": known["parameters"]["stored"] * 4 / 2**20}
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("can't allocate memory\nmore")])

@@ -18,7 +18,7 @@ from pipeline.measuring.work import Work
 def released_work(values: Any, name: str, monkeypatch: pytest.MonkeyPatch, images: int) -> Work:
     """The input of a measuring process, with a clock that advances by one second at each reading."""
     readings = iter(range(1000))
-    monkeypatch.setattr("pipeline.measuring.work.time.perf_counter", lambda: next(readings))
+    monkeypatch.setattr("pipeline.measuring.stopwatch.time.perf_counter", lambda: next(readings))
     params = validate(values, "params.yaml")
     pixels = torch.arange(images * 64).remainder(251).to(torch.uint8).reshape(images, 8, 8)
     return Work(params.recipe(name), pixels, CPU, params.measure)
@@ -40,8 +40,8 @@ def test_the_released_density_is_a_pass_over_the_batch_size(
     timing = QUANTITIES["time_released_density"](released_work(smoke_values, name, monkeypatch, 1500))
     assert seen == ([256, 44] if name == "lunet" else [128, 128, 44])
     # The clock gives one second for the first batch and one for the others of 300 images; in all there are 1,500.
-    assert timing["samples"] == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
-    assert (timing["batch"], timing["images"], timing["of"]) == (size, 300, 1500)
+    assert timing.samples == [pytest.approx((1000 + 1000 * (1500 - size) / (300 - size)) / size)]
+    assert (timing.batch, timing.images, timing.of) == (size, 300, 1500)
 
 
 @pytest.mark.parametrize(("name", "count"), [("lunet", 100), ("realnvp", 64)])
@@ -50,8 +50,8 @@ def test_the_released_sampling_is_one_call_over_its_images(
 ) -> None:
     monkeypatch.setattr("pipeline.measuring.released.RELEASED_POINTS", (-1000, 1000.5, 0.5))
     timing = QUANTITIES["time_released_sampling"](released_work(smoke_values, name, monkeypatch, 8))
-    assert timing["samples"] == [1000 / count]
-    assert timing["batch"] == count
+    assert timing.samples == [1000 / count]
+    assert timing.batch == count
 
 
 def test_the_released_step_is_the_first_update_alone(smoke_values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_the_released_step_is_the_first_update_alone(smoke_values: Any, monkeypa
     monkeypatch.setattr("torch.optim.SGD.step", lambda self: steps.append("step"))
     timing = QUANTITIES["time_released_optimizer_step"](released_work(smoke_values, "lunet", monkeypatch, 32))
     assert steps == ["step"]
-    assert (timing["samples"], timing["batch"]) == ([1000.0], 32)
+    assert (timing.samples, timing.batch) == ([1000.0], 32)
 
 
 @pytest.mark.parametrize("quantity", ["optimizer_step", "density", "sampling"])

@@ -20,17 +20,12 @@ def test_the_poster_s_times_are_corrected_to_compare_with_ours(small_project: Pr
     assert content(small_project, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
 
 
-def test_memory_floors_count_parameters_gradients_and_optimiser_states(tmp_path: Path) -> None:
-    changes = {"recipes__realnvp__training__optimizer": "sgd", "recipes__realnvp__dtype": "float64"}
-    recipes = ["lunet", "realnvp", "gaussian"]
-    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=recipes, **changes))
-    for recipe, stored in (("lunet", 3), ("realnvp", 2), ("gaussian", 5)):
-        counts = {"stored": stored * 2**20, "free": 2 * 2**20}
-        project.change(f"measure/mnist-{recipe}.json", parameters=counts)
-    # Four bytes per number, eight in double precision; Adam keeps two numbers for each free parameter, SGD one.
+def test_memory_floors_are_those_of_the_measurements(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp", "gaussian"]))
+    project.change("measure/mnist-lunet.json", floors_mib={"sampling": 12.0, "training": 36.5})
+    project.change("measure/mnist-realnvp.json", floors_mib=None)
     assert memory_floors("mnist", project.read()) == {
-        "lunet": {"sampling": 4 * 3, "training": 4 * (3 + 2 + 2 * 2)},
-        "realnvp": {"sampling": 8 * 2, "training": 8 * (2 + 2 + 2)},
-        "gaussian": {"sampling": 4 * 5},
+        "lunet": {"sampling": 12.0, "training": 36.5},
+        "gaussian": {"sampling": 9.4},
     }
     assert memory_floors("fashion_mnist", project.read()) == {}
