@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.params import Params, Preset
+from pipeline.core.params import Params
 from pipeline.results.claims import LABELS, Bounds, Claim, Label, Level, Verdict, load_claims
 from pipeline.results.conversion import conversion_of
 from pipeline.results.evidence import BELOW, STATISTICS, DifferentError, Evidence, MissingError, Subject
@@ -29,7 +29,7 @@ LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
 class Scale:
     """The size of the experiment on a data set: preset, whole data or a subset, and the recipes as in the paper."""
 
-    preset: Preset
+    preset: str
     title: str
     subset: bool
     as_in_paper: frozenset[str]
