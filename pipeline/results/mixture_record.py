@@ -30,8 +30,10 @@ class Mixture(Record):
 
     status: Status
     message: Message | None
-    seconds: FiniteFloat | None = None
     settings: dict[str, Any]
+    seconds: FiniteFloat | None = None
+    centres: list[tuple[FiniteFloat, FiniteFloat]]
+    std: FiniteFloat
     entropy: FiniteFloat
     printed: FiniteFloat
     printed_honest: FiniteFloat
