@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from png_files import gradients, write_png
 
 from pipeline.core.console import UserError
-from pipeline.results.figures import images as write_grid
+from pipeline.results.image_grid import write_grid
 from pipeline.sources.image_files import as_images, read_pictures
 from pipeline.sources.published import idx_bytes
 
