@@ -19,7 +19,7 @@ from pipeline.measuring.record import Determinant, Measurement, Memory, Timing
 from pipeline.presets.merged import preset_values
 from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
 from pipeline.results.reading import Results, read_results
-from pipeline.results.tables import CURVES
+from pipeline.results.tables import HISTORY
 from pipeline.training.record import Model, Run
 
 SMALL = {"grid__datasets": ["mnist"], "grid__recipes": ["lunet", "realnvp"], "grid__seeds": [0]}
@@ -103,7 +103,7 @@ class Project:
         models = ["all"] if classes == "all" else [str(label) for label in range(3)]
         folder = self.runs / "train" / key
         folder.mkdir(parents=True)
-        lines = [",".join(list(CURVES)[3:])]
+        lines = [",".join(HISTORY)]
         for model in models if trained else []:
             lines.append(f"{model},0,0.0,0.0,0.0,,{bits + 1.0},,,1e-05,1.0")
             lines += [
