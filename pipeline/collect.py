@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.console import exit_with, say
 from pipeline.core.files import replacing, write_json
-from pipeline.core.params import Preset, load_params
+from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
 from pipeline.results import figures
 from pipeline.results.drawing import draw, draw_images, memory_floors
@@ -50,7 +50,7 @@ def collect(
     runs: Path,
     out: Path,
     *,
-    paper: Preset = "paper",
+    paper: str = "paper",
     unfinished: Sequence[Unfinished] = (),
 ) -> None:
     """Read the grid's cells and write the files of the report.

@@ -5,35 +5,35 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
-from typing import get_args
 
 from pipeline.core.console import exit_with, say
 from pipeline.core.files import write_text
-from pipeline.core.params import Preset, load_params
-from pipeline.presets.merged import load_preset, preset_text
+from pipeline.core.params import load_params
+from pipeline.presets.merged import PRESETS, headline, load_preset, preset_text
 
 
 def main() -> None:
     """Write the preset that the command line names, or check the parameter file."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
-        description="Write a complete set of parameters, comments included, and print what changes. "
-        "smoke: all of it on a small subset, in about two minutes; laptop: the default; overnight: "
-        "more epochs, some hours; paper: the paper's scale.",
+        description="Write a complete set of parameters, comments included, and print what changes. The presets: "
+        + " ".join(f"{name}: {headline(name)}" for name in PRESETS),
     )
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("preset", nargs="?", choices=get_args(Preset))
+    task.add_argument("preset", nargs="?", choices=PRESETS)
     task.add_argument("--check", action="store_true", help="write nothing; report every mistake in the parameter file")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.check:
         # DVC reads a parameter only when a stage needs it, perhaps minutes later.
-        load_params(arguments.params)
+        from pipeline.training.models import check  # imports torch, seconds that writing a preset does not need
+
+        check(load_params(arguments.params), str(arguments.params))
     else:
         say(write_preset(arguments.preset, arguments.params))
 
 
-def write_preset(name: Preset, path: Path) -> str:
+def write_preset(name: str, path: Path) -> str:
     """Write a preset into a parameter file and return the difference, for printing."""
     load_preset(name)
     text = preset_text(name)

@@ -131,7 +131,7 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     images = np.concatenate(drawn)
     with replacing(out) as temporary:
         if out.suffix == ".png":
-            from pipeline.results.figures import images as write_grid  # imports matplotlib and pandas, a second
+            from pipeline.results.image_grid import write_grid
 
             write_grid(temporary, grid_of(images, shares))
         elif out.suffix == ".npy":

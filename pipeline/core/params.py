@@ -13,8 +13,6 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core.console import UserError
 
-Preset = str
-
 # Upper bounds prevent integer overflow and catch typing errors.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -9,36 +9,41 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.core.params import Params, Preset, read_yaml, validate
+from pipeline.core.params import Params, read_yaml, validate
 
-PRESETS = Path(__file__).parent
-BASE: Preset = "laptop"
+FOLDER = Path(__file__).parent
+BASE = "laptop"
+PRESETS = (BASE, *sorted({path.stem for path in FOLDER.glob("*.yaml")} - {BASE}))
 
 
-def preset_text(name: Preset) -> str:
+def preset_text(name: str) -> str:
     """The whole parameter file of a preset, with the comments of `laptop.yaml`, in DVC's format.
 
     In this format, `dvc exp run -S` of one value changes one line.
     """
-    text = (PRESETS / f"{BASE}.yaml").read_text(encoding="utf-8")
+    text = (FOLDER / f"{BASE}.yaml").read_text(encoding="utf-8")
     if name == BASE:
         return text
-    changes = PRESETS / f"{name}.yaml"
     yaml, merged = YAML(), StringIO()
     yaml.default_flow_style = False
     values = yaml.load(text)
-    _merge(values, read_yaml(changes))
+    _merge(values, read_yaml(FOLDER / f"{name}.yaml"))
     yaml.dump(values, merged)
-    return _headline(changes.read_text(encoding="utf-8")) + merged.getvalue().removeprefix(_headline(text))
+    return f"# {headline(name)}\n" + merged.getvalue().removeprefix(f"# {headline(BASE)}\n")
 
 
-def preset_values(name: Preset) -> dict[str, Any]:
+def headline(name: str) -> str:
+    """What a preset is for, from the comment in the first line of its file."""
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+
+def preset_values(name: str) -> dict[str, Any]:
     """A preset as plain values."""
     values: dict[str, Any] = YAML(typ="safe", pure=True).load(preset_text(name))
     return values
 
 
-def load_preset(name: Preset) -> Params:
+def load_preset(name: str) -> Params:
     """A preset, validated."""
     return validate(preset_values(name), f"the preset {name}")
 
@@ -50,8 +55,3 @@ def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None
             _merge(values[key], change)
         else:
             values[key] = change
-
-
-def _headline(text: str) -> str:
-    """The first line, a comment that says what the preset is for."""
-    return text.splitlines(keepends=True)[0]

@@ -25,6 +25,7 @@ LABELS: dict[Verdict, str] = {
     "not_comparable": "Not comparable",
 }
 
+Kind = Literal["difference", "ratio", "determinant", "figures", "samples"]
 Level = Literal["smoke", "laptop", "paper"]
 Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 
@@ -44,7 +45,7 @@ class Bounds(Section):
 class Statistic(Section):
     """What is computed: a key of `pipeline.results.evidence.STATISTICS`, with the quantity and recipes to compare."""
 
-    kind: Literal["difference", "ratio", "inverse", "determinant", "likelihood", "samples"]
+    kind: Kind
     quantity: str = ""
     beside: str = ""
     above: Name = "lunet"
@@ -53,10 +54,16 @@ class Statistic(Section):
 
 
 class Label(Section):
-    """The label and the unit of a number of the evidence."""
+    """The label and the unit of a number of the evidence.
+
+    For the kinds of statistic that show one recipe's figures, also its source: a metric of
+    `pipeline.results.metrics`, whose mean is shown, or two times, the first divided by the second.
+    """
 
     label: str
     unit: str
+    metric: str = ""
+    times: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
 
 
 class Claim(Section):

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.results import figures
+from pipeline.results.image_grid import real_images, write_grid
 from pipeline.results.looks import Look
 from pipeline.results.reading import Results, read_samples
 
@@ -80,12 +81,12 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     """Write the samples of each recipe's first complete seed, and real test images in the same shape."""
     shape = (results.params.evaluate.sample_rows, results.params.evaluate.sample_columns)
     data = results.datasets[dataset]
-    figures.images(folder / f"real-{dataset}.png", figures.real_images(data.test_images, data.test_labels, *shape))
+    write_grid(folder / f"real-{dataset}.png", real_images(data.test_images, data.test_labels, *shape))
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
-        figures.images(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
-        figures.images(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
+        write_grid(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
+        write_grid(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
         if cell.evaluation.interpolations:
-            figures.images(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
+            write_grid(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
         if cell.evaluation.fitted_base_bits_per_dim is not None:
-            figures.images(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
+            write_grid(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -14,24 +14,13 @@ from pipeline.core.record import StageRecord
 from pipeline.measuring.record import Measurement
 from pipeline.results.evidence import Subject, Times
 from pipeline.results.reading import Cell, Results
-from pipeline.results.statistics import Estimate, mean_interval, median_interval, round_significant
+from pipeline.results.statistics import Estimate, mean_interval, median_interval
+from pipeline.results.tables import LATENT
 from pipeline.results.unfinished import Unfinished
 from pipeline.training.record import Run
 
-HEADLINES = (
-    "bits_per_dim",
-    "bits_per_dim_median",
-    "poster_bits_per_pixel",
-    "holdout_bits_per_dim",
-    "best_epoch",
-    "parameters_free",
-    "parameters_stored",
-    "pixels_exact",
-    "sample_class_accuracy",
-    "classification_accuracy",
-    "infinite_pixels",
-)
-LATENT_FIGURES = ("mean", "variance", "variance_min", "variance_max", "radius_distance")
+# The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
+FOR_CLAIMS = ("holdout_improvement", "pixels_lost", *(f"latent_{name}" for name in LATENT))
 Subjects = Mapping[str, Mapping[str, Subject]]
 
 
@@ -40,53 +29,45 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
-    measurements = {measured.key: measured for measured in results.measurements}
-    for dataset, recipe in product(results.datasets, results.params.grid.recipes):
-        cells = [cell for cell in results.cells if cell.key[:2] == (dataset, recipe)]
-        unfinished = [cell for cell in results.unfinished if cell.key[:2] == (dataset, recipe)]
-        classes = results.params.recipes[recipe].classes
-        subjects[dataset][recipe] = _subject(classes, cells, measurements.get(Key(dataset, recipe)), unfinished, starts)
+    for pair in product(results.datasets, results.params.grid.recipes):
+        cells = [cell for cell in results.cells if cell.key[:2] == pair]
+        measured = next((measured for measured in results.measurements if measured.key[:2] == pair), None)
+        measurements = [] if measured is None else [measured]
+        unfinished = [cell for cell in results.unfinished if cell.key[:2] == pair]
+        parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
+        failed = [f"{_description(part.key)}: {part.status}" for part in parts if part.status != "complete"]
+        records: list[StageRecord] = [*measurements]
+        records += [record for cell in cells for record in (cell.run, cell.evaluation)]
+        by_seed = {cell.run.seed: values for cell in cells if (values := cell_metrics(cell, starts))}
+        metrics = {
+            name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
+            for name in next(iter(by_seed.values()), ())
+        }
+        dataset, recipe = pair
+        subjects[dataset][recipe] = Subject(
+            metrics={name: values for name, values in metrics.items() if values},
+            times=measured_times(measured) if measured else {},
+            determinant=measured.determinant if measured else None,
+            classes=results.params.recipes[recipe].classes,
+            devices=frozenset(record.environment.device for record in records),
+            machines=frozenset(measured.environment.host for measured in measurements),
+            trouble="; ".join(failed).replace("out_of_memory", "out of memory") or None,
+        )
     return subjects
-
-
-def _subject(
-    classes: str,
-    cells: Sequence[Cell],
-    measured: Measurement | None,
-    unfinished: Sequence[Unfinished],
-    starts: Mapping[Any, float],
-) -> Subject:
-    metrics: dict[str, dict[int, float]] = {}
-    for cell in cells:
-        for name, value in cell_metrics(cell, starts).items():
-            metrics.setdefault(name, {})[cell.run.seed] = value
-    measurements = [] if measured is None else [measured]
-    parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
-    failed = [f"{_description(part.key)}: {part.status}" for part in parts if part.status != "complete"]
-    records: list[StageRecord] = [*measurements]
-    records += [record for cell in cells for record in (cell.run, cell.evaluation)]
-    return Subject(
-        metrics=metrics,
-        times=measured_times(measured) if measured else {},
-        determinant=measured.determinant.model_dump() if measured and measured.determinant else None,
-        classes=classes,
-        devices=frozenset(record.environment.device for record in records),
-        machines=frozenset({measured.environment.host} if measured else ()),
-        trouble="; ".join(failed).replace("out_of_memory", "out of memory") or None,
-    )
 
 
 def _description(key: Key) -> str:
     return f"the measurement of {key.recipe}" if key.seed is None else f"seed {key.seed} of {key.recipe}"
 
 
-def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
-    """The figures of a complete cell, none of a failed one.
+def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | None]:
+    """The figures of a complete cell, None for those that it lacks; nothing of a failed one.
 
     ``starts`` contains the held-out bits/dim of each model's initialisation.
     """
     evaluation, run = cell.evaluation, cell.run
-    if not cell.complete or evaluation.test is None:
+    test, inverted, latents = evaluation.test, evaluation.round_trip, evaluation.latents
+    if not cell.complete or test is None:
         return {}
     best = {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
     gains = {
@@ -94,26 +75,23 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float]:
         for name, trained in best.items()
         if trained is not None and (*cell.key, name) in starts
     }
-    values: dict[str, float | None] = {
-        "bits_per_dim": evaluation.test.bits_per_dim.mean,
-        "bits_per_dim_median": evaluation.test.bits_per_dim.median,
-        "poster_bits_per_pixel": evaluation.test.poster_bits_per_pixel,
+    infinite_pixels = [model.infinite_pixels for model in run.models.values() if model.infinite_pixels is not None]
+    return {
+        "bits_per_dim": test.bits_per_dim.mean,
+        "bits_per_dim_median": test.bits_per_dim.median,
+        "poster_bits_per_pixel": test.poster_bits_per_pixel,
         "holdout_bits_per_dim": _over_models(run, best),
-        "holdout_improvement": _over_models(run, gains),
         "best_epoch": _over_models(run, {name: model.best_epoch for name, model in run.models.items()}),
+        "parameters_free": run.parameters.free if run.parameters else None,
+        "parameters_stored": run.parameters.stored if run.parameters else None,
+        "pixels_exact": inverted.pixels_exact if inverted else None,
         "sample_class_accuracy": evaluation.sample_class_accuracy,
         "classification_accuracy": evaluation.classification_accuracy,
+        "infinite_pixels": sum(infinite_pixels) if infinite_pixels else None,
+        "holdout_improvement": _over_models(run, gains),
+        "pixels_lost": 1e6 * (1 - inverted.pixels_exact) if inverted else None,
+        **{f"latent_{name}": getattr(latents, name) if latents else None for name in LATENT},
     }
-    infinite_pixels = [model.infinite_pixels for model in run.models.values() if model.infinite_pixels is not None]
-    if infinite_pixels:
-        values["infinite_pixels"] = sum(infinite_pixels)
-    if run.parameters:
-        values |= {"parameters_free": run.parameters.free, "parameters_stored": run.parameters.stored}
-    if evaluation.round_trip:
-        values["pixels_exact"] = evaluation.round_trip.pixels_exact
-    if evaluation.latents:
-        values |= {f"latent_{name}": getattr(evaluation.latents, name) for name in LATENT_FIGURES}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _over_models(run: Run, values: Mapping[str, float | None]) -> float | None:
@@ -155,9 +133,9 @@ def metrics_of(subjects: Subjects) -> dict[str, Any]:
     return {
         dataset: {
             recipe: {
-                name: _interval_json("mean", mean_interval(list(subject.metrics[name].values())))
-                for name in HEADLINES
-                if name in subject.metrics
+                name: _interval_json("mean", mean_interval(subject.metric(name)))
+                for name in subject.metrics
+                if name not in FOR_CLAIMS
             }
             for recipe, subject in by_recipe.items()
         }
@@ -181,10 +159,5 @@ def timings_of(subjects: Subjects) -> dict[str, Any]:
 
 
 def _interval_json(name: str, estimate: Estimate) -> dict[str, Any]:
-    low, high = estimate.low, estimate.high
-    return {
-        name: round_significant(estimate.value),
-        "ci_low": None if low is None else round_significant(low),
-        "ci_high": None if high is None else round_significant(high),
-        "n": estimate.n,
-    }
+    rounded = estimate.rounded()
+    return {name: rounded.value, "ci_low": rounded.low, "ci_high": rounded.high, "n": rounded.n}

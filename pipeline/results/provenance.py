@@ -69,18 +69,14 @@ def statuses(results: Results) -> list[dict[str, Any]]:
 
 def stages(results: Results) -> list[dict[str, Any]]:
     """The number of cells of each stage and their total seconds; None unless all of its files contain a time."""
-    seconds: dict[str, list[float | None]] = {
-        "data": [None] * len(results.datasets),
+    seconds = {
         "train": [cell.run.seconds for cell in results.cells],
         "evaluate": [cell.evaluation.seconds for cell in results.cells],
-        "measure": [None] * len(results.measurements),
         "mixture": [results.mixture.seconds],
-        "collect": [None],
-        "report": [None],
     }
     return [
-        {"stage": stage, "cells": len(cell_seconds), "seconds": _total(cell_seconds)}
-        for stage, cell_seconds in seconds.items()
+        {"stage": stage, "cells": len(lines), "seconds": _total(seconds.get(stage, []))}
+        for stage, lines in commands(results).items()
     ]
 
 
@@ -100,9 +96,8 @@ def environments(results: Results) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for stage, name, environment in ran:
         time, description = environment.time, environment.model_dump(exclude={"time"})
-        group = groups.setdefault(
-            repr(description), {"environment": description, "cells": {}, "first": time, "last": time}
-        )
+        new = {"environment": description, "cells": {}, "first": time, "last": time}
+        group = groups.setdefault(repr(description), new)
         group["cells"].setdefault(stage, []).append(name)
         group |= {"first": min(group["first"], time), "last": max(group["last"], time)}
     return list(groups.values())

@@ -48,6 +48,11 @@ class Estimate:
         """The interval's upper end, or the value itself where there is no interval."""
         return self.value if self.high is None else self.high
 
+    def rounded(self) -> Estimate:
+        """The same with every number rounded to six significant digits."""
+        low, high = (None if end is None else round_significant(end) for end in (self.low, self.high))
+        return Estimate(round_significant(self.value), low, high, self.n)
+
 
 def mean_interval(samples: Sequence[float]) -> Estimate:
     """The mean with Student's t interval.
@@ -70,11 +75,7 @@ def median_interval(samples: Sequence[float]) -> Estimate:
         ValueError: If there are no samples, or one is not finite.
     """
     values = _finite(samples)
-    median = float(np.median(values))
-    if len(values) == 1:
-        return Estimate(median, None, None, 1)
-    low, high = _bootstrap([values], _median)
-    return Estimate(median, low, high, len(values))
+    return _bootstrapped(float(np.median(values)), _median, values)
 
 
 def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate:
@@ -89,11 +90,7 @@ def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate
     if np.min(lower) <= 0:
         raise ValueError("a ratio needs positive samples below the line")
     ratio = float(np.median(upper) / np.median(lower))
-    n = min(len(upper), len(lower))
-    if n == 1:
-        return Estimate(ratio, None, None, 1)
-    low, high = _bootstrap([upper, lower], lambda a, b, axis: _median(a, axis) / _median(b, axis))
-    return Estimate(ratio, low, high, n)
+    return _bootstrapped(ratio, lambda a, b, axis: _median(a, axis) / _median(b, axis), upper, lower)
 
 
 def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
@@ -144,8 +141,12 @@ def _median(values: Array, axis: int) -> Array:
     return np.asarray(np.median(values, axis=axis))
 
 
-def _bootstrap(samples: list[Array], statistic: Callable[..., Array]) -> tuple[float, float]:
-    result = stats.bootstrap(
+def _bootstrapped(value: float, statistic: Callable[..., Array], *samples: Array) -> Estimate:
+    """A statistic's value with its bootstrap interval, or without one if any of the samples is a single value."""
+    n = min(map(len, samples))
+    if n == 1:
+        return Estimate(value, None, None, 1)
+    interval = stats.bootstrap(
         samples,
         statistic,
         n_resamples=RESAMPLES,
@@ -153,6 +154,5 @@ def _bootstrap(samples: list[Array], statistic: Callable[..., Array]) -> tuple[f
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(SEED),
-    )
-    interval = result.confidence_interval
-    return float(interval.low), float(interval.high)
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), n)

@@ -14,48 +14,45 @@ from scipy.stats import norm
 from pipeline.core.console import UserError
 from pipeline.core.files import write_text
 from pipeline.core.record import Environment
-from pipeline.evaluation.record import FittedLatents, Likelihood
+from pipeline.evaluation.record import FittedLatents, Latents, Likelihood, Spread
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import mean_interval
 
-RESULTS = {
-    **dict.fromkeys(("dataset", "recipe"), "string"),
-    "seed": "int64",
-    **dict.fromkeys(("class", "class_name", "status", "message", "classes"), "string"),
-    "draws": "int64",
-    "images": "Int64",
-    **dict.fromkeys((f"bits_per_dim_{name}" for name in ("mean", "median", "std", "min", "max")), "float64"),
-    **dict.fromkeys(("bits_per_dim_draws_low", "bits_per_dim_draws_high"), "float64"),
-    **dict.fromkeys(("worst_percent_share", "poster_bits_per_pixel", "training_seconds"), "float64"),
-    **dict.fromkeys(("device", "host", "commit", "time"), "string"),
-}
-LATENTS = {
-    **dict.fromkeys(("dataset", "recipe"), "string"),
-    "seed": "int64",
-    **dict.fromkeys(("bits_per_dim", "fitted_base_bits_per_dim"), "float64"),
-    **dict.fromkeys(("mean", "variance", "variance_min", "variance_max"), "float64"),
-    **dict.fromkeys(("projection_distance", "projection_distance_max", "radius", "radius_distance"), "float64"),
-    **dict.fromkeys(("critical_distance", "critical_distance_max"), "float64"),
-    **dict.fromkeys((f"fitted_{name}" for name in FittedLatents.model_fields), "float64"),
-    **dict.fromkeys(("level", "normal_quantile", "projection_quantile"), "float64"),
-}
-TIMINGS = {
-    **dict.fromkeys(("dataset", "recipe", "quantity"), "string"),
-    **dict.fromkeys(("width", "batch"), "Int64"),
-    **dict.fromkeys(("per", "unit"), "string"),
-    "repetition": "int64",
-    "value": "float64",
-    **dict.fromkeys(("device", "host", "commit", "time"), "string"),
-}
-CURVES = {
-    **dict.fromkeys(("dataset", "recipe"), "string"),
-    "seed": "int64",
-    "model": "string",
-    "step": "int64",
-    **dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64"),
-    **dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64"),
-}
+CELL = {"dataset": "string", "recipe": "string"}
+SEEDED = CELL | {"seed": "int64"}
+ORIGIN = dict.fromkeys(("device", "host", "commit", "time"), "string")
+SPREAD = [name for name in Spread.model_fields if name != "worst_percent_share"]
+# The quantiles are lists, with a row for each level.
+LATENT = [name for name in Latents.model_fields if name not in ("levels", "projection_quantiles")]
+# The columns of each table with their types.
+RESULTS = (
+    SEEDED
+    | dict.fromkeys(("class", "class_name", "status", "message", "classes"), "string")
+    | {"draws": "int64", "images": "Int64"}
+    | dict.fromkeys((f"bits_per_dim_{name}" for name in (*SPREAD, "draws_low", "draws_high")), "float64")
+    | dict.fromkeys(("worst_percent_share", "poster_bits_per_pixel", "training_seconds"), "float64")
+    | ORIGIN
+)
+LATENTS = (
+    SEEDED
+    | dict.fromkeys(("bits_per_dim", "fitted_base_bits_per_dim", *LATENT), "float64")
+    | dict.fromkeys((f"fitted_{name}" for name in FittedLatents.model_fields), "float64")
+    | dict.fromkeys(("level", "normal_quantile", "projection_quantile"), "float64")
+)
+TIMINGS = (
+    CELL
+    | {"quantity": "string", "width": "Int64", "batch": "Int64", "per": "string", "unit": "string"}
+    | {"repetition": "int64", "value": "float64"}
+    | ORIGIN
+)
+CURVES = (
+    SEEDED
+    | {"model": "string", "step": "int64"}
+    | dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64")
+    | dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64")
+)
+HISTORY = [name for name in CURVES if name not in SEEDED]
 Row = dict[str, Any]
 
 
@@ -116,21 +113,20 @@ def results_table(results: Results) -> pd.DataFrame:
 
 def _origin(environment: Environment) -> Row:
     commit = environment.commit and environment.commit[:12] + ("+" if environment.dirty else "")
-    return {"device": environment.device, "host": environment.host, "commit": commit, "time": environment.time}
+    return environment.model_dump(include=set(ORIGIN)) | {"commit": commit}
 
 
 def _likelihood(likelihood: Likelihood | None) -> Row:
     if likelihood is None:
         return {}
-    spread = likelihood.bits_per_dim.model_dump()
-    draws = mean_interval(likelihood.bits_per_dim_by_draw) if likelihood.bits_per_dim_by_draw else None
+    spread, by_draw = likelihood.bits_per_dim, likelihood.bits_per_dim_by_draw
+    draws = mean_interval(by_draw) if by_draw else None
     return {
-        "images": likelihood.images,
+        **likelihood.model_dump(include={"images", "poster_bits_per_pixel"}),
+        **{f"bits_per_dim_{name}": getattr(spread, name) for name in SPREAD},
         "bits_per_dim_draws_low": draws and draws.low,
         "bits_per_dim_draws_high": draws and draws.high,
-        "worst_percent_share": spread.pop("worst_percent_share"),
-        "poster_bits_per_pixel": likelihood.poster_bits_per_pixel,
-        **{f"bits_per_dim_{name}": value for name, value in spread.items()},
+        "worst_percent_share": spread.worst_percent_share,
     }
 
 
@@ -143,16 +139,15 @@ def latents_table(results: Results) -> pd.DataFrame:
             fitted = evaluation.fitted_latents.model_dump() if evaluation.fitted_latents else {}
             row = {
                 **cell.key._asdict(),
-                **{f"fitted_{name}": value for name, value in fitted.items()},
                 "bits_per_dim": evaluation.test.bits_per_dim.mean,
                 "fitted_base_bits_per_dim": evaluation.fitted_base_bits_per_dim,
-                **evaluation.latents.model_dump(exclude={"levels", "projection_quantiles"}),
+                **evaluation.latents.model_dump(include=set(LATENT)),
+                **{f"fitted_{name}": value for name, value in fitted.items()},
             }
+            quantiles = zip(evaluation.latents.levels, evaluation.latents.projection_quantiles, strict=True)
             rows += [
                 {**row, "level": level, "normal_quantile": norm.ppf(level), "projection_quantile": quantile}
-                for level, quantile in zip(
-                    evaluation.latents.levels, evaluation.latents.projection_quantiles, strict=True
-                )
+                for level, quantile in quantiles
             ]
     return pd.DataFrame(rows, columns=list(LATENTS)).astype(LATENTS)
 
@@ -204,7 +199,7 @@ def read_history(path: Path, *, complete: bool) -> pd.DataFrame:
         UserError: If the file is damaged.
     """
     try:
-        history = pd.read_csv(_complete_text(path), dtype=str, keep_default_na=False)[list(CURVES)[3:]]
+        history = pd.read_csv(_complete_text(path), dtype=str, keep_default_na=False)[HISTORY]
         text = history.drop(columns="model")
         numbers = text.replace("", "nan").astype("float64")
     except (KeyError, ValueError) as error:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.core.params import Params, Preset
-from pipeline.results.claims import LABELS, Bounds, Claim, Label, Level, Verdict, load_claims
+from pipeline.core.params import Params
+from pipeline.results.claims import LABELS, Bounds, Claim, Level, Verdict, load_claims
 from pipeline.results.conversion import conversion_of
 from pipeline.results.evidence import BELOW, STATISTICS, DifferentError, Evidence, MissingError, Subject
 from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
-from pipeline.results.statistics import format_number, round_significant
+from pipeline.results.statistics import format_number
 
 # Added to the sentence where the scale is too small to decide the claim, by the verdict that its bounds would give; the
 # smoke preset adds nothing.
@@ -29,7 +29,7 @@ LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
 class Scale:
     """The size of the experiment on a data set: preset, whole data or a subset, and the recipes as in the paper."""
 
-    preset: Preset
+    preset: str
     title: str
     subset: bool
     as_in_paper: frozenset[str]
@@ -119,16 +119,13 @@ def _capitalised(text: str) -> str:
 
 def _evidence_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     """The evidence in the claim's order, with labels and units; the value of `BELOW` is None for a single seed."""
-
-    def row(name: str, label: Label) -> dict[str, Any]:
-        estimate = evidence.get(name)
-        numbers = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
-        value, low, high = (None if number is None else round_significant(number) for number in numbers)
-        labelled = {"name": name, "label": label.label, "unit": label.unit}
-        return {**labelled, "value": value, "low": low, "high": high, "n": 1 if estimate is None else estimate.n}
-
-    names = {*evidence, BELOW} if evidence else set()
-    return [row(name, label) for name, label in claim.evidence.items() if name in names]
+    nothing = {"value": None, "low": None, "high": None, "n": 1}
+    return [
+        {"name": name, "label": label.label, "unit": label.unit}
+        | (asdict(evidence[name].rounded()) if name in evidence else nothing)
+        for name, label in claim.evidence.items()
+        if name in evidence or (evidence and name == BELOW)
+    ]
 
 
 def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mapping[str, Subject]]) -> dict[str, Any]:

@@ -13,31 +13,38 @@ from ruamel.yaml import YAML
 from pipeline.collect import collect
 from pipeline.core.files import sha256, write_json
 from pipeline.core.params import load_params, validate
+from pipeline.core.record import Environment, Parameters, Record
+from pipeline.evaluation.record import Evaluation, FittedLatents, Latents, Likelihood, RoundTrip, Spread
+from pipeline.measuring.record import Determinant, Measurement, Memory, Timing
 from pipeline.presets.merged import preset_values
+from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
 from pipeline.results.reading import Results, read_results
-from pipeline.results.tables import CURVES
+from pipeline.results.tables import HISTORY
+from pipeline.training.record import Model, Run
 
 SMALL = {"grid__datasets": ["mnist"], "grid__recipes": ["lunet", "realnvp"], "grid__seeds": [0]}
 
-ENVIRONMENT = {
-    "time": "2026-01-02T03:04:05+00:00",
-    "host": "0123abcd",
-    "system": "Linux-6.1-x86_64",
-    "processor": "A processor",
-    "cores": 2,
-    "memory_gib": 8.0,
-    "device": "cpu",
-    "gpu": None,
-    "gpu_driver": None,
-    "cuda": None,
-    "threads": 2,
-    "python": "3.11.2",
-    "torch": "2.15.0",
-    "numpy": "2.3.0",
-    "commit": "c0ffee" + 34 * "0",
-    "dirty": False,
-}
-FITTED = {"projection_distance": 0.04, "projection_distance_max": 0.09, "radius_distance": 0.61}
+ENVIRONMENT = Environment(
+    time="2026-01-02T03:04:05+00:00",
+    host="0123abcd",
+    system="Linux-6.1-x86_64",
+    processor="A processor",
+    cores=2,
+    memory_gib=8.0,
+    device="cpu",
+    gpu=None,
+    gpu_driver=None,
+    cuda=None,
+    threads=2,
+    python="3.11.2",
+    torch="2.15.0",
+    numpy="2.3.0",
+    commit="c0ffee" + 34 * "0",
+    dirty=False,
+).model_dump(mode="json")
+COMPLETE: dict[str, Any] = {"status": "complete", "message": None, "environment": ENVIRONMENT}
+PARAMETERS = Parameters(stored=2_461_760, free=2_461_760)
+FITTED = FittedLatents(projection_distance=0.04, projection_distance_max=0.09, radius_distance=0.61)
 BITS = {"lunet": 1.85, "realnvp": 1.45, "gaussian": 2.0, "histogram": 1.7}
 CENTRES = {
     "step": {"lunet": 40.0, "realnvp": 300.0},
@@ -88,7 +95,7 @@ class Project:
 
     def write_cell(self, dataset: str, recipe: str, seed: int) -> None:
         """Write one training with its evaluation and samples."""
-        names = {"dataset": dataset, "recipe": recipe, "seed": seed}
+        cell = {"dataset": dataset, "recipe": recipe, "seed": seed, **COMPLETE}
         key = f"{dataset}-{recipe}-{seed}"
         bits = BITS.get(recipe, 1.6) + 0.01 * seed + (2.1 if dataset == "fashion_mnist" else 0)
         trained = self.recipes[recipe]["training"] is not None
@@ -96,7 +103,7 @@ class Project:
         models = ["all"] if classes == "all" else [str(label) for label in range(3)]
         folder = self.runs / "train" / key
         folder.mkdir(parents=True)
-        lines = [",".join(list(CURVES)[3:])]
+        lines = [",".join(HISTORY)]
         for model in models if trained else []:
             lines.append(f"{model},0,0.0,0.0,0.0,,{bits + 1.0},,,1e-05,1.0")
             lines += [
@@ -104,59 +111,48 @@ class Project:
                 for n in (1, 2, 3)
             ]
         (folder / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        model_run = {
+        fitted: dict[str, Any] = {
             "status": "complete",
             "message": None,
             "train_images": 96,
-            "holdout_images": 4 if trained else 0,
-            "epochs": 3.0,
             "steps": 30,
             "seconds": 7.5,
-            "best_epoch": 3.0 if trained else None,
-            "best_step": 30 if trained else None,
-            "best_holdout_bits_per_dim": bits + 0.2 if trained else None,
         }
-        run = {
-            **names,
-            "status": "complete",
-            "message": None,
-            "seconds": 7.5,
-            "parameters": {"stored": 2_461_760, "free": 2_461_760},
-            "recipe_params": self.recipes[recipe],
-            "models": dict.fromkeys(models, model_run),
-            "environment": ENVIRONMENT,
-        }
-        write_json(folder / "run.json", run)
+        model_run = Model(
+            **fitted | {"best_step": 30 if trained else None},
+            holdout_images=4 if trained else 0,
+            epochs=3.0,
+            best_epoch=3.0 if trained else None,
+            best_holdout_bits_per_dim=bits + 0.2 if trained else None,
+        )
+        run = Run(
+            **cell,
+            seconds=7.5,
+            parameters=PARAMETERS,
+            recipe_params=self.recipes[recipe],
+            models=dict.fromkeys(models, model_run),
+        )
+        write_record(folder / "run.json", run)
         poster = None if recipe == "histogram" else bits + (6.0 if recipe == "realnvp" else -0.01)
-        evaluation = {
-            **names,
-            "status": "complete",
-            "message": None,
-            "classes": classes,
-            "draws": 1,
-            "test": {
-                "images": 12,
-                "bits_per_dim": spread(bits),
-                "poster_bits_per_pixel": poster,
-                "bits_per_dim_by_draw": [bits],
-            },
-            "per_class": {str(c): {"images": 4, "bits_per_dim": spread(bits + 0.1 * (c - 1))} for c in range(3)},
-            "round_trip": {
-                "images": 12,
-                "latent_max_error": 1e-4,
-                "pixels_exact": 0.99999,
-                "pixels_within_one": 1.0,
-            },
-            "latents": latents(0.1),
-            "fitted_base_bits_per_dim": bits - 0.05 if recipe == "lunet" else None,
-            "fitted_latents": FITTED if recipe == "lunet" else None,
-            "interpolations": 2,
-            "sample_class_accuracy": 0.93 if classes == "each" else None,
-            "classification_accuracy": 0.95 if classes == "each" else None,
-            "seconds": 1.0,
-            "environment": ENVIRONMENT,
-        }
-        write_json(self.runs / "evaluate" / f"{key}.json", evaluation)
+        inverted: dict[str, Any] = {"images": 12, "latent_max_error": 1e-4}
+        evaluation = Evaluation(
+            **cell,
+            classes=classes,
+            draws=1,
+            test=Likelihood(
+                images=12, bits_per_dim=spread(bits), bits_per_dim_by_draw=[bits], poster_bits_per_pixel=poster
+            ),
+            per_class={str(c): Likelihood(images=4, bits_per_dim=spread(bits + 0.1 * (c - 1))) for c in range(3)},
+            round_trip=RoundTrip(**inverted, pixels_exact=0.99999, pixels_within_one=1.0),
+            latents=latents(0.1),
+            fitted_base_bits_per_dim=bits - 0.05 if recipe == "lunet" else None,
+            fitted_latents=FITTED if recipe == "lunet" else None,
+            interpolations=2,
+            sample_class_accuracy=0.93 if classes == "each" else None,
+            classification_accuracy=0.95 if classes == "each" else None,
+            seconds=1.0,
+        )
+        write_record(self.runs / "evaluate" / f"{key}.json", evaluation)
         samples = self.runs / "samples" / key
         samples.mkdir(parents=True)
         settings = self.values["evaluate"]
@@ -173,74 +169,74 @@ class Project:
         squared = (x + 6) ** 2 + (y + 2) ** 2
         densities = np.stack([-squared / 2 / scale - np.log(2 * np.pi * scale) for scale in (1.0, 2.0, 9.0)])
         np.save(self.runs / "mixture.npy", densities.astype(np.float32))
-        interval = {"ci_low": 1.0, "ci_high": 1.2, "n": 1000}
-        figures = {"truth": 1.0, "lunet": 1.3, "gaussian": 5.0}
-        mixture = {
-            "status": "complete",
-            "message": None,
-            "settings": self.values["mixture"],
-            "seconds": 9.0,
-            "centres": [[-6.0, -2.0]],
-            "std": 1.0,
-            "entropy": 1.0052,
-            "printed": 0.9,
-            "printed_honest": 1.5931,
-            "models": {
-                name: {"nats": {"mean": nats, **interval}, "above_truth": {"mean": nats - 1, **interval}}
-                for name, nats in figures.items()
+        nats = {"truth": 1.0, "lunet": 1.3, "gaussian": 5.0}
+
+        def interval(mean: float) -> Interval:
+            return Interval(mean=mean, ci_low=1.0, ci_high=1.2, n=1000)
+
+        mixture = Mixture(
+            **COMPLETE,
+            settings=self.values["mixture"],
+            seconds=9.0,
+            centres=[(-6.0, -2.0)],
+            std=1.0,
+            entropy=1.0052,
+            printed=0.9,
+            printed_honest=1.5931,
+            models={
+                name: MixtureModel(nats=interval(mean), above_truth=interval(mean - 1)) for name, mean in nats.items()
             },
-            "box": [-13.0, 1.0, -11.0, 7.0],
-            "points": [[-6.0, -2.0], [-5.5, -2.5]],
-            "densities": list(figures),
-            "densities_sha256": sha256(self.runs / "mixture.npy"),
-            "environment": ENVIRONMENT,
-        }
-        write_json(self.runs / "mixture.json", mixture)
+            box=[-13.0, 1.0, -11.0, 7.0],
+            points=[(-6.0, -2.0), (-5.5, -2.5)],
+            densities=list(nats),
+            densities_sha256=sha256(self.runs / "mixture.npy"),
+        )
+        write_record(self.runs / "mixture.json", mixture)
 
     def write_measurement(self, dataset: str, recipe: str) -> None:
         """Write made-up times around the recipe's centre, the same on every call."""
         random = np.random.default_rng(len(recipe))
-        times: dict[str, Any] = {}
+        times: dict[str, Timing | None] = {}
         for quantity, centres in CENTRES.items():
             centre = centres.get(recipe)
-            size = 1 if "small" in quantity else 1000 if "large" in quantity else 256
-            times[quantity] = centre and {
-                "unit": "ms",
-                "per": "step" if "step" in quantity else "image",
-                "batch": size,
-                "samples": [float(centre * factor) for factor in random.lognormal(0, 0.1, 8)],
-            }
-            if centre and quantity.startswith("released"):
-                times[quantity]["samples"] = [centre]
-            if centre and quantity == "released_density":
-                times[quantity] |= {"images": 1024, "of": 60_000}
-        peak = {
-            "process_start_mib": 300.0,
-            "process_peak_mib": {"lunet": 420.0, "realnvp": 900.0}.get(recipe, 350.0),
-            "allocated_peak_mib": None,
-            "reserved_peak_mib": None,
-            "gpu_process_mib": None,
-        }
+            times[quantity] = None
+            if centre is None:
+                continue
+            released = quantity.startswith("released")
+            samples = [float(centre * factor) for factor in random.lognormal(0, 0.1, 8)]
+            times[quantity] = Timing(
+                unit="ms",
+                per="step" if "step" in quantity else "image",
+                batch=1 if "small" in quantity else 1000 if "large" in quantity else 256,
+                samples=[centre] if released else samples,
+                images=1024 if quantity == "released_density" else None,
+                of=60_000 if quantity == "released_density" else None,
+            )
+        peak = Memory(
+            process_start_mib=300.0,
+            process_peak_mib={"lunet": 420.0, "realnvp": 900.0}.get(recipe, 350.0),
+            allocated_peak_mib=None,
+            reserved_peak_mib=None,
+            gpu_process_mib=None,
+        )
         widths = [64, 128, 256, 512, 1024, 2048]
-        determinant = {
-            "widths": widths,
-            "diagonal_ms": [[0.01 * (1 + width / 5000)] * 3 for width in widths],
-            "slogdet_ms": [[1e-7 * width**2.5] * 3 for width in widths],
-        }
-        measurement = {
-            "dataset": dataset,
-            "recipe": recipe,
-            "status": "complete",
-            "message": None,
-            "device": "cpu",
-            "parameters": {"stored": 2_461_760, "free": 2_461_760},
-            "floors_mib": {"sampling": 9.4} | ({"training": 37.6} if times["step"] else {}),
-            "times": times,
-            "memory": {"training": peak if times["step"] else None, "sampling": peak},
-            "determinant": determinant if recipe == "lunet" else None,
-            "environment": ENVIRONMENT,
-        }
-        write_json(self.runs / "measure" / f"{dataset}-{recipe}.json", measurement)
+        determinant = Determinant(
+            widths=widths,
+            diagonal_ms=[[0.01 * (1 + width / 5000)] * 3 for width in widths],
+            slogdet_ms=[[1e-7 * width**2.5] * 3 for width in widths],
+        )
+        measurement = Measurement(
+            **COMPLETE,
+            dataset=dataset,
+            recipe=recipe,
+            device="cpu",
+            parameters=PARAMETERS,
+            floors_mib={"sampling": 9.4} | ({"training": 37.6} if times["step"] else {}),
+            times=times,
+            memory={"training": peak if times["step"] else None, "sampling": peak},
+            determinant=determinant if recipe == "lunet" else None,
+        )
+        write_record(self.runs / "measure" / f"{dataset}-{recipe}.json", measurement)
 
     def change(self, path: str, **changes: Any) -> None:
         """Replace values of a JSON file under ``runs/``; keys as in `parameters`. NaN stays NaN."""
@@ -281,36 +277,33 @@ def with_failures(root: Path) -> Project:
     return project
 
 
-def latents(distance: float) -> dict[str, Any]:
+def latents(distance: float) -> Latents:
     """Diagnostics of latents whose projections have a distance from the standard normal."""
     levels = [0.1, 0.5, 0.9]
-    return {
-        "images": 12,
-        "mean": 0.01,
-        "variance": 1.02,
-        "variance_min": 0.8,
-        "variance_max": 1.4,
-        "projection_distance": distance,
-        "projection_distance_max": 2 * distance,
-        "radius": 1.02,
-        "radius_distance": 3 * distance,
-        "critical_distance": 0.375,
-        "critical_distance_max": 0.6,
-        "levels": levels,
-        "projection_quantiles": [distance + level for level in levels],
-    }
+    return Latents(
+        mean=0.01,
+        variance=1.02,
+        variance_min=0.8,
+        variance_max=1.4,
+        projection_distance=distance,
+        projection_distance_max=2 * distance,
+        radius=1.02,
+        radius_distance=3 * distance,
+        critical_distance=0.375,
+        critical_distance_max=0.6,
+        levels=levels,
+        projection_quantiles=[distance + level for level in levels],
+    )
 
 
-def spread(mean: float) -> dict[str, float]:
+def spread(mean: float) -> Spread:
     """Statistics of bits per dimension with a given mean."""
-    return {
-        "mean": mean,
-        "median": mean - 0.05,
-        "std": 0.3,
-        "min": mean - 0.9,
-        "max": mean + 4.0,
-        "worst_percent_share": 0.02,
-    }
+    return Spread(mean=mean, median=mean - 0.05, std=0.3, min=mean - 0.9, max=mean + 4.0, worst_percent_share=0.02)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as the stages do, but without a checksum, so that tests can change it."""
+    write_json(path, record.model_dump(mode="json"))
 
 
 def write_dataset(folder: Path, name: str, class_names: Sequence[str] = ("0", "1", "2")) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from pipeline.core.params import Preset
-from pipeline.presets.merged import preset_text
+from pipeline.presets.merged import PRESETS, headline, preset_text
 
 
 def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
@@ -18,8 +16,8 @@ def write(preset: str, params: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("preset", get_args(Preset))
-def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: Preset) -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_written_whole_with_its_comments(tmp_path: Path, preset: str) -> None:
     finished = write(preset, tmp_path / "params.yaml")
     assert finished.returncode == 0
     assert (tmp_path / "params.yaml").read_bytes() == preset_text(preset).encode()
@@ -36,8 +34,15 @@ def test_the_difference_is_printed(tmp_path: Path) -> None:
 def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     finished = write("desktop", tmp_path / "params.yaml")
     assert finished.returncode == 2
-    assert "smoke, laptop, overnight, paper" in finished.stderr.replace("'", "")
+    assert ", ".join(PRESETS) in finished.stderr.replace("'", "")
     assert not (tmp_path / "params.yaml").exists()
+
+
+def test_the_help_says_what_each_preset_is_for() -> None:
+    command = [sys.executable, "-m", "pipeline.preset", "--help"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for preset in PRESETS:
+        assert f"{preset}: {headline(preset)}" in " ".join(output.split())
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:

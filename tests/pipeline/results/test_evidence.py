@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from claim_subjects import CLAIMS, LAPTOP, PAPER, subject, timed, verdict
 
+from pipeline.measuring.record import Determinant
+from pipeline.results.claims import CLAIMS as CLAIMS_FILE
+from pipeline.results.claims import load_claims
 from pipeline.results.evidence import STATISTICS, Subject
+from pipeline.results.verdicts import judge
 
 
 def test_steps_of_different_batches_are_compared_per_image() -> None:
@@ -17,11 +22,11 @@ def test_steps_of_different_batches_are_compared_per_image() -> None:
 
 def determined(diagonal: float, dense: float, widths: list[int]) -> Subject:
     """Determinant times that follow two power laws, after a flat start at small widths."""
-    timings = {
-        "widths": widths,
-        "diagonal_ms": [[1e-3 * max(width, 256) ** diagonal] * 3 for width in widths],
-        "slogdet_ms": [[1e-6 * max(width, 256) ** dense] * 3 for width in widths],
-    }
+    timings = Determinant(
+        widths=widths,
+        diagonal_ms=[[1e-3 * max(width, 256) ** diagonal] * 3 for width in widths],
+        slogdet_ms=[[1e-6 * max(width, 256) ** dense] * 3 for width in widths],
+    )
     return replace(subject(), determinant=timings)
 
 
@@ -46,3 +51,34 @@ def test_training_and_latents() -> None:
 
 def test_every_kind_of_statistic_is_used() -> None:
     assert {claim.statistic.kind for claim in CLAIMS.values()} == set(STATISTICS)
+
+
+def test_a_claim_on_the_figures_of_a_recipe_needs_nothing_but_its_section_in_the_file(tmp_path: Path) -> None:
+    text = CLAIMS_FILE.read_text(encoding="utf-8")
+    text += """
+  - id: classification
+    title: The classes are told apart
+    words: none
+    source: none
+    needs: laptop
+    compares: [realnvp]
+    statistic: {kind: figures}
+    measure: The accuracy and the cost.
+    evidence:
+      accuracy: {label: accuracy, unit: "", metric: classification_accuracy}
+      cost: {label: cost, unit: "", times: [sampling_large_ms, density_large_ms]}
+    replicated: {accuracy: {at_least: 0.9}, cost: {at_most: 3}}
+    not_replicated: {accuracy: {at_most: 0.5}}
+    sentence: "The accuracy is {accuracy} at {cost} times the cost."
+    why: none
+"""
+    path = tmp_path / "claims.yaml"
+    path.write_text(text, encoding="utf-8")
+    claim = load_claims(path).claims[-1]
+    good = judge(claim, {"mnist": LAPTOP}, {"mnist": {"realnvp": subject(classification_accuracy=[0.95, 0.95])}})
+    assert (good["verdict"], good["datasets"][0]["sentence"]) == (
+        "replicated",
+        "The accuracy is 0.950 at 1.91 times the cost.",
+    )
+    none = judge(claim, {"mnist": LAPTOP}, {"mnist": {"realnvp": subject()}})
+    assert none["datasets"][0]["sentence"] == "There is no figure for classification_accuracy."

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,12 +16,10 @@ from pipeline.results.figures import (
     _levels,
     bundle,
     curves,
-    images,
     likelihoods,
     memory,
     mixture,
     progress,
-    real_images,
     times,
 )
 from pipeline.results.looks import INK, KNOWN, looks
@@ -167,19 +164,3 @@ def test_memory_labels_both_phases_and_marks_their_floors(tmp_path: Path) -> Non
     assert len(marks) == 2
     assert marks[0] == (marks[0][0], top, marks[0][0], bottom)
     assert float(marks[0][0]) == pytest.approx((float(left) + float(right)) / 2, abs=0.01)
-
-
-def test_a_grid_keeps_every_pixel(tmp_path: Path) -> None:
-    grid = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), dtype=np.uint8)
-    images(tmp_path / "grid.png", grid)
-    read = np.rint(matplotlib.image.imread(tmp_path / "grid.png") * 255).astype(np.uint8)
-    assert read.shape == (58, 88)
-    assert np.array_equal(read[30:58, 60:88], grid[1, 2])
-
-
-def test_real_images_have_one_class_per_row() -> None:
-    labels = np.array([1, 0, 1, 0, 1], dtype=np.uint8)
-    pictures = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 28, 28), dtype=np.uint8)
-    grid = real_images(pictures, labels, 2, 2)
-    assert grid[:, :, 0, 0].tolist() == [[1, 3], [0, 2]]
-    assert real_images(pictures, labels, 3, 4)[0, :, 0, 0].tolist() == [1, 3, 0, 0]

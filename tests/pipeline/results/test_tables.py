@@ -10,6 +10,7 @@ from pipeline.core.console import UserError
 from pipeline.results.reading import Results
 from pipeline.results.tables import (
     CURVES,
+    HISTORY,
     RESULTS,
     TIMINGS,
     curves_table,
@@ -20,7 +21,7 @@ from pipeline.results.tables import (
     write_table,
 )
 
-HEADER = ",".join(list(CURVES)[3:]) + "\n"
+HEADER = ",".join(HISTORY) + "\n"
 DIAGNOSIS = ",0.5,9,1e-5,1.0\n"
 
 

@@ -14,8 +14,8 @@ from pipeline.results.statistics import Estimate
 from pipeline.results.verdicts import Scale, judge, rule_in_words, verdict_of
 
 
-def test_all_ten_claims_are_in_the_paper_s_order() -> None:
-    assert list(CLAIMS) == [
+def test_the_paper_s_ten_claims_come_first_in_its_order() -> None:
+    assert list(CLAIMS)[:10] == [
         "memory", "epochs", "nll", "step", "density", "sampling", "inverse", "determinant", "likelihood", "samples",
     ]  # fmt: skip
 
@@ -207,7 +207,7 @@ def test_a_figure_that_decides_nothing_says_what_its_bounds_would_give(ratio: fl
 
 @pytest.mark.parametrize("scale", [replace(LAPTOP, preset="smoke"), replace(LAPTOP, subset=True)])
 def test_smoke_and_subsets_decide_nothing(scale: Scale) -> None:
-    model = subject(pixels_exact=1.0)
+    model = subject(pixels_lost=0.0)
     assert verdict("inverse", LAPTOP, lunet=model)[0] == "replicated"
     assert verdict("inverse", scale, lunet=model)[0] == "not_tested_at_this_scale"
 
@@ -245,17 +245,17 @@ def test_samples_need_one_model_a_class() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        (1.0, 1.0, "replicated"),
-        (0.5, 0.5, "partly"),
-        (1.0, 0.5, "partly"),
-        (1.0, None, "replicated"),
+        (0.0, 0.0, "replicated"),
+        (5e5, 5e5, "partly"),
+        (0.0, 5e5, "partly"),
+        (0.0, None, "replicated"),
         (None, None, "not_tested"),
     ],
 )
 def test_overall(first: float | None, second: float | None, expected: str) -> None:
     results = {
-        name: {"lunet": Subject(trouble="diverged") if share is None else subject(pixels_exact=share)}
-        for name, share in (("mnist", first), ("fashion_mnist", second))
+        name: {"lunet": Subject(trouble="diverged") if lost is None else subject(pixels_lost=lost)}
+        for name, lost in (("mnist", first), ("fashion_mnist", second))
     }
     found = judge(CLAIMS["inverse"], dict.fromkeys(results, LAPTOP), results)
     assert found["verdict"] == expected

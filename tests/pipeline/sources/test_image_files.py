@@ -16,7 +16,7 @@ from PIL import Image
 from png_files import gradients, write_png
 
 from pipeline.core.console import UserError
-from pipeline.results.figures import images as write_grid
+from pipeline.results.image_grid import write_grid
 from pipeline.sources.image_files import as_images, read_pictures
 from pipeline.sources.published import idx_bytes
 
