@@ -24,7 +24,7 @@ from pipeline.core.environment import describe_environment
 from pipeline.core.files import replacing, sha256, write_json
 from pipeline.core.params import Mixture as Settings
 from pipeline.core.params import load_params
-from pipeline.core.record import Environment, Status
+from pipeline.core.record import Status
 from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
 from pipeline.results.statistics import mean_interval
 
@@ -105,7 +105,7 @@ def experiment(settings: Settings, grid: Path) -> Mixture:
         points=test[:SHOWN].round(4).tolist(),
         densities=list(log_probs),
         densities_sha256=sha256(grid),
-        environment=Environment.model_validate(describe_environment(torch.device("cpu"))),
+        environment=describe_environment(torch.device("cpu")),
     )
 
 

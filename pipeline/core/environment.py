@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +21,7 @@ from pipeline.core.console import UserError
 from pipeline.core.files import sha256
 from pipeline.core.git import git
 from pipeline.core.params import Params
+from pipeline.core.record import Environment
 
 # The constants in glibc's malloc.h; mallopt takes C ints.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, RETAINED_BYTES = -1, -3, 2**30
@@ -85,27 +85,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, RETAINED_BYTES)
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> Environment:
     """Time, machine, versions and commit, for the record beside every result; the host name only as a digest."""
     commit, dirty = _commit()
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": sha256(platform.node().encode())[:8],
-        "system": f"{platform.system()}-{platform.machine()}",
-        "processor": _processor(),
-        "cores": psutil.cpu_count(logical=True),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "device": device.type,
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "gpu_driver": _gpu_driver() if device.type == "cuda" else None,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "commit": commit,
-        "dirty": dirty,
-    }
+    return Environment(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=sha256(platform.node().encode())[:8],
+        system=f"{platform.system()}-{platform.machine()}",
+        processor=_processor(),
+        cores=psutil.cpu_count(logical=True) or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        device=device.type,
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        gpu_driver=_gpu_driver() if device.type == "cuda" else None,
+        cuda=torch.version.cuda if device.type == "cuda" else None,
+        threads=torch.get_num_threads(),
+        python=".".join(map(str, sys.version_info[:3])),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        commit=commit,
+        dirty=dirty,
+    )
 
 
 def _processor() -> str:

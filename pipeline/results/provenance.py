@@ -69,7 +69,7 @@ def statuses(results: Results) -> list[dict[str, Any]]:
 
 def stages(results: Results) -> list[dict[str, Any]]:
     """The number of cells of each stage and their total seconds; None unless all of its files contain a time."""
-    seconds = {
+    seconds: dict[str, list[float | None]] = {
         "train": [cell.run.seconds for cell in results.cells],
         "evaluate": [cell.evaluation.seconds for cell in results.cells],
         "mixture": [results.mixture.seconds],

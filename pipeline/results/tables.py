@@ -18,13 +18,14 @@ from pipeline.evaluation.record import FittedLatents, Latents, Likelihood, Sprea
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import mean_interval
+from pipeline.training.record import HISTORY
 
 CELL = {"dataset": "string", "recipe": "string"}
 SEEDED = CELL | {"seed": "int64"}
 ORIGIN = dict.fromkeys(("device", "host", "commit", "time"), "string")
 SPREAD = [name for name in Spread.model_fields if name != "worst_percent_share"]
 # The quantiles are lists, with a row for each level.
-LATENT = [name for name in Latents.model_fields if name not in ("levels", "projection_quantiles")]
+LATENT = [name for name in Latents.model_fields if name not in ("images", "levels", "projection_quantiles")]
 # The columns of each table with their types.
 RESULTS = (
     SEEDED
@@ -46,13 +47,7 @@ TIMINGS = (
     | {"repetition": "int64", "value": "float64"}
     | ORIGIN
 )
-CURVES = (
-    SEEDED
-    | {"model": "string", "step": "int64"}
-    | dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64")
-    | dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64")
-)
-HISTORY = [name for name in CURVES if name not in SEEDED]
+CURVES = SEEDED | HISTORY
 Row = dict[str, Any]
 
 
@@ -199,7 +194,7 @@ def read_history(path: Path, *, complete: bool) -> pd.DataFrame:
         UserError: If the file is damaged.
     """
     try:
-        history = pd.read_csv(_complete_text(path), dtype=str, keep_default_na=False)[HISTORY]
+        history = pd.read_csv(_complete_text(path), dtype=str, keep_default_na=False)[list(HISTORY)]
         text = history.drop(columns="model")
         numbers = text.replace("", "nan").astype("float64")
     except (KeyError, ValueError) as error:

@@ -189,10 +189,10 @@ class Trainer:
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        size = batch_that_fits(
+        fits = batch_that_fits(
             lambda part: optimise(self._model, self._optimizer, part, self._generator, training), batch
         )
-        raise MemoryError(f"{message}; a batch of {size} images would fit" if size else message)
+        raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
     def validate(self) -> None:
         """Evaluate on the held-out images, add a row to the history, and keep the weights if they are the best so far.

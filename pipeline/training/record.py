@@ -15,7 +15,7 @@ HISTORY = {
     **dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64"),
     **dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64"),
 }
-Row = dict[str, int | float | None]
+Row = dict[str, Any]
 
 
 class Fit(Record):

@@ -19,8 +19,7 @@ from pipeline.measuring.record import Determinant, Measurement, Memory, Timing
 from pipeline.presets.merged import preset_values
 from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
 from pipeline.results.reading import Results, read_results
-from pipeline.results.tables import HISTORY
-from pipeline.training.record import Model, Run
+from pipeline.training.record import HISTORY, Fit, Run
 
 SMALL = {"grid__datasets": ["mnist"], "grid__recipes": ["lunet", "realnvp"], "grid__seeds": [0]}
 
@@ -118,7 +117,7 @@ class Project:
             "steps": 30,
             "seconds": 7.5,
         }
-        model_run = Model(
+        model_run = Fit(
             **fitted | {"best_step": 30 if trained else None},
             holdout_images=4 if trained else 0,
             epochs=3.0,
@@ -281,6 +280,7 @@ def latents(distance: float) -> Latents:
     """Diagnostics of latents whose projections have a distance from the standard normal."""
     levels = [0.1, 0.5, 0.9]
     return Latents(
+        images=12,
         mean=0.01,
         variance=1.02,
         variance_min=0.8,

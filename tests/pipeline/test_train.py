@@ -14,7 +14,7 @@ from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.train import train
 from pipeline.training.models import groups
-from pipeline.training.optimisation import optimise
+from pipeline.training.optimisation import Step, optimise
 
 
 @pytest.mark.parametrize("name", ["lunet", "lunet_learned", "realnvp", "gaussian", "histogram"])
@@ -63,7 +63,7 @@ def test_the_other_classes_are_trained_after_one_diverges(
 ) -> None:
     calls = 0
 
-    def spoil(model: ImageFlow, *arguments: Any) -> torch.Tensor:
+    def spoil(model: ImageFlow, *arguments: Any) -> Step:
         nonlocal calls
         calls += 1
         if calls == 3:

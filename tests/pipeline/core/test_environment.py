@@ -10,7 +10,6 @@ import torch
 from pipeline.core.console import UserError
 from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory
 from pipeline.core.params import Params
-from pipeline.core.record import Environment
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -35,10 +34,8 @@ def test_memory_errors_are_recognised(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
-def test_the_record_has_the_keys_that_collect_reads_and_hides_the_host_name() -> None:
-    described = describe_environment(torch.device("cpu"))
-    record = Environment.model_validate(described)
-    assert set(described) == set(Environment.model_fields)
+def test_the_record_hides_the_host_name() -> None:
+    record = describe_environment(torch.device("cpu"))
     assert (record.device, record.gpu, record.torch) == ("cpu", None, torch.__version__)
     name = subprocess.run(["uname", "-n"], capture_output=True, text=True, check=True).stdout.strip()
     assert record.host != name

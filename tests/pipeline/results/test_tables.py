@@ -10,7 +10,6 @@ from pipeline.core.console import UserError
 from pipeline.results.reading import Results
 from pipeline.results.tables import (
     CURVES,
-    HISTORY,
     RESULTS,
     TIMINGS,
     curves_table,
@@ -20,6 +19,7 @@ from pipeline.results.tables import (
     timings_table,
     write_table,
 )
+from pipeline.training.record import HISTORY
 
 HEADER = ",".join(HISTORY) + "\n"
 DIAGNOSIS = ",0.5,9,1e-5,1.0\n"

@@ -14,15 +14,10 @@ from small_trainings import CPU, recipe_of
 from lunet import ImageFlow, load_flow
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
-from pipeline.results.tables import CURVES
 from pipeline.train import train
 from pipeline.training.fit import split, write_history
 from pipeline.training.optimisation import Step
 from pipeline.training.record import HISTORY
-
-
-def test_the_history_has_the_columns_that_the_tables_read() -> None:
-    assert list(CURVES)[3:] == [*HISTORY]
 
 
 def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
