@@ -31,6 +31,7 @@ IMAGES = (
     "a .npz, .npy, IDX (plain or .gz) or .png file, or a folder with .png files: 8-bit grey images of the size that "
     "the run was trained on"
 )
+Scores = Callable[[ClassFlows, Tensor, int, torch.Generator], Tensor]
 
 
 def main() -> None:
@@ -115,7 +116,7 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"--out {out}: the name must end in .png, .npy or .npz")
     models, count, batch = _models(trained, arguments.label), arguments.count, arguments.batch
-    shares = [count // len(models.names) + (i < count % len(models.names)) for i in range(len(models.names))]
+    shares = [len(part) for part in np.array_split(np.arange(count), len(models.names))]
     parts = [
         (name, min(batch, share - start))
         for name, share in zip(models.names, shares, strict=True)
@@ -143,13 +144,12 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
 
 def grid_of(images: Bytes, shares: Sequence[int]) -> Bytes:
     """Images as a grid (rows, columns, H, W), padded with grey: a row for each share, or about square for one share."""
-    columns = max(shares) if len(shares) > 1 else math.isqrt(len(images) - 1) + 1
-    widths = [share for share in shares if share]
-    if len(shares) == 1:
-        widths = [min(columns, len(images) - start) for start in range(0, len(images), columns)]
-    grid = np.full((len(widths), columns, *images.shape[1:]), 128, dtype=np.uint8)
-    for row, row_images in enumerate(np.split(images, np.cumsum(widths)[:-1])):
-        grid[row, : len(row_images)] = row_images
+    columns = math.isqrt(len(images) - 1) + 1
+    ends = np.cumsum(shares) if len(shares) > 1 else range(columns, len(images) + columns, columns)
+    rows = [row for row in np.split(images, ends[:-1]) if len(row)]
+    grid = np.full((len(rows), max(map(len, rows)), *images.shape[1:]), 128, dtype=np.uint8)
+    for padded, row in zip(grid, rows, strict=True):
+        padded[: len(row)] = row
     return grid
 
 
@@ -157,7 +157,7 @@ def score_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     """Score images, print the mean, and write a row for each."""
     images, names = _images(trained, arguments)
     models = _models(trained, arguments.label)
-    bits = _by_batch(models.mixture_bits_per_dim, models.device, images, arguments).numpy()
+    bits = _by_batch(models, ClassFlows.mixture_bits_per_dim, images, arguments).numpy()
     error = f" +- {bits.std(ddof=1) / math.sqrt(len(bits)):.4f} (standard error)" if len(bits) > 1 else ""
     say(f"{trained.name}: mean {bits.mean():.4f}{error}, median {np.median(bits):.4f} bits/dim of {len(bits)} images")
     rows = [(name, f"{value:.6f}") for name, value in zip(names, bits, strict=True)]
@@ -173,7 +173,7 @@ def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
         )
     images, names = _images(trained, arguments)
     models, titles = _models(trained), _titles(trained)
-    probabilities, predicted = _by_batch(models.posterior, models.device, images, arguments).max(1)
+    probabilities, predicted = _by_batch(models, ClassFlows.posterior, images, arguments).max(1)
     for index, label in enumerate(models.names):
         say(f"{titles[label]}: {int((predicted == index).sum())} of {len(predicted)}")
     labels = [models.names[index] for index in predicted.tolist()]
@@ -184,19 +184,14 @@ def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     _write(arguments.out, [("image", "class", "class_name", "probability"), *rows])
 
 
-def _by_batch(
-    score: Callable[[Tensor, int, torch.Generator], Tensor],
-    device: torch.device,
-    images: Bytes,
-    arguments: argparse.Namespace,
-) -> Tensor:
-    """The scores of all images, computed a batch at a time."""
+def _by_batch(models: ClassFlows, score: Scores, images: Bytes, arguments: argparse.Namespace) -> Tensor:
+    """The scores of all images, a method of the models, computed a batch at a time."""
     generator = torch.Generator().manual_seed(arguments.seed)
     batches = torch.from_numpy(images).split(arguments.batch)
     scores: list[Tensor] = []
     with Progress(f"scoring {len(images)} images", len(batches)) as progress:
         for batch in batches:
-            scores.append(score(batch.to(device), arguments.draws, generator).cpu())
+            scores.append(score(models, batch.to(models.device), arguments.draws, generator).cpu())
             progress.step(f"{sum(map(len, scores))} of {len(images)} images")
     return torch.cat(scores)
 

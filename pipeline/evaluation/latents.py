@@ -38,20 +38,16 @@ def normality(z: Tensor) -> dict[str, Any]:
         directions; and the ``projection_quantiles`` of all projections together at the ``levels``.
     """
     z = z.double()
-    features = z.shape[1]
-    projected, radii = _projections(z), z.square().sum(1).cpu().numpy()
-    distances = [float(stats.kstest(column, stats.norm.cdf).statistic) for column in projected.T]
+    projected, squared_radii, features = _projections(z), z.square().sum(1).cpu().numpy(), z.shape[1]
     variances = z.var(0, correction=0)
     return {
+        **_distances(stats.norm.cdf(projected), stats.chi2(features).cdf(squared_radii)),
         "images": len(z),
         "mean": float(z.mean()),
         "variance": float(variances.mean()),
         "variance_min": float(variances.min()),
         "variance_max": float(variances.max()),
-        "projection_distance": float(np.median(distances)),
-        "projection_distance_max": max(distances),
-        "radius": float(radii.mean()) / features,
-        "radius_distance": float(stats.kstest(radii, stats.chi2(features).cdf).statistic),
+        "radius": float(squared_radii.mean()) / features,
         "critical_distance": float(stats.kstwo.ppf(CONFIDENCE, len(z))),
         # Random directions in many dimensions are nearly orthogonal, so their distances are nearly independent.
         "critical_distance_max": float(stats.kstwo.ppf(CONFIDENCE ** (1 / DIRECTIONS), len(z))),
@@ -81,11 +77,16 @@ def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
         scale = (n + 1) / freedom
         projected.append(stats.t(freedom, scale=scale**0.5).cdf(_projections(z.double())))
         radii.append(stats.f(features, freedom, scale=features * scale).cdf(z.double().square().sum(1).cpu().numpy()))
-    distances = [float(stats.kstest(column, "uniform").statistic) for column in np.concatenate(projected).T]
+    return _distances(np.concatenate(projected), np.concatenate(radii))
+
+
+def _distances(projected: NDArray[np.float64], radii: NDArray[np.float64]) -> dict[str, float]:
+    """The distances of projections (N, directions) and radii (N,), each passed through its distribution function."""
+    *distances, radius_distance = (float(stats.kstest(u, "uniform").statistic) for u in (*projected.T, radii))
     return {
         "projection_distance": float(np.median(distances)),
         "projection_distance_max": max(distances),
-        "radius_distance": float(stats.kstest(np.concatenate(radii), "uniform").statistic),
+        "radius_distance": radius_distance,
     }
 
 

@@ -33,7 +33,9 @@ def logit_bits(images: Bytes, margin: Margin) -> float:
     low, high = margin
     scale = 1 - low - high
     edges = np.arange(257) / 256
-    bits = (math.log(scale) - _mean_log(low + scale * edges) - _mean_log(high + scale * (1 - edges))) / math.log(2)
+    ends = np.stack([low + scale * edges, high + scale * (1 - edges)])
+    mean_log_p, mean_log_q = np.diff(xlogy(ends, ends) - ends) / np.diff(ends)
+    bits = (math.log(scale) - mean_log_p - mean_log_q) / math.log(2)
     return float(np.bincount(images.ravel(), minlength=256) @ bits / images.size)
 
 
@@ -71,8 +73,3 @@ def poster_in_bits(dataset: Dataset, code: Code, printed: float) -> dict[str, fl
     factors = [batch_factor(int(n)) for n in np.bincount(dataset.test_labels) if n]
     values = [to_bits_per_dim(printed, code, logit, factor) for factor in factors]
     return {"logit_bits": logit, "least": min(values), "most": max(values)}
-
-
-def _mean_log(edges: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The mean of the logarithm between adjacent edges."""
-    return np.diff(xlogy(edges, edges) - edges) / np.diff(edges)

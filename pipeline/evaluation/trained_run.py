@@ -51,17 +51,15 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
     path = folder / "run.json"
     if not path.is_file():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/run.json"))
-        known = f"; {folder.parent} has: {', '.join(runs)}" if runs else "; train one with: dvc repro"
-        raise UserError(f"{folder} is not a trained run, it has no run.json{known}")
+        known = f"; {folder.parent} has: {', '.join(runs)}" if runs else ""
+        raise UserError(f"{folder} is not a trained run, it has no run.json{known}; train one with: dvc repro")
     try:
         run = Run.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         fault = f"it lacks {field!r}" if first["type"] == "missing" else f"{field}: {first['msg']}"
-        raise UserError(
-            f"{path} is not of a trained run, {fault}; train it again with: dvc repro -f -s train"
-        ) from None
+        raise UserError(f"{path} is not of a trained run, {fault}; {RETRAIN}") from None
     asked: dict[str, Any] = {} if key is None else key._asdict()
     if recipe is not None:
         asked["recipe_params"] = recipe.model_dump(mode="json")
