@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -96,9 +95,9 @@ class Ledger:
 
     def _inputs(self, step: Step) -> dict[str, str] | None:
         """A digest of each input of a step; None if a step that it needs has not succeeded."""
-        inputs = {"command": _sha256(" ".join(step.command).encode())}
+        inputs = {"command": sha256(" ".join(step.command).encode())}
         for key in step.params:
-            inputs[f"params {key}"] = _sha256(json.dumps(value_of(self._params, key), sort_keys=True).encode())
+            inputs[f"params {key}"] = sha256(json.dumps(value_of(self._params, key), sort_keys=True).encode())
         for dep in step.deps:
             maker = self._makers.get(dep)
             if maker is None:
@@ -110,7 +109,7 @@ class Ledger:
             note = self._current(maker)
             if note is None or note.outs is None:
                 return None
-            inputs[dep] = _sha256(json.dumps(note.outs, sort_keys=True).encode())
+            inputs[dep] = sha256(json.dumps(note.outs, sort_keys=True).encode())
         return inputs
 
 
@@ -125,9 +124,5 @@ def digest_of(path: Path) -> str:
     """A digest of a file, or of the names and contents of a folder's files; empty if the path does not exist."""
     if path.is_dir():
         names = {file.relative_to(path).as_posix(): digest_of(file) for file in files_under(path)}
-        return _sha256(json.dumps(names).encode())
+        return sha256(json.dumps(names).encode())
     return sha256(path) if path.is_file() else ""
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
