@@ -83,7 +83,7 @@ def compare(before: Side, now: Side) -> pd.DataFrame:
     change, total = new["mean"] - old["mean"], old["variance"] + new["variance"]
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, total**2 / (old["term"] + new["term"]))
     exact = index.isin(EXACT, level="metric")
-    noise = (quantile * total**0.5).where(total > 0, total).mask(exact & change.notna(), 0.0)
+    noise = (total**0.5 * quantile).where(total > 0, total).mask(exact & change.notna(), 0.0)
     verdicts = {
         NEW: old["mean"].isna(),
         GONE: new["mean"].isna(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.bccache import Bucket
 from markupsafe import Markup
 
@@ -23,6 +23,8 @@ from pipeline.results.claims import LABELS
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
+# What `render` raises, besides `UserError`, if a file holds something else than collect writes.
+DAMAGES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError)
 # Keys that the files of collect must contain; metrics and timings have a key for each data set.
 PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
