@@ -44,8 +44,8 @@ TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS
 COLLECTED = ("metrics.json", "timings.json", "claims.json", "mixture.json", "provenance.json", *TABLES)
 LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
-SUFFIXES = {".json", ".csv", ".yaml", ".svg", ".png", ".npy"}
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
+SUFFIXES = TEXTS | {".png", ".npy"}
 
 
 class CellStatus(Section):
