@@ -216,10 +216,8 @@ class Runner:
     def _command(self, step: Step) -> list[str]:
         """The command of a step with this interpreter and this parameter file."""
         python, *arguments = step.command
-        default = self._path == Path("params.yaml")
-        return [sys.executable if python == "python" else python, *arguments] + (
-            [] if default else ["--params", str(self._path)]
-        )
+        options = [] if self._path == Path("params.yaml") else ["--params", str(self._path)]
+        return [sys.executable if python == "python" else python, *arguments, *options]
 
     def _call(self, step: Step, *options: str, deadline: float | None = None) -> int:
         """Run a step's command to its end and return its exit status.

@@ -8,6 +8,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import pandas as pd
 from pydantic import Field, FiniteFloat, ValidationError
 
 from pipeline.core.console import UserError
@@ -198,7 +199,7 @@ def _read_checked(folder: Path) -> Run:
         UserError: If a file is missing, changed or invalid; the message is a clause.
     """
     try:
-        manifest = Published.model_validate(_json(folder, MANIFEST))
+        manifest = Published.model_validate(_content(folder / MANIFEST))
         for name in FILES:
             if not (folder / name).is_file():
                 raise UserError(f"it has no {name}")
@@ -214,33 +215,31 @@ def _read_checked(folder: Path) -> Run:
 
 
 def _read(folder: Path, name: str, manifest: Published | None = None) -> Run:
-    provenance = Provenance.model_validate(_json(folder, "provenance.json"))
-    claims = Claims.model_validate(_json(folder, "claims.json")).claims
-    figures = _bits(folder / "results.csv")
-    timings = Timings.model_validate({"found": _json(folder, "timings.json")}).found
-    for dataset, by_recipe in timings.items():
-        for recipe, by_quantity in by_recipe.items():
-            figures |= {(dataset, recipe, quantity): figure.model_dump() for quantity, figure in by_quantity.items()}
+    provenance = Provenance.model_validate(_content(folder / "provenance.json"))
+    claims = Claims.model_validate(_content(folder / "claims.json")).claims
+    bits = _bits(_content(folder / "results.csv"))
+    timings = {
+        (dataset, recipe, quantity): figure.model_dump()
+        for dataset, recipes in Timings.model_validate({"found": _content(folder / "timings.json")}).found.items()
+        for recipe, figures in recipes.items()
+        for quantity, figure in figures.items()
+    }
     sources = [manifest] if manifest and manifest.commit is not None else provenance.machines
     commits = sorted({_commit(source) for source in sources})
-    return Run(name, provenance, {claim.id: claim for claim in claims}, figures, commits)
+    return Run(name, provenance, {claim.id: claim for claim in claims}, {**timings, **bits}, commits)
 
 
-def _json(folder: Path, name: str) -> Any:
-    """The content of a JSON file; its error is a clause, without the command that would write this run's file."""
+def _content(path: Path) -> Any:
+    """The content of a JSON file or of `results.csv`; its error is a clause, without the command of this run's file."""
     try:
-        return read_json(folder / name)
+        return read_json(path) if path.suffix == ".json" else read_table(path, RESULTS)
     except UserError as error:
-        problem = "is missing" if not (folder / name).exists() else "cannot be read as JSON"
-        raise UserError(f"its {name} {problem}") from error
+        damage = "cannot be read as JSON" if path.suffix == ".json" else "is damaged"
+        raise UserError(f"its {path.name} {damage if path.exists() else 'is missing'}") from error
 
 
-def _bits(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _bits(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Test bits/dim by data set and recipe: the mean over complete seeds, its interval and the raw values."""
-    try:
-        table = read_table(path, RESULTS)
-    except UserError:
-        raise UserError(f"its {path.name} {'is damaged' if path.exists() else 'is missing'}") from None
     complete = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
     bits = {}
     for (dataset, recipe), rows in complete.groupby(["dataset", "recipe"]):

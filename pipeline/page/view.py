@@ -88,6 +88,7 @@ def render(reports: Path, title: str) -> str:
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
     raw = raw_values(results, timings)
+    metrics, medians = (with_raw_values(content, raw) for content in figures)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         bytecode_cache=COMPILED,
@@ -131,7 +132,9 @@ def render(reports: Path, title: str) -> str:
         datasets=[
             {
                 **dataset_view(name, reports / "figures", provenance, results, latents),
-                **figures_view(name, figures, raw, claims["poster"]),
+                "metrics": metrics[name],
+                "timings": medians[name],
+                "poster": [poster_row(row, metrics[name], medians[name]) for row in claims["poster"]],
             }
             for name in provenance["datasets"]
         ],
@@ -165,28 +168,25 @@ def raw_values(results: pd.DataFrame, timings: pd.DataFrame) -> dict[tuple[str, 
     return raw
 
 
-def figures_view(
-    name: str,
-    contents: Iterable[Mapping[str, Any]],
-    raw: Mapping[tuple[str, str, str], Mapping[str, Any]],
-    poster: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The metrics and the timings of one data set with their raw values, and the poster's table beside them."""
-    metrics, timings = (
-        {
-            recipe: {key: {**figure, "raw": raw.get((name, recipe, key), {})} for key, figure in figures.items()}
-            for recipe, figures in content[name].items()
+def with_raw_values(content: Mapping[str, Any], raw: Mapping[tuple[str, str, str], Any]) -> dict[str, Any]:
+    """The content of `metrics.json` or `timings.json`, with the raw values of each mean or median."""
+    return {
+        dataset: {
+            recipe: {name: {**figure, "raw": raw.get((dataset, recipe, name), {})} for name, figure in figures.items()}
+            for recipe, figures in recipes.items()
         }
-        for content in contents
-    )
-    return {"metrics": metrics, "timings": timings, "poster": [poster_row(row, metrics, timings) for row in poster]}
+        for dataset, recipes in content.items()
+    }
 
 
 def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
     """The labels of the recipes whose weights were chosen on the test set."""
-    trainings = {name: provenance["params"]["recipes"][name]["training"] for name in provenance["recipes"]}
-    chosen = [name for name, training in trainings.items() if training and training["holdout"] == "test"]
-    return [provenance["recipes"][name]["label"] for name in chosen]
+    recipes = provenance["params"]["recipes"]
+    return [
+        look["label"]
+        for name, look in provenance["recipes"].items()
+        if (training := recipes[name]["training"]) and training["holdout"] == "test"
+    ]
 
 
 def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 def dataset_view(
     name: str, folder: Path, provenance: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
 ) -> dict[str, Any]:
-    """The values that the page shows for one data set, but for those of `figures_view`.
+    """The values that the page shows for one data set, but for its metrics and timings.
 
     Args:
         name: The data set.

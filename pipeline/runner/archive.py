@@ -24,6 +24,7 @@ from pipeline.core.record import Status
 from pipeline.page.filters import as_yaml
 from pipeline.page.published_runs import MANIFEST
 from pipeline.page.view import DAMAGES, render
+from pipeline.results.provenance import plain_values
 from pipeline.results.reading import (
     read_cell,
     read_densities,
@@ -113,7 +114,7 @@ def pack(
     files |= {f"figures/{file.name}": file for file in files_under(reports / "figures")}
     files |= {file.as_posix(): file for step in done for file in [ledger.path(step), *ledger.results(step)]}
     contents = {name: file.read_bytes() for name, file in files.items()}
-    contents[PARAMS] = as_yaml(_without_data_paths(params), sort=True).encode()
+    contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
     environments = json.loads(contents["provenance.json"])["environments"]
     states = {(group["environment"]["commit"], group["environment"]["dirty"]) for group in environments}
     commit, dirty = states.pop() if len(states) == 1 else (None, None)
@@ -161,14 +162,6 @@ def unpack(archive: Path, folder: Path) -> Manifest:
         # The folder is temporary, so the message names only the archive.
         raise UserError(f"{archive} cannot be published: {str(error).replace(f'{folder}/', '')}") from None
     return manifest
-
-
-def _without_data_paths(params: Params) -> dict[str, Any]:
-    """All parameters as plain values, with paths of the machine replaced."""
-    values = params.model_dump(mode="json")
-    for source in values["data"].values():
-        source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
-    return values
 
 
 def _read(archive: Path) -> dict[str, bytes]:
