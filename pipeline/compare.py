@@ -84,15 +84,16 @@ def compare(before: Side, now: Side) -> pd.DataFrame:
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, total**2 / (old["term"] + new["term"]))
     exact = index.isin(EXACT, level="metric")
     noise = (total**0.5 * quantile).where(total > 0, total).mask(exact & change.notna(), 0.0)
-    verdicts = {
-        NEW: old["mean"].isna(),
-        GONE: new["mean"].isna(),
-        SAME: change == 0,
-        CHANGED: exact,
-        UNKNOWN: noise.isna(),
-        LARGER: change.abs() > noise,
-    }
-    verdict = np.select(list(verdicts.values()), list(verdicts), WITHIN)
+    verdict = pd.Series(WITHIN, index).case_when(
+        [
+            (old["mean"].isna(), NEW),
+            (new["mean"].isna(), GONE),
+            (change == 0, SAME),
+            (exact, CHANGED),
+            (noise.isna(), UNKNOWN),
+            (change.abs() > noise, LARGER),
+        ]
+    )
     columns = {"before": old["mean"], "now": new["mean"], "change": change, "noise": noise, "verdict": verdict}
     return pd.DataFrame(columns).reset_index()
 

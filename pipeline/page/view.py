@@ -162,9 +162,9 @@ def raw_values(results: pd.DataFrame, timings: pd.DataFrame) -> dict[tuple[str, 
     all_classes = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
     for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
         for (dataset, recipe), rows in all_classes.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
-            raw[dataset, recipe, quantity] = seeds(rows["seed"], rows[quantity])
+            raw[str(dataset), str(recipe), quantity] = seeds(rows["seed"], rows[quantity])
     for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
-        raw[dataset, recipe, f"{time}_{unit}"] = {"what": unit, "values": values.tolist()}
+        raw[str(dataset), str(recipe), f"{time}_{unit}"] = {"what": unit, "values": values.tolist()}
     return raw
 
 
