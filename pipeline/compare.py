@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.git import git
 from pipeline.results.statistics import CONFIDENCE
 
 RULE = (
@@ -32,41 +32,28 @@ RULE = (
     "errors over seeds and, for bits_per_dim and classification_accuracy, over test images."
 )
 EXACT = ("parameters_free", "parameters_stored")
-LARGER, WITHIN, UNKNOWN, CHANGED, NEW, GONE, SAME = (
+VERDICTS = LARGER, CHANGED, WITHIN, UNKNOWN, NEW, GONE, SAME = (
     "larger than the noise",
+    "changed (exact)",
     "within the noise",
     "noise unknown (one seed)",
-    "changed (exact)",
     "new",
     "gone",
     "the same",
 )
-FigurePath = tuple[str, ...]
-Variance = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the comparison: figures by path in metrics.json, spreads over test images, and hashes of the data."""
+    """One side of the comparison: its figures, the hashes of its data, and whether it has spreads over test images.
 
-    figures: Mapping[FigurePath, Mapping[str, Any]]
-    spreads: Mapping[FigurePath, tuple[float, int]]
+    ``figures`` has a row for each group of metrics ("of") and metric: the mean, its ``variance``, which is NaN if the
+    noise is unknown, and ``term``, the sum of each part of the variance squared over its degrees of freedom.
+    """
+
+    figures: pd.DataFrame
     datasets: Mapping[str, Any]
-
-    def variances(self, path: FigurePath) -> list[Variance]:
-        """The variances of a figure, each with its degrees of freedom; empty if the noise is unknown."""
-        figure, variances = self.figures[path], []
-        if figure["n"] > 1 and figure["ci_high"] is not None:
-            freedom = figure["n"] - 1
-            half = (figure["ci_high"] - figure["ci_low"]) / 2
-            variances.append(((half / float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))) ** 2, float(freedom)))
-        if path[:-1] in self.spreads:
-            deviation, images = self.spreads[path[:-1]]
-            share = min(max(figure["mean"], 0.0), 1.0)
-            variance = {"bits_per_dim": deviation**2, "classification_accuracy": share * (1 - share)}.get(path[-1])
-            if variance is not None and images > 1:
-                variances.append((variance / images, images - 1.0))
-        return variances
+    has_spreads: bool
 
 
 def main() -> None:
@@ -83,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = resolve(arguments.revision)
     before = read_side(
-        lambda name: _text_at_commit(commit, f"./{arguments.reports.as_posix()}/{name}"), arguments.revision
+        lambda name: git("show", f"{commit}:./{arguments.reports.as_posix()}/{name}"), arguments.revision
     )
     now = read_side(lambda name: _text_of_file(arguments.reports / name), "the workspace")
     say(report(before, now, arguments.revision, everything=arguments.all))
@@ -91,38 +78,24 @@ def main() -> None:
 
 def compare(before: Side, now: Side) -> pd.DataFrame:
     """A row for each figure of either side: both values, their difference, its noise and the verdict."""
-    rows = []
-    for path in dict.fromkeys([*before.figures, *now.figures]):
-        old, new = (side.figures[path]["mean"] if path in side.figures else None for side in (before, now))
-        change = noise = None
-        if old is None or new is None:
-            verdict = NEW if old is None else GONE
-        else:
-            change = new - old
-            noise = 0.0 if path[-1] in EXACT else margin(before.variances(path), now.variances(path))
-            if change == 0:
-                verdict = SAME
-            elif path[-1] in EXACT:
-                verdict = CHANGED
-            elif noise is None:
-                verdict = UNKNOWN
-            else:
-                verdict = LARGER if abs(change) > noise else WITHIN
-        rows.append((".".join(path[:-1]), path[-1], old, new, change, noise, verdict))
-    table = pd.DataFrame(rows, columns=["of", "metric", "before", "now", "change", "noise", "verdict"])
-    return table.astype(dict.fromkeys(("before", "now", "change", "noise"), "float64"))
-
-
-def margin(before: Sequence[Variance], now: Sequence[Variance]) -> float | None:
-    """The half-width of the 95 % interval of a difference; None if the noise of a side is unknown."""
-    if not before or not now:
-        return None
-    parts = [*before, *now]
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
+    index = before.figures.index.union(now.figures.index, sort=False)
+    old, new = before.figures.reindex(index), now.figures.reindex(index)
+    change, total = new["mean"] - old["mean"], old["variance"] + new["variance"]
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, total**2 / (old["term"] + new["term"]))
+    exact = index.isin(EXACT, level="metric")
+    noise = (total**0.5 * quantile).where(total > 0, total).mask(exact & change.notna(), 0.0)
+    verdict = pd.Series(WITHIN, index).case_when(
+        [
+            (old["mean"].isna(), NEW),
+            (new["mean"].isna(), GONE),
+            (change == 0, SAME),
+            (exact, CHANGED),
+            (noise.isna(), UNKNOWN),
+            (change.abs() > noise, LARGER),
+        ]
+    )
+    columns = {"before": old["mean"], "now": new["mean"], "change": change, "noise": noise, "verdict": verdict}
+    return pd.DataFrame(columns).reset_index()
 
 
 def report(before: Side, now: Side, revision: str, *, everything: bool = False) -> str:
@@ -130,23 +103,20 @@ def report(before: Side, now: Side, revision: str, *, everything: bool = False) 
     table = compare(before, now)
     lines = [f"reports/metrics.json: the workspace against {revision}", RULE]
     for change, ours, theirs in (("new", now, before), ("gone", before, now)):
-        groups = sorted(
-            {".".join(path[:-1]) for path in ours.figures} - {".".join(path[:-1]) for path in theirs.figures}
-        )
+        groups = sorted(set(ours.figures.index.unique("of")) - set(theirs.figures.index.unique("of")))
         lines += [f"{change}: {group}, {(table['of'] == group).sum()} metrics" for group in groups]
         table = table[~table["of"].isin(groups)]
     for name in sorted(set(before.datasets) & set(now.datasets)):
         if before.datasets[name] != now.datasets[name]:
             lines.append(f"warning: the data of {name} are others now, so its figures are of other images")
-    if not now.spreads or not before.spreads:
+    if not (now.has_spreads and before.has_spreads):
         lines.append("warning: a side has no results.csv, so nothing is known of its spread over test images")
     counts = table["verdict"].value_counts()
     shown = table if everything else table[table["verdict"] != SAME]
     if len(shown):
         text = shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.6g}")
         lines += ["", *(line.rstrip() for line in text.splitlines()), ""]
-    verdicts = (LARGER, CHANGED, WITHIN, UNKNOWN, NEW, GONE, SAME)
-    lines.append("; ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if verdict in counts) or "nothing")
+    lines.append("; ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts) or "nothing")
     return "\n".join(lines)
 
 
@@ -161,33 +131,50 @@ def read_side(read: Callable[[str], str | None], name: str) -> Side:
         raise UserError(f"{name} has no reports/metrics.json; write it with: dvc repro")
     results, provenance = read("results.csv"), read("provenance.json")
     try:
-        figures = dict(_figures(json.loads(text)))
-        spreads = {} if results is None else _spreads(pd.read_csv(StringIO(results)))
+        spreads = _spreads(results)
+        figures = _figures(json.loads(text), spreads)
         datasets = {} if provenance is None else json.loads(provenance)["datasets"]
-        return Side(figures, spreads, {key: info["sha256"] for key, info in datasets.items()})
+        return Side(figures, {key: info["sha256"] for key, info in datasets.items()}, not spreads.empty)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the reports of {name} are damaged: {type(error).__name__}: {error}") from None
 
 
-def _figures(values: Any, prefix: FigurePath = ()) -> Iterator[tuple[FigurePath, Mapping[str, Any]]]:
-    """Each figure with its path in metrics.json."""
-    for key, value in values.items():
-        if isinstance(value, dict) and "mean" in value:
-            if not math.isfinite(value["mean"]):
-                raise ValueError(f"{'.'.join((*prefix, key))} is {value['mean']}")
-            yield (*prefix, key), {"ci_low": None, "ci_high": None, "n": 1, **value}
-        elif isinstance(value, dict):
-            yield from _figures(value, (*prefix, key))
-
-
-def _spreads(results: pd.DataFrame) -> dict[FigurePath, tuple[float, int]]:
-    """By data set and recipe: the deviation of bits/dim over test images, as a mean over seeds, and their number."""
-    rows = results[(results["class"] == "all") & (results["status"] == "complete")]
-    groups = rows.groupby(["dataset", "recipe"], as_index=False)[["bits_per_dim_std", "images"]].mean().dropna()
-    return {
-        (str(dataset), str(recipe)): (float(deviation), int(images))
-        for dataset, recipe, deviation, images in groups.itertuples(index=False)
+def _figures(metrics: Any, spreads: pd.DataFrame) -> pd.DataFrame:
+    """The figures in metrics.json as a `Side` has them."""
+    rows = {
+        (f"{dataset}.{recipe}", metric): figure
+        for dataset, recipes in metrics.items()
+        for recipe, figures in recipes.items()
+        for metric, figure in figures.items()
+        if isinstance(figure, dict)
     }
+    index = pd.MultiIndex.from_tuples(rows, names=["of", "metric"])
+    table = pd.DataFrame([*rows.values()], index, ["mean", "ci_low", "ci_high", "n"], "float64")
+    mean, metric, spread = table["mean"], index.get_level_values("metric"), spreads.reindex(index, level="of")
+    if len(wrong := mean[~np.isfinite(mean)]):
+        raise ValueError(f"{'.'.join(wrong.index[0])} is {wrong.iloc[0]}")
+    freedoms = pd.DataFrame({"seeds": table["n"] - 1, "images": spread["images"] - 1})
+    half = (table["ci_high"] - table["ci_low"]) / 2
+    share = mean.clip(0, 1)
+    of_one_image = np.select(
+        [metric == "bits_per_dim", metric == "classification_accuracy"],
+        [spread["deviation"] ** 2, share * (1 - share)],
+        np.nan,
+    )
+    over_seeds = (half / stats.t.ppf((1 + CONFIDENCE) / 2, freedoms["seeds"])) ** 2
+    variances = pd.DataFrame({"seeds": over_seeds, "images": of_one_image / spread["images"]}).where(freedoms > 0)
+    sums = {"variance": variances.sum(axis=1, min_count=1), "term": (variances**2 / freedoms).sum(axis=1)}
+    return pd.DataFrame({"mean": mean, **sums})
+
+
+def _spreads(results: str | None) -> pd.DataFrame:
+    """By data set and recipe: the deviation of bits/dim over test images, as a mean over seeds, and their number."""
+    if results is None:
+        return pd.DataFrame(columns=["deviation", "images"], dtype="float64")
+    table = pd.read_csv(StringIO(results)).rename(columns={"bits_per_dim_std": "deviation"})
+    rows = table[(table["class"] == "all") & (table["status"] == "complete")]
+    means = rows.groupby(rows["dataset"] + "." + rows["recipe"])[["deviation", "images"]].mean().dropna()
+    return means.astype({"deviation": "float64", "images": "int64"})
 
 
 def resolve(revision: str) -> str:
@@ -196,29 +183,16 @@ def resolve(revision: str) -> str:
     Raises:
         UserError: If there is no git, no repository, or no such revision.
     """
-    if _git("rev-parse", "--git-dir") is None:
-        raise UserError("this folder is no git repository, so there is no revision to compare with")
+    if git("rev-parse", "--git-dir") is None:
+        lacking = "git is not on this machine" if git("version") is None else "this folder is no git repository"
+        raise UserError(f"{lacking}, so there is no revision to compare with")
     if not revision.startswith("-"):
-        commit = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-        experiments = (_git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or "").splitlines()
+        commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        experiments = (git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps") or "").splitlines()
         named = [line.split()[1] for line in experiments if line.split()[0].endswith(f"/{revision}")]
         if commit or named:
-            return (commit or named[0]).strip()
+            return commit or named[0]
     raise UserError(f"{revision} is no revision of git and no experiment; see: git log --oneline, dvc exp show")
-
-
-def _text_at_commit(commit: str, path: str) -> str | None:
-    """The text of a file at a commit; None if the commit lacks it."""
-    return _git("show", f"{commit}:{path}")
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of git; None if it fails."""
-    try:
-        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UserError("git is not on this machine, so there is no revision to compare with") from None
-    return process.stdout if process.returncode == 0 else None
 
 
 def _text_of_file(path: Path) -> str | None:

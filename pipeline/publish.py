@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
-import subprocess
 from pathlib import Path
 
 from pipeline.core.console import UserError, exit_with, say
-from pipeline.core.files import refuse_foreign, replacing
-from pipeline.runner.archive import MANIFEST, Manifest, code_digests, json_bytes, unpack
+from pipeline.core.files import refuse_foreign, replacing, write_json
+from pipeline.core.git import git
+from pipeline.page.published_runs import MANIFEST
+from pipeline.runner.archive import CODE, Manifest, code_digests, unpack
 
 PUBLISHED = Path("reports/published")
 
@@ -46,17 +46,14 @@ def publish(archive: Path, name: str, *, replace: bool) -> str:
         manifest = unpack(archive, folder)
         if manifest.commit is None and (commit := commit_of(manifest.code)):
             manifest = manifest.model_copy(update={"commit": commit, "dirty": False})
-            (folder / MANIFEST).write_bytes(json_bytes(manifest.model_dump(mode="json")))
+            write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     return f"{target}: {summary(manifest)}"
 
 
 def commit_of(code: dict[str, str]) -> str | None:
     """The present commit if its code is the one that was run, for runs on machines without git."""
-    if code != code_digests():
-        return None
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        if not _git("status", "--porcelain", "--", "lunet", "pipeline", "dvc.yaml"):
-            return _git("rev-parse", "HEAD")
+    if code == code_digests() and git("status", "--porcelain", "--", *CODE) == "":
+        return git("rev-parse", "HEAD")
     return None
 
 
@@ -74,10 +71,6 @@ def summary(manifest: Manifest) -> str:
     elif manifest.dirty:
         lines.append(f"  its code is commit {manifest.commit[:12]} with changes that were not committed")
     return "\n".join(lines)
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

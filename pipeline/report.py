@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jinja2 import TemplateError
-
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.files import write_text
 from pipeline.core.params import load_params
 from pipeline.page.filters import COLLECT
-from pipeline.page.view import render
+from pipeline.page.view import DAMAGES, render
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     title = load_params(arguments.params).report.title
     try:
         html = render(arguments.reports, title)
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError) as error:
+    except DAMAGES as error:
         raise UserError(
             f"{arguments.reports} holds something else than collect writes ({type(error).__name__}: {error}): "
             f"write it again with {COLLECT}"

@@ -17,16 +17,16 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from pipeline.core.cell import COMMANDS
 from pipeline.core.console import StopRequest, UserError, exit_with, say
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
-from pipeline.results.reading import read_evaluation, read_measurement, read_run
 from pipeline.results.unfinished import Unfinished
-from pipeline.runner.archive import CellStatus, pack, unpack
+from pipeline.runner.archive import CellStatus, pack, read_outcome, unpack
 from pipeline.runner.dvc_file import Step, read_steps
 from pipeline.runner.ledger import Ledger
 
-CELLS = ("train", "evaluate", "measure")
+CELLS = tuple(COMMANDS)
 # The most valuable cells first; all others follow in the order of the parameter file.
 ORDER = (
     ("measure", ("lunet", "realnvp")),
@@ -44,7 +44,7 @@ TIME_IS_UP = 3
 GRACE, CLOSING, WORTHWHILE, PAUSE = 20.0, 60.0, 5.0, 0.1
 
 
-class TimeIsUpError(Exception):
+class TimeIsUpError(UserError):
     """A step was stopped because of the time limit."""
 
 
@@ -101,8 +101,7 @@ class Runner:
             UserError: If the data are unavailable, the mixture fails, or a cell needs longer than the time limit.
             StoppedError: If a signal asked for a stop.
         """
-        self._run_data()
-        self._run_mixture()
+        self._prepare()
         cells = in_order([step for step in self._steps if step.stage in CELLS], self._params)
         in_time = self._run_cells(cells)
         done = [step for step in cells if self._ledger.is_done(step)]
@@ -120,28 +119,18 @@ class Runner:
         say(f"{len(done)} of {len(cells)} cells done; run the same command again")
         return TIME_IS_UP
 
-    def _run_data(self) -> None:
-        steps = [step for step in self._steps if step.stage == "data"]
-        for step in [step for step in steps if step.item["dataset"] in self._params.grid.datasets]:
+    def _prepare(self) -> None:
+        """Make the data, and run the experiment in two dimensions, which takes seconds, unless it is done."""
+        for step in self._steps:
             # The stage itself checks whether the data are complete and whether the machine suits the preset.
-            try:
-                if self._call(step) != 0:
-                    raise UserError(f"{step} failed, and nothing can be done without it")
-            except TimeIsUpError:
-                raise _too_slow(step) from None
-
-    def _run_mixture(self) -> None:
-        """Run the experiment in two dimensions, which takes seconds, unless it is done."""
-        if self._ledger.is_done(self._mixture):
-            return
-        self._ledger.begin(self._mixture)
-        try:
-            status = self._call(self._mixture)
-        except TimeIsUpError:
-            raise _too_slow(self._mixture) from None
-        if status != 0:
-            raise UserError(f"the stage {self._mixture} failed; its message is above")
-        self._ledger.finish(self._mixture)
+            wanted = step.stage == "data" and step.item["dataset"] in self._params.grid.datasets
+            if wanted and self._call(step) != 0:
+                raise UserError(f"{step} failed, and nothing can be done without it")
+        if not self._ledger.is_done(self._mixture):
+            self._ledger.begin(self._mixture)
+            if self._call(self._mixture) != 0:
+                raise UserError(f"the stage {self._mixture} failed; its message is above")
+            self._ledger.finish(self._mixture)
 
     def _run_cells(self, cells: Sequence[Step]) -> bool:
         """Run the cells that are not done; returns whether time sufficed."""
@@ -159,7 +148,7 @@ class Runner:
                 status = self._call(step)
             except TimeIsUpError:
                 if begun == 1 and was_stopped:
-                    raise _too_slow(step) from None
+                    raise
                 return False
             if status == 0:
                 self._ledger.finish(step)
@@ -182,7 +171,7 @@ class Runner:
 
     def _close(self, cells: Sequence[Step], done: Sequence[Step], archive: Path | None) -> None:
         """Collect and render the cells that are done, and pack them."""
-        statuses = self._statuses(cells, done)
+        statuses = [self._status(step, finished=step in done) for step in cells]
         unfinished = list_unfinished(statuses)
         write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
         for stage in ("collect", "report"):
@@ -200,26 +189,14 @@ class Runner:
                 except UserError as error:
                     say(f"warning: {error}")
 
-    def _statuses(self, cells: Sequence[Step], done: Sequence[Step]) -> list[CellStatus]:
-        """The status of each cell."""
-        return [self._status(step, finished=step in done) for step in cells]
-
     def _status(self, step: Step, *, finished: bool) -> CellStatus:
         training = self._params.recipes[step.key.recipe].training if step.stage == "train" else None
         planned = None if training is None else training.epochs
         status: Any = "missing"
         message: str | None = "begun, and stopped before its end" if self._ledger.is_begun(step) else "not begun"
         epochs: dict[str, float | None] | None = None
-        if finished and step.stage == "train":
-            run = read_run(RUNS, self._params, step.key)
-            status, message = run.status, run.message
-            epochs = {name: model.epochs for name, model in run.models.items()}
-        elif finished and step.stage == "measure":
-            measurement = read_measurement(RUNS, step.key)
-            status, message = measurement.status, measurement.message
-        elif finished:
-            evaluation = read_evaluation(RUNS, step.key)
-            status, message = evaluation.status, evaluation.message
+        if finished:
+            status, message, epochs = read_outcome(RUNS, self._params, step.stage, step.key)
         elif str(step) in self._failed:
             status, message = "failed", f"exit status {self._failed[str(step)]}"
         elif planned and self._ledger.is_begun(step):
@@ -239,10 +216,8 @@ class Runner:
     def _command(self, step: Step) -> list[str]:
         """The command of a step with this interpreter and this parameter file."""
         python, *arguments = step.command
-        default = self._path == Path("params.yaml")
-        return [sys.executable if python == "python" else python, *arguments] + (
-            [] if default else ["--params", str(self._path)]
-        )
+        options = [] if self._path == Path("params.yaml") else ["--params", str(self._path)]
+        return [sys.executable if python == "python" else python, *arguments, *options]
 
     def _call(self, step: Step, *options: str, deadline: float | None = None) -> int:
         """Run a step's command to its end and return its exit status.
@@ -260,7 +235,7 @@ class Runner:
             time.sleep(PAUSE)
         self._request.heed(f"{step} is not done; what is done is kept, and the same command goes on from there")
         if status != 0 and time.monotonic() > deadline:
-            raise TimeIsUpError
+            raise TimeIsUpError(f"{step} needs more time than --time-limit leaves it; give more")
         return status
 
 
@@ -287,10 +262,6 @@ def list_unfinished(statuses: Sequence[CellStatus]) -> list[Unfinished]:
         for cell in statuses
         if not cell.finished and not (cell.stage == "evaluate" and cell.key in trainings)
     ]
-
-
-def _too_slow(step: Step) -> UserError:
-    return UserError(f"{step} needs more time than --time-limit leaves it; give more")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:

@@ -23,12 +23,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else format_number(value, digits)
 
 
-def as_yaml(value: Any) -> str:
-    """A value as block YAML."""
+def as_yaml(value: Any, *, sort: bool = False) -> str:
+    """A value as block YAML, with the keys of each mapping in their order or sorted."""
     text = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.sort_base_mapping_type_on_output = sort  # type: ignore[assignment]
     writer.dump(value, text)
     return text.getvalue().removesuffix("...\n")
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pandas as pd
 from pydantic import Field, FiniteFloat, ValidationError
 
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, sha256
 from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
 from pipeline.results.statistics import mean_interval, round_significant
@@ -21,6 +21,8 @@ from pipeline.results.tables import RESULTS, read_table
 MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
 THIS_RUN = "This run"
+BITS = "bits_per_dim"
+T = TypeVar("T")
 
 
 class Figure(Record):
@@ -121,13 +123,12 @@ class Published(Record):
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the tables: a run's name, its provenance and its figures."""
+    """One column of the tables: a run's name, its provenance, and its figures by data set, recipe and quantity."""
 
     name: str
     provenance: Provenance
     verdicts: Mapping[str, Judged]
-    bits: Mapping[tuple[str, str], Mapping[str, Any]]
-    timings: Mapping[str, Mapping[str, Mapping[str, Figure]]]
+    figures: Mapping[tuple[str, str, str], Mapping[str, Any]]
     commits: Sequence[str]
 
     @property
@@ -146,13 +147,16 @@ class Run:
         """The cells that have no figures."""
         return [cell for cell in self.provenance.cells if cell.status != "complete"]
 
-    def trouble(self, dataset: str, recipe: str, *, measured: bool) -> list[str]:
-        """The status of each unfinished cell of a data set and a recipe: measurements only, or all others."""
-        return [
-            (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
-            for cell in self.unfinished
-            if (cell.dataset, cell.recipe, cell.stage == "measure") == (dataset, recipe, measured)
-        ]
+    def value(self, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
+        """A figure, and the status of each unfinished cell that it depends on: a measurement, or all others."""
+        return {
+            "found": self.figures.get((dataset, recipe, quantity)),
+            "trouble": [
+                (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
+                for cell in self.unfinished
+                if (cell.dataset, cell.recipe, cell.stage == "measure") == (dataset, recipe, quantity != BITS)
+            ],
+        }
 
 
 def read_published(folder: Path) -> tuple[list[Run], list[str]]:
@@ -195,67 +199,56 @@ def _read_checked(folder: Path) -> Run:
         UserError: If a file is missing, changed or invalid; the message is a clause.
     """
     try:
-        manifest = Published.model_validate(_json(folder, MANIFEST))
+        manifest = Published.model_validate(_content(folder / MANIFEST))
         for name in FILES:
             if not (folder / name).is_file():
                 raise UserError(f"it has no {name}")
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest.files.get(name):
+            if sha256(folder / name) != manifest.files.get(name):
                 raise UserError(f"{name} is not what was published, its SHA-256 is another")
-        run = _read(folder, folder.name)
+        return _read(folder, folder.name, manifest)
     except ValidationError as error:
         raise UserError(_first_mistake(error)) from None
     except ValueError as error:
         raise UserError(f"its results.csv: {error}") from None
     except OSError as error:
         raise UserError(f"{Path(str(error.filename or folder)).name}: {error.strerror}") from None
-    if manifest.commit is None:
-        return run
-    return Run(**{**vars(run), "commits": [_commit(manifest)]})
 
 
-def _read(folder: Path, name: str) -> Run:
-    provenance = Provenance.model_validate(_json(folder, "provenance.json"))
-    claims = Claims.model_validate(_json(folder, "claims.json")).claims
-    return Run(
-        name=name,
-        provenance=provenance,
-        verdicts={claim.id: claim for claim in claims},
-        bits=_bits(folder / "results.csv"),
-        timings=Timings.model_validate({"found": _json(folder, "timings.json")}).found,
-        commits=sorted({_commit(machine) for machine in provenance.machines}),
-    )
-
-
-def _json(folder: Path, name: str) -> Any:
-    """The content of a JSON file; its error is a clause, without the command that would write this run's file."""
-    try:
-        return read_json(folder / name)
-    except UserError as error:
-        problem = "is missing" if not (folder / name).exists() else "cannot be read as JSON"
-        raise UserError(f"its {name} {problem}") from error
-
-
-def _bits(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Test bits/dim by data set and recipe: the mean over complete seeds, its interval and the raw values."""
-    try:
-        table = read_table(path, RESULTS)
-    except UserError:
-        raise UserError(f"its {path.name} {'is damaged' if path.exists() else 'is missing'}") from None
-    complete = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
-    return {(str(key[0]), str(key[1])): _estimate(rows) for key, rows in complete.groupby(["dataset", "recipe"])}
-
-
-def _estimate(rows: pd.DataFrame) -> dict[str, Any]:
-    values = rows["bits_per_dim_mean"].tolist()
-    interval = mean_interval(values)
-    low, high = (None if end is None else round_significant(end) for end in (interval.low, interval.high))
-    return {
-        "mean": round_significant(interval.value),
-        "ci_low": low,
-        "ci_high": high,
-        "n": interval.n,
-        "raw": seeds(rows["seed"], values),
+def _read(folder: Path, name: str, manifest: Published | None = None) -> Run:
+    provenance = Provenance.model_validate(_content(folder / "provenance.json"))
+    claims = Claims.model_validate(_content(folder / "claims.json")).claims
+    bits = _bits(_content(folder / "results.csv"))
+    timings = {
+        (dataset, recipe, quantity): figure.model_dump()
+        for dataset, recipes in Timings.model_validate({"found": _content(folder / "timings.json")}).found.items()
+        for recipe, figures in recipes.items()
+        for quantity, figure in figures.items()
     }
+    sources = [manifest] if manifest and manifest.commit is not None else provenance.machines
+    commits = sorted({_commit(source) for source in sources})
+    return Run(name, provenance, {claim.id: claim for claim in claims}, {**timings, **bits}, commits)
+
+
+def _content(path: Path) -> Any:
+    """The content of a JSON file or of `results.csv`; its error is a clause, without the command of this run's file."""
+    try:
+        return read_json(path) if path.suffix == ".json" else read_table(path, RESULTS)
+    except UserError as error:
+        damage = "cannot be read as JSON" if path.suffix == ".json" else "is damaged"
+        raise UserError(f"its {path.name} {damage if path.exists() else 'is missing'}") from error
+
+
+def _bits(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Test bits/dim by data set and recipe: the mean over complete seeds, its interval and the raw values."""
+    complete = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
+    bits = {}
+    for (dataset, recipe), rows in complete.groupby(["dataset", "recipe"]):
+        values = rows["bits_per_dim_mean"].tolist()
+        interval = mean_interval(values)
+        ends = {"mean": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+        rounded = {name: None if end is None else round_significant(end) for name, end in ends.items()}
+        bits[str(dataset), str(recipe), BITS] = {**rounded, "n": interval.n, "raw": seeds(rows["seed"], values)}
+    return bits
 
 
 def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
@@ -275,43 +268,38 @@ def _first_mistake(error: ValidationError) -> str:
 
 def likelihood_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each data set and recipe of any of the runs, a column for each run."""
-    return [
-        {
-            **titles,
-            "values": [{"found": run.bits.get(key), "trouble": run.trouble(*key, measured=False)} for run in runs],
-        }
-        for key, titles in _pairs(runs)
-    ]
+    return list(_rows(runs, BITS))
 
 
 def timing_rows(runs: Sequence[Run], quantities: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row for each quantity, data set and recipe of which any of the runs has a figure, a column for each run."""
-    rows = []
-    for quantity, label in quantities.items():
-        for (dataset, recipe), titles in _pairs(runs):
-            figures = [run.timings.get(dataset, {}).get(recipe, {}).get(quantity) for run in runs]
-            if any(figures):
-                trouble = [run.trouble(dataset, recipe, measured=True) for run in runs]
-                values = [
-                    {"found": figure and figure.model_dump(), "trouble": reason}
-                    for figure, reason in zip(figures, trouble, strict=True)
-                ]
-                rows.append({**titles, "quantity": label, "values": values})
-    return rows
+    return [
+        {**row, "quantity": label}
+        for quantity, label in quantities.items()
+        for row in _rows(runs, quantity)
+        if any(value["found"] for value in row["values"])
+    ]
 
 
 def verdict_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each claim that any of the runs judges, a column for each run."""
-    titles = {name: claim.title for run in reversed(runs) for name, claim in run.verdicts.items()}
-    names = dict.fromkeys(name for run in runs for name in run.verdicts)
-    return [{"title": titles[name], "values": [run.verdicts.get(name) for run in runs]} for name in names]
+    claims = _first(run.verdicts for run in runs)
+    return [{"title": claims[name].title, "values": [run.verdicts.get(name) for run in runs]} for name in claims]
 
 
-def _pairs(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """Each pair of data set and recipe in order of first occurrence, with their names for readers."""
-    datasets = {name: titled for run in reversed(runs) for name, titled in run.provenance.datasets.items()}
-    recipes = {name: look for run in reversed(runs) for name, look in run.provenance.recipes.items()}
-    for dataset in dict.fromkeys(name for run in runs for name in run.provenance.datasets):
-        for recipe in dict.fromkeys(name for run in runs for name in run.provenance.recipes):
-            if any(recipe in run.provenance.recipes and dataset in run.provenance.datasets for run in runs):
-                yield (dataset, recipe), {"dataset": datasets[dataset].title, "recipe": recipe, "look": recipes[recipe]}
+def _rows(runs: Sequence[Run], quantity: str) -> Iterator[dict[str, Any]]:
+    """A row of a quantity for each data set and recipe that are in the same run."""
+    datasets = _first(run.provenance.datasets for run in runs)
+    recipes = _first(run.provenance.recipes for run in runs)
+    for dataset, recipe in product(datasets, recipes):
+        if any(recipe in run.provenance.recipes and dataset in run.provenance.datasets for run in runs):
+            titles = {"dataset": datasets[dataset].title, "recipe": recipe, "look": recipes[recipe]}
+            yield {**titles, "values": [run.value(dataset, recipe, quantity) for run in runs]}
+
+
+def _first(parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    """The first value of each name, in order of first occurrence."""
+    merged: dict[str, T] = {}
+    for name, value in chain.from_iterable(part.items() for part in parts):
+        merged.setdefault(name, value)
+    return merged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def read_benchmark(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return _read(folder)
-    except (OSError, ValueError, LookupError, csv.Error) as error:
+    except (OSError, ValueError, LookupError) as error:
         return {"trouble": f"The benchmark in {folder.name} cannot be shown ({error})."}
 
 
@@ -73,23 +72,20 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def read_environment(path: Path) -> dict[str, str]:
     """The machine, the software and the time of a benchmark."""
-    with path.open(encoding="utf-8", newline="") as file:
-        values = {row[0]: row[1] for row in csv.reader(file)}
+    values = pd.read_csv(path, names=["name", "value"], index_col="name", dtype=str, keep_default_na=False)["value"]
     return {name: values[name] for name in ENVIRONMENT}
 
 
 def benchmark_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of `benchmarks`' table as estimates; ratios are to the first model of each work and batch."""
-
-    def estimate(row: Any, name: str) -> dict[str, float]:
-        return {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
-
     return [
         {
-            "work": WORKS.get(row["work"], row["work"]),
             **{name: row[name] for name in ("batch", "model", "n")},
-            "ms": estimate(row, "ms"),
-            "ratio": estimate(row, "ratio"),
+            "work": WORKS.get(row["work"], row["work"]),
+            **{
+                name: {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
+                for name in ("ms", "ratio")
+            },
         }
         for row in table.to_dict("records")
     ]
@@ -102,11 +98,12 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{name}.csv"
         if not path.is_file():
             continue
+        sweep: dict[str, Any] = {"name": name, "what": caption}
         try:
             table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
             table["commit"] = table["commit"].str[:8]
-            rows = table.astype(object).where(table.notna(), None).to_dict("records")
-            sweeps.append({"name": name, "what": caption, "rows": rows})
+            sweep["rows"] = table.astype(object).where(table.notna(), None).to_dict("records")
         except (OSError, ValueError) as error:
-            sweeps.append({"name": name, "what": caption, "trouble": f"The sweep {name} cannot be shown ({error})."})
+            sweep["trouble"] = f"The sweep {name} cannot be shown ({error})."
+        sweeps.append(sweep)
     return sweeps

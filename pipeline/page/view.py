@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
-from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.bccache import Bucket
 from markupsafe import Markup
 
@@ -20,9 +20,12 @@ from pipeline.page.filters import COLLECT, as_yaml, data_uri, day, duration, inl
 from pipeline.page.published_runs import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results.claims import LABELS
+from pipeline.results.reading import Grid
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
 
 TEMPLATES = Path(__file__).with_name("templates")
+# What `render` raises, besides `UserError`, if a file holds something else than collect writes.
+DAMAGES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError)
 # Keys that the files of collect must contain; metrics and timings have a key for each data set.
 PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
@@ -38,23 +41,15 @@ TIMES = {
     "sampling_large_ms": "Sampling, large batch",
 }
 FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
-GRIDS = ("samples", "fitted_base", "nearest", "interpolations")
 # The quantities that are compared between runs.
 COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
 COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
-# The column of results.csv for each quantity that is averaged over seeds.
-SEEDS = {
-    "bits_per_dim": "bits_per_dim_mean",
-    "bits_per_dim_median": "bits_per_dim_median",
-    "poster_bits_per_pixel": "poster_bits_per_pixel",
-}
+# How peak memory is counted, by the end of its name.
+PEAKS = {"mib": "at the peak", "above_start_mib": "above the start", "gpu_process_mib": "whole process on the GPU"}
 MEMORY = {
-    "memory_training_mib": "Training, at the peak",
-    "memory_training_above_start_mib": "Training, above the start",
-    "memory_training_gpu_process_mib": "Training, whole process on the GPU",
-    "memory_sampling_mib": "Sampling, at the peak",
-    "memory_sampling_above_start_mib": "Sampling, above the start",
-    "memory_sampling_gpu_process_mib": "Sampling, whole process on the GPU",
+    f"memory_{phase}_{name}": f"{phase.capitalize()}, {label}"
+    for phase in ("training", "sampling")
+    for name, label in PEAKS.items()
 }
 
 
@@ -65,9 +60,8 @@ class Compiled(BytecodeCache):
         self._codes: dict[str, bytes] = {}
 
     def load_bytecode(self, bucket: Bucket) -> None:
-        """Load a compiled template; the bucket ignores it if the template has changed since."""
-        if bucket.key in self._codes:
-            bucket.bytecode_from_string(self._codes[bucket.key])
+        """Load a compiled template; the bucket ignores it if there is none, or the template has changed since."""
+        bucket.bytecode_from_string(self._codes.get(bucket.key, b""))
 
     def dump_bytecode(self, bucket: Bucket) -> None:
         """Store a compiled template."""
@@ -88,15 +82,13 @@ def render(reports: Path, title: str) -> str:
         UserError: If a file is missing or damaged.
     """
     provenance = read_content(reports / "provenance.json", PROVENANCE)
-    contents = {
-        "provenance": provenance,
-        "claims": read_content(reports / "claims.json", CLAIMS),
-        "metrics": read_content(reports / "metrics.json", provenance["datasets"]),
-        "timings": read_content(reports / "timings.json", provenance["datasets"]),
-    }
+    claims = read_content(reports / "claims.json", CLAIMS)
+    figures = [read_content(reports / name, provenance["datasets"]) for name in ("metrics.json", "timings.json")]
     mixture = read_content(reports / "mixture.json", MIXTURE)
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
+    raw = raw_values(results, timings)
+    metrics, medians = (with_raw_values(content, raw) for content in figures)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         bytecode_cache=COMPILED,
@@ -105,8 +97,7 @@ def render(reports: Path, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {"number": number, "yaml": as_yaml, "day": day, "duration": duration}
-    environment.filters |= filters
+    environment.filters.update(number=number, yaml=as_yaml, day=day, duration=duration)
     environment.globals |= {
         "count": itertools.count(1).__next__,
         "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
@@ -119,15 +110,12 @@ def render(reports: Path, title: str) -> str:
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        paper=contents["claims"]["paper"],
-        principle=contents["claims"]["principle"],
-        poster={row["quantity"]: row for row in contents["claims"]["poster"]},
-        references=contents["claims"]["references"],
-        conversion=contents["claims"]["conversion"],
+        **{key: claims[key] for key in ("conversion", "paper", "principle", "references")},
+        poster={row["quantity"]: row for row in claims["poster"]},
         chosen_on_test=chosen_on_test(provenance),
         recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
-        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in contents["claims"]["claims"]],
-        counts=count_verdicts(contents["claims"]["claims"]),
+        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in claims["claims"]],
+        counts=count_verdicts(claims["claims"]),
         provenance=provenance,
         stages={row["stage"]: row for row in provenance.get("stages", [])},
         recipes=provenance["recipes"],
@@ -142,7 +130,12 @@ def render(reports: Path, title: str) -> str:
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),
         datasets=[
-            dataset_view(name, reports / "figures", with_raw_values(name, contents, results, timings), results, latents)
+            {
+                **dataset_view(name, reports / "figures", provenance, results, latents),
+                "metrics": metrics[name],
+                "timings": medians[name],
+                "poster": [poster_row(row, metrics[name], medians[name]) for row in claims["poster"]],
+            }
             for name in provenance["datasets"]
         ],
     )
@@ -163,43 +156,37 @@ def published_view(reports: Path) -> dict[str, Any]:
     }
 
 
-def with_raw_values(
-    name: str, contents: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
-) -> dict[str, Mapping[str, Any]]:
-    """The contents of the JSON files, with the raw values of the means and medians of one data set added."""
-    all_classes = results[(results["dataset"] == name) & (results["class"] == "all")]
-    dataset_timings = timings[timings["dataset"] == name]
-    times = {key: rows["value"].tolist() for key, rows in dataset_timings.groupby(["recipe", "quantity", "unit"])}
+def raw_values(results: pd.DataFrame, timings: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The raw values behind the means over seeds and the medians, by data set, recipe and quantity."""
+    raw = {}
+    all_classes = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
+    for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
+        for (dataset, recipe), rows in all_classes.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
+            raw[str(dataset), str(recipe), quantity] = seeds(rows["seed"], rows[quantity])
+    for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
+        raw[str(dataset), str(recipe), f"{time}_{unit}"] = {"what": unit, "values": values.tolist()}
+    return raw
 
-    def of_seeds(recipe: str, quantity: str) -> dict[str, Any]:
-        column = SEEDS.get(quantity)
-        rows = all_classes[all_classes["recipe"] == recipe].dropna(subset=[column]) if column else all_classes[:0]
-        return seeds(rows["seed"], rows[column]) if column and len(rows) else {}
 
-    def of_times(recipe: str, quantity: str) -> dict[str, Any]:
-        time, _, unit = quantity.rpartition("_")
-        values = times.get((recipe, time, unit), [])
-        return {"what": unit, "values": values} if values else {}
-
-    def filled(content: Mapping[str, Any], raw: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
-        by_recipe = {
-            recipe: {key: {**value, "raw": raw(recipe, key)} for key, value in figures.items()}
-            for recipe, figures in content[name].items()
-        }
-        return {**content, name: by_recipe}
-
+def with_raw_values(content: Mapping[str, Any], raw: Mapping[tuple[str, str, str], Any]) -> dict[str, Any]:
+    """The content of `metrics.json` or `timings.json`, with the raw values of each mean or median."""
     return {
-        **contents,
-        "metrics": filled(contents["metrics"], of_seeds),
-        "timings": filled(contents["timings"], of_times),
+        dataset: {
+            recipe: {name: {**figure, "raw": raw.get((dataset, recipe, name), {})} for name, figure in figures.items()}
+            for recipe, figures in recipes.items()
+        }
+        for dataset, recipes in content.items()
     }
 
 
 def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
     """The labels of the recipes whose weights were chosen on the test set."""
-    trainings = {name: provenance["params"]["recipes"][name]["training"] for name in provenance["recipes"]}
-    chosen = [name for name, training in trainings.items() if training and training["holdout"] == "test"]
-    return [provenance["recipes"][name]["label"] for name in chosen]
+    recipes = provenance["params"]["recipes"]
+    return [
+        look["label"]
+        for name, look in provenance["recipes"].items()
+        if (training := recipes[name]["training"]) and training["holdout"] == "test"
+    ]
 
 
 def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -216,19 +203,18 @@ def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def dataset_view(
-    name: str, folder: Path, contents: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
+    name: str, folder: Path, provenance: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
 ) -> dict[str, Any]:
-    """The values that the page shows for one data set.
+    """The values that the page shows for one data set, but for its metrics and timings.
 
     Args:
         name: The data set.
         folder: The folder of the figures.
-        contents: The contents of the JSON files, by name without suffix.
+        provenance: The content of `provenance.json`.
         results: The table of all results.
         latents: The table of all latents, a row for each seed.
     """
-    metrics, timings = contents["metrics"][name], contents["timings"][name]
-    recipes = contents["provenance"]["recipes"]
+    recipes = provenance["recipes"]
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
     figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
@@ -238,17 +224,14 @@ def dataset_view(
 
     return {
         "name": name,
-        "info": contents["provenance"]["datasets"][name],
-        "metrics": metrics,
+        "info": provenance["datasets"][name],
         "latents": latents[latents["dataset"] == name].to_dict("records"),
-        "timings": timings,
-        "poster": [poster_row(row, metrics, timings) for row in contents["claims"]["poster"]],
         "worst": {recipe: worst.get(recipe) for recipe in recipes},
         "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
-        "machines": len(training_machines(name, contents["provenance"])),
+        "machines": len(training_machines(name, provenance)),
         "classes": class_table(rows, recipes),
         "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
-        **{grid: recipes_with_images(grid) for grid in GRIDS},
+        **{grid: recipes_with_images(grid) for grid in get_args(Grid)},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from pipeline.core.params import Params
@@ -13,11 +13,13 @@ from pipeline.results.reading import MIXTURE, Cell, Results
 from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, round_significant
 from pipeline.results.unfinished import Unfinished
 
+WITHOUT_EFFECT = {"report", "checkpoint_seconds"}  # no figure depends on these parameters
+
 
 def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
     """The content of `provenance.json`; ``paper`` contains the parameters that ours are compared with."""
     params = results.params
-    ours = _resolved(params)
+    ours = plain_values(params, exclude=WITHOUT_EFFECT)
     recipes = looks(params.grid.recipes)
     return {
         "preset": params.preset,
@@ -30,13 +32,13 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "environments": environments(results),
         "commands": commands(results),
         "params": ours,
-        "differences": differences(ours, _resolved(paper)),
+        "differences": differences(ours, plain_values(paper, exclude=WITHOUT_EFFECT)),
     }
 
 
-def _resolved(params: Params) -> dict[str, Any]:
-    """The parameters that figures depend on as plain values, without the machine's paths."""
-    values = params.model_dump(mode="json", exclude={"report", "checkpoint_seconds"})
+def plain_values(params: Params, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+    """The parameters, but for some sections, as plain values without the machine's paths."""
+    values = params.model_dump(mode="json", exclude=set(exclude))
     for source in values["data"].values():
         source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
     return values

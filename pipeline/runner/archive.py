@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -13,30 +12,41 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from jinja2 import TemplateError
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 
-from pipeline.core.cell import Key
+from pipeline.core.cell import COMMANDS, Key
 from pipeline.core.console import UserError
-from pipeline.core.files import replacing, without_paths
+from pipeline.core.files import replacing, sha256, without_paths
 from pipeline.core.params import Params, Section, load_params
-from pipeline.page.view import render
-from pipeline.results.reading import read_cell, read_densities, read_measurement, read_mixture, read_run, read_samples
+from pipeline.core.record import Status
+from pipeline.page.filters import as_yaml
+from pipeline.page.published_runs import MANIFEST
+from pipeline.page.view import DAMAGES, render
+from pipeline.results.provenance import plain_values
+from pipeline.results.reading import (
+    read_cell,
+    read_densities,
+    read_evaluation,
+    read_measurement,
+    read_mixture,
+    read_run,
+    read_samples,
+)
 from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 from pipeline.runner.dvc_file import Step
 from pipeline.runner.ledger import Ledger, digest_of, files_under
 
-MANIFEST = "manifest.json"
+# What was run: its SHA-256 is in the manifest.
+CODE = ("lunet", "pipeline", "dvc.yaml")
 PARAMS = "params.yaml"
 TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
 COLLECTED = ("metrics.json", "timings.json", "claims.json", "mixture.json", "provenance.json", *TABLES)
 LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
-SUFFIXES = {".json", ".csv", ".yaml", ".svg", ".png", ".npy"}
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
+SUFFIXES = TEXTS | {".png", ".npy"}
 
 
 class CellStatus(Section):
@@ -49,7 +59,7 @@ class CellStatus(Section):
     dataset: str
     recipe: str
     seed: int | None
-    status: Literal["complete", "diverged", "out_of_memory", "partial", "missing", "failed"]
+    status: Literal[Status, "partial", "missing", "failed"]
     message: str | None
     epochs: dict[str, float | None] | None = None
     planned_epochs: float | None = None
@@ -62,7 +72,7 @@ class CellStatus(Section):
     @property
     def finished(self) -> bool:
         """Whether the cell has ended, successfully or not."""
-        return self.status in ("complete", "diverged", "out_of_memory")
+        return self.status in get_args(Status)
 
 
 class Manifest(Section):
@@ -84,8 +94,7 @@ class Manifest(Section):
 
 def code_digests() -> dict[str, str]:
     """The SHA-256 of each file of the code, in the present folder."""
-    files = [file for folder in ("lunet", "pipeline") for file in files_under(Path(folder))]
-    return {file.as_posix(): digest_of(file) for file in [*files, Path("dvc.yaml")]}
+    return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
 
 
 def pack(
@@ -101,13 +110,11 @@ def pack(
         cells: The status of each cell.
         reports: The folder that collect wrote.
     """
-    contents = {name: (reports / name).read_bytes() for name in COLLECTED}
-    for file in files_under(reports / "figures"):
-        contents[f"figures/{file.name}"] = file.read_bytes()
-    for step in done:
-        for file in [ledger.path(step), *ledger.results(step)]:
-            contents[file.as_posix()] = file.read_bytes()
-    contents[PARAMS] = _params_text(params)
+    files = {name: reports / name for name in COLLECTED}
+    files |= {f"figures/{file.name}": file for file in files_under(reports / "figures")}
+    files |= {file.as_posix(): file for step in done for file in [ledger.path(step), *ledger.results(step)]}
+    contents = {name: file.read_bytes() for name, file in files.items()}
+    contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
     environments = json.loads(contents["provenance.json"])["environments"]
     states = {(group["environment"]["commit"], group["environment"]["dirty"]) for group in environments}
     commit, dirty = states.pop() if len(states) == 1 else (None, None)
@@ -120,9 +127,9 @@ def pack(
         environments=environments,
         cells=list(cells),
         code=code_digests(),
-        files={name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())},
+        files={name: sha256(content) for name, content in sorted(contents.items())},
     )
-    contents[MANIFEST] = json_bytes(manifest.model_dump(mode="json"))
+    contents[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n"
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as tar:
         for name, content in sorted(contents.items()):
@@ -155,22 +162,6 @@ def unpack(archive: Path, folder: Path) -> Manifest:
         # The folder is temporary, so the message names only the archive.
         raise UserError(f"{archive} cannot be published: {str(error).replace(f'{folder}/', '')}") from None
     return manifest
-
-
-def json_bytes(value: Any) -> bytes:
-    """A value in the format of the pipeline's JSON files."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _params_text(params: Params) -> bytes:
-    """All parameters as YAML, with paths of the machine replaced."""
-    values = params.model_dump(mode="json")
-    for source in values["data"].values():
-        source |= {key: "<path>" for key in ("folder", "path") if source.get(key)}
-    text, writer = io.BytesIO(), YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.dump(values, text)
-    return text.getvalue()
 
 
 def _read(archive: Path) -> dict[str, bytes]:
@@ -221,10 +212,13 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
         differing = ", ".join(sorted(packed ^ listed)[:5])
         raise UserError(f"{archive} and its {MANIFEST} do not name the same files: {differing}")
     for name in [*sorted(packed), MANIFEST]:
-        content = contents[name]
-        if name != MANIFEST and hashlib.sha256(content).hexdigest() != manifest.files[name]:
+        if name != MANIFEST and sha256(contents[name]) != manifest.files[name]:
             raise UserError(f"{archive}: {name} is not what was packed: its SHA-256 is another")
-        if Path(name).suffix in TEXTS and (path := path_in(_text(archive, name, content))):
+        try:
+            path = path_in(contents[name].decode()) if Path(name).suffix in TEXTS else None
+        except UnicodeDecodeError:
+            raise UserError(f"{archive}: {name} is no text in UTF-8") from None
+        if path:
             raise UserError(f"{archive}: {name} tells a path of a machine: {path}")
     return manifest
 
@@ -232,19 +226,11 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
 def path_in(text: str) -> str | None:
     """The first absolute path in a text, or None; web addresses are not paths."""
     text = re.sub(r"\bhttps?://[\w./#-]+", "", text)
-    for line in text.splitlines():
-        cleaned = without_paths(line)
-        if cleaned != line:
-            start = next(i for i, (old, new) in enumerate(zip(line, f"{cleaned} ", strict=False)) if old != new)
-            return line[start : start + 60].split()[0].rstrip("\"',;")
-    return None
-
-
-def _text(archive: Path, name: str, content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{archive}: {name} is no text in UTF-8") from None
+    cleaned = without_paths(text)
+    if cleaned == text:
+        return None
+    start = next(i for i, (old, new) in enumerate(zip(text, f"{cleaned} ", strict=False)) if old != new)
+    return text[start : start + 60].split()[0].rstrip("\"',;")
 
 
 def _check_results(folder: Path, manifest: Manifest) -> None:
@@ -255,52 +241,54 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     params = load_params(folder / PARAMS)
     if params.preset != manifest.preset:
         raise UserError(f"{MANIFEST} is of the preset {manifest.preset}, but {PARAMS} of {params.preset}")
-    states = {(cell.stage, cell.key): cell for cell in manifest.cells}
     grid = params.grid
-    pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
-    keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
-    if set(states) != {("measure", pair) for pair in pairs} | set(product(("train", "evaluate"), keys)):
+    pairs = {Key(*pair) for pair in product(grid.datasets, grid.recipes)}
+    keys = {Key(*key) for key in product(grid.datasets, grid.recipes, grid.seeds)}
+    cells = {(cell.stage, cell.key) for cell in manifest.cells}
+    if cells != {*product(["measure"], pairs), *product(["train", "evaluate"], keys)}:
         raise UserError(f"{MANIFEST} does not tell of exactly the cells that the grid of {PARAMS} has")
     read_densities(folder / "runs", read_mixture(folder / "runs", params))
-    for (stage, key), state in states.items():
-        _check_cell(folder / "runs", params, stage, key, state)
+    finished: dict[str, set[Key]] = {stage: set() for stage in COMMANDS}
+    for cell in manifest.cells:
+        _check_cell(folder / "runs", params, cell)
+        if cell.finished:
+            finished[cell.stage].add(cell.key)
     tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}
-    finished = {cell for cell, state in states.items() if state.finished}
-    for name, stages in (("results.csv", {"train", "evaluate"}), ("timings.csv", {"measure"})):
-        table = tables[name]
-        expected = {key for _, key in finished if all((stage, key) in finished for stage in stages)}
-        seeds = table["seed"] if name == "results.csv" else [None] * len(table)
-        unexpected = set(map(Key, table["dataset"], table["recipe"], seeds)) - expected
-        if unexpected:
+    expected = {"results.csv": finished["train"] & finished["evaluate"], "timings.csv": finished["measure"]}
+    for name, known in expected.items():
+        columns = [tables[name][field] for field in Key._fields if field in tables[name]]
+        if unexpected := set(map(Key, *columns)) - known:
             raise UserError(f"{name} has figures of {unexpected.pop()}, which {MANIFEST} does not call finished")
     try:
         render(folder, params.report.title)
-    except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
+    except DAMAGES as error:
         raise UserError(f"no report can be made of it: {type(error).__name__}: {error}") from None
 
 
-def _check_cell(runs: Path, params: Params, stage: str, key: Key, state: CellStatus) -> None:
+def _check_cell(runs: Path, params: Params, cell: CellStatus) -> None:
     """Check that a cell's files exist and agree with the manifest if it is finished, and do not exist otherwise."""
-    files = {
-        "train": runs / "train" / str(key) / "run.json",
-        "evaluate": runs / "evaluate" / f"{key}.json",
-        "measure": runs / "measure" / f"{key}.json",
-    }
-    if not state.finished:
-        if files[stage].exists():
-            raise UserError(f"{files[stage]} is there, though {MANIFEST} calls that cell {state.status}")
+    file = runs / cell.stage / (f"{cell.key}/run.json" if cell.stage == "train" else f"{cell.key}.json")
+    if not cell.finished:
+        if file.exists():
+            raise UserError(f"{file} is there, though {MANIFEST} calls that cell {cell.status}")
         return
-    if stage == "measure":
-        status = read_measurement(runs, key).status
-    elif stage == "train":
-        run = read_run(runs, params, key)
-        status = run.status
-        if state.epochs != {name: model.epochs for name, model in run.models.items()}:
-            raise UserError(f"{files[stage]} has other epochs than {MANIFEST}")
-    else:
-        cell = read_cell(runs, params, key)
-        status = cell.evaluation.status
+    status, _, epochs = read_outcome(runs, params, cell.stage, cell.key)
+    if epochs != cell.epochs:
+        raise UserError(f"{file} has other epochs than {MANIFEST}")
+    if cell.stage == "evaluate":
+        results = read_cell(runs, params, cell.key)
         if status == "complete":
-            read_samples(cell)
-    if status != state.status:
-        raise UserError(f"{files[stage]} is {status}, but {MANIFEST} calls it {state.status}")
+            read_samples(results)
+    if status != cell.status:
+        raise UserError(f"{file} is {status}, but {MANIFEST} calls it {cell.status}")
+
+
+def read_outcome(
+    runs: Path, params: Params, stage: str, key: Key
+) -> tuple[Status, str | None, dict[str, float | None] | None]:
+    """The status and the message in the file of a finished cell, and the epochs of each model of a training."""
+    if stage == "train":
+        run = read_run(runs, params, key)
+        return run.status, run.message, {name: model.epochs for name, model in run.models.items()}
+    record = read_evaluation(runs, key) if stage == "evaluate" else read_measurement(runs, key)
+    return record.status, record.message, None

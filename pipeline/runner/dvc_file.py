@@ -82,19 +82,18 @@ def _merged(values: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, 
 def _cells(name: str, stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Step]:
     if "foreach" in stage:
         for key, fields in value_of(params, _placeholder(stage["foreach"])).items():
-            known = {"key": key, **{f"item.{field}": str(value) for field, value in fields.items()}}
-            yield _step(name, stage["do"], {"dataset": key}, known)
+            yield _step(name, stage["do"], {"dataset": key}, fields)
         return
     matrix = {item: value_of(params, _placeholder(text)) for item, text in stage.get("matrix", {}).items()}
     for values in product(*matrix.values()):
         item = dict(zip(matrix, values, strict=True))
-        known = {"key": "-".join(map(str, values)), **{f"item.{key}": str(value) for key, value in item.items()}}
-        yield _step(name, stage, item, known)
+        yield _step(name, stage, item, item)
 
 
-def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], known: Mapping[str, str]) -> Step:
-    """One step of a stage; ``known`` has the values of its placeholders."""
+def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], fields: Mapping[str, Any]) -> Step:
+    """One step of a stage; ``fields`` has the values of the placeholders ``item.<field>``."""
     outs = [path for kind in ("outs", "metrics", "plots") for path in stage.get(kind, [])]
+    known = {"key": "-".join(map(str, item.values())), **{f"item.{field}": str(fields[field]) for field in fields}}
 
     def fill(text: str) -> str:
         return re.sub(r"\$\{([\w.]+)\}", lambda match: known[match[1]], text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -54,13 +53,13 @@ class Ledger:
 
     def is_done(self, step: Step) -> bool:
         """Whether a step's files exist and were made from the present inputs."""
-        note = self._current(step)
-        if note is None or note.outs is None:
+        outs = self._outs(step)
+        if outs is None:
             return False
-        missing = [file for file in note.outs if not Path(file).exists()]
-        present = [file for file in note.outs if file not in missing]
-        if any(digest_of(Path(file)) != note.outs[file] for file in present):
+        digests = {file: digest_of(Path(file)) for file in outs}
+        if any(digest not in ("", outs[file]) for file, digest in digests.items()):
             return False
+        missing = [file for file, digest in digests.items() if not digest]
         only_weights = step.stage == "train" and all("/flows/" in file for file in missing)
         return not missing or (only_weights and self.is_done(self._evaluations[step.key]))
 
@@ -71,8 +70,7 @@ class Ledger:
 
     def results(self, step: Step) -> list[Path]:
         """The files of a finished step, without weights."""
-        note = self._current(step)
-        return [Path(file) for file in (note.outs or {} if note else {}) if "/flows/" not in file]
+        return [Path(file) for file in self._outs(step) or {} if "/flows/" not in file]
 
     def begin(self, step: Step) -> None:
         """Record that a step has begun."""
@@ -94,11 +92,16 @@ class Ledger:
             return None
         return note if note.inputs == self._inputs(step) else None
 
+    def _outs(self, step: Step) -> dict[str, str] | None:
+        """The digests of a finished step's files; None if it has not succeeded with the present inputs."""
+        note = self._current(step)
+        return None if note is None else note.outs
+
     def _inputs(self, step: Step) -> dict[str, str] | None:
         """A digest of each input of a step; None if a step that it needs has not succeeded."""
-        inputs = {"command": _sha256(" ".join(step.command).encode())}
+        inputs = {"command": sha256(" ".join(step.command).encode())}
         for key in step.params:
-            inputs[f"params {key}"] = _sha256(json.dumps(value_of(self._params, key), sort_keys=True).encode())
+            inputs[f"params {key}"] = sha256(json.dumps(value_of(self._params, key), sort_keys=True).encode())
         for dep in step.deps:
             maker = self._makers.get(dep)
             if maker is None:
@@ -107,10 +110,10 @@ class Ledger:
             if maker.stage == "data":
                 inputs[dep] = self._data(Path(dep))
                 continue
-            note = self._current(maker)
-            if note is None or note.outs is None:
+            outs = self._outs(maker)
+            if outs is None:
                 return None
-            inputs[dep] = _sha256(json.dumps(note.outs, sort_keys=True).encode())
+            inputs[dep] = sha256(json.dumps(outs, sort_keys=True).encode())
         return inputs
 
 
@@ -125,9 +128,5 @@ def digest_of(path: Path) -> str:
     """A digest of a file, or of the names and contents of a folder's files; empty if the path does not exist."""
     if path.is_dir():
         names = {file.relative_to(path).as_posix(): digest_of(file) for file in files_under(path)}
-        return _sha256(json.dumps(names).encode())
+        return sha256(json.dumps(names).encode())
     return sha256(path) if path.is_file() else ""
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

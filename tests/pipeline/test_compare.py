@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from pipeline import compare
-from pipeline.compare import Side, margin, read_side, report
+from pipeline.compare import Side, read_side, report
 from pipeline.core.console import UserError
 from pipeline.results.statistics import mean_interval
 
@@ -46,7 +46,7 @@ def verdicts(before: Side, now: Side) -> dict[str, str]:
 def test_the_noise_over_seeds_is_welch_s() -> None:
     old, new = (1.8, 1.9, 2.0, 1.85), (2.1, 2.3, 2.2)
     sides = [side({"mnist": {"lunet": {"best_epoch": figure(*samples)}}}) for samples in (old, new)]
-    noise = margin(*(one.variances(("mnist", "lunet", "best_epoch")) for one in sides))
+    noise = compare.compare(*sides)["noise"].item()
     interval = stats.ttest_ind(new, old, equal_var=False).confidence_interval(0.95)
     assert noise == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
 
@@ -65,13 +65,17 @@ def test_the_noise_over_images_counts_for_bits_per_dim_with_one_seed() -> None:
 def test_both_kinds_of_noise_add_up() -> None:
     rows = "".join(f"mnist,lunet,{seed},all,complete,100,0.3\n" for seed in (0, 1))
     found = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8, 1.9)}}}, rows)
-    variances = found.variances(("mnist", "lunet", "bits_per_dim"))
-    assert variances == [pytest.approx((0.05**2, 1)), pytest.approx((0.3**2 / 100, 99))]
+    over_seeds, over_images = 0.05**2, 0.3**2 / 100
+    total = 2 * (over_seeds + over_images)
+    freedom = total**2 / (2 * (over_seeds**2 / 1 + over_images**2 / 99))
+    noise = compare.compare(found, found)["noise"].item()
+    assert noise == pytest.approx(stats.t.ppf(0.975, freedom) * total**0.5)
 
 
 def test_a_share_of_images_has_binomial_noise() -> None:
     found = side({"mnist": {"lunet": {"classification_accuracy": figure(0.9)}}}, "mnist,lunet,0,all,complete,100,0.3\n")
-    assert found.variances(("mnist", "lunet", "classification_accuracy")) == [pytest.approx((0.0009, 99))]
+    noise = compare.compare(found, found)["noise"].item()
+    assert noise == pytest.approx(stats.t.ppf(0.975, 2 * 99) * (2 * 0.0009) ** 0.5)
 
 
 def test_parameters_have_no_noise() -> None:
