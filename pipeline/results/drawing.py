@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.results import figures
 from pipeline.results.image_grid import real_images, write_grid
-from pipeline.results.looks import Look
+from pipeline.results.looks import TIMES, Look
 from pipeline.results.reading import Results, read_samples
 
 PHASES = ("training", "sampling")
@@ -39,18 +39,15 @@ def draw(
     bits = {recipe: values["bits_per_dim"] for recipe, values in metrics.items() if "bits_per_dim" in values}
     if bits:
         figures.likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, looks)
-    if timings["quantity"].isin(list(figures.TIMES)).any():
+    if timings["quantity"].isin(list(TIMES)).any():
         poster = poster_times(contents["claims.json"]["poster"])
         figures.times(folder / f"times-{dataset}.svg", timings, looks, poster)
+    names = {phase: f"memory_{phase}_mib" for phase in PHASES}
     peaks = {
-        recipe: by_phase
+        recipe: {phase: quantities[name]["median"] for phase, name in names.items() if name in quantities}
         for recipe, quantities in medians.items()
-        if (
-            by_phase := {
-                phase: quantities[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in quantities
-            }
-        )
     }
+    peaks = {recipe: by_phase for recipe, by_phase in peaks.items() if by_phase}
     if peaks:
         figures.memory(folder / f"memory-{dataset}.svg", peaks, floors, looks)
     determinant = timings[timings["quantity"].str.startswith("determinant_")]

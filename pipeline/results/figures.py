@@ -15,23 +15,20 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.results.looks import INK, KNOWN, Look
+from pipeline.results.looks import INK, KNOWN, TIMES, Look
 
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -66,8 +63,24 @@ def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         )
 
 
-def _plain(value: float, _position: int = 0) -> str:
-    return f"{value:g}"
+def _plain_numbers(axis: Axis, ticks: LogLocator | None = None) -> None:
+    """Write the numbers of a logarithmic axis in full; with ``ticks``, at those places alone."""
+    axis.set_major_formatter("{:g}".format)
+    if ticks is not None:
+        axis.set_major_locator(ticks)
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Name horizontal rows on the left, without ticks and grid."""
+    axes.set_yticks(positions, names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
+def _note(axes: Axes, text: str, x: float, y: float, offset: int = 4, **style: Any) -> None:
+    """Write a text to the right of a point."""
+    axes.annotate(text, (x, y), (offset, 0), textcoords="offset points", va="center", **style)
 
 
 def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
@@ -99,9 +112,7 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
             _draw_bundle(axes, bundle(trained[trained["recipe"] == recipe], "seconds", "holdout_bits_per_dim"), look)
         axes.set_xscale("log")
         # A short training spans less than a decade.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes.xaxis, LogLocator(subs=(1, 2, 5)))
         if axes.lines:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
         axes.set_xlabel("seconds of training, logarithmic")
@@ -119,8 +130,7 @@ def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
     """Draw the mean as a line; with several curves, also a band from the minimum to the maximum."""
     if not len(curve):
         return
-    style: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
-    axes.plot(curve["x"], curve["mean"], **style)
+    axes.plot(curve["x"], curve["mean"], markersize=4, linewidth=1.6, **look.line)
     if curve["n"].max() > 1:
         axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
 
@@ -144,16 +154,14 @@ def likelihoods(
                 if interval["ci_low"] is not None:
                     axes.plot([interval["ci_low"], interval["ci_high"]], [position, position], color=INK, linewidth=1.4)
             end = value if interval is None or interval["ci_high"] is None else max(value, interval["ci_high"])
-            axes.annotate(f"{value:.2f}", (end, position), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            _note(axes, f"{value:.2f}", end, position, fontsize=9)
         names = [name if interval is None else recipes[name].label for _, name, interval in bars]
-        axes.set_yticks(range(len(bars)), names)
+        _name_rows(axes, range(len(bars)), names)
         for tick, (_, _, interval) in zip(axes.get_yticklabels(), bars, strict=True):
             tick.set_alpha(0.7 if interval is None else 1.0)
             tick.set_fontweight("normal" if interval is None else "bold")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel("test bits per dimension (shorter is better)")
 
 
@@ -163,23 +171,11 @@ def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None
     with figure(path, 3.2) as axes:
         axes.axhline(0, color=INK, linewidth=0.9)
         for recipe, line in first.groupby("recipe", sort=False):
-            look = recipes[str(recipe)]
             difference = line["projection_quantile"] - line["normal_quantile"]
-            style: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
-            axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **style)
+            axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **recipes[str(recipe)].line)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
         axes.set_xlabel("quantile of the standard normal")
         axes.set_ylabel("how far the latents’ is off")
-
-
-TIMES = {
-    "step": "training step",
-    "optimizer_step": "optimizer’s update alone",
-    "density_small": "density, small batch, per image",
-    "density_large": "density, large batch, per image",
-    "sampling_small": "sampling, small batch, per image",
-    "sampling_large": "sampling, large batch, per image",
-}
 
 
 def times(
@@ -215,24 +211,11 @@ def times(
             if printed is not None:
                 axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:
-            coordinates = ("axes fraction", "data")
-            axes.annotate(
-                title,
-                (0, height),
-                (5, 0),
-                xycoords=coordinates,
-                textcoords="offset points",
-                va="center",
-                fontweight="bold",
-            )
-        axes.set_yticks([height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+            _note(axes, title, 0, height, 5, xycoords=("axes fraction", "data"), fontweight="bold")
+        _name_rows(axes, [height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
         axes.set_ylim(position, -0.7)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=8))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes.xaxis, LogLocator(numticks=8))
         axes.set_xlabel("milliseconds, logarithmic")
 
 
@@ -259,13 +242,10 @@ def memory(
                         ends = [position + offset - 0.17, position + offset + 0.17]
                         axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
                     label = f"{by_phase[phase]:,.0f} {phase}"
-                    end = (by_phase[phase], position + offset)
-                    axes.annotate(label, end, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-        axes.set_yticks(range(len(peaks)), [recipes[recipe].label for recipe in peaks])
-        axes.tick_params(axis="y", length=0)
+                    _note(axes, label, by_phase[phase], position + offset, fontsize=8.5)
+        _name_rows(axes, range(len(peaks)), [recipes[recipe].label for recipe in peaks])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.35 * max((max(by_phase.values(), default=0) for by_phase in peaks.values()), default=1) or 1)
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("MiB at the peak")
 
 
@@ -284,8 +264,8 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
             axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **style)
         axes.set_yscale("log")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.yaxis)
         axes.set_xlabel("width D")
         axes.set_ylabel("milliseconds")
         axes.legend(loc="upper left")
