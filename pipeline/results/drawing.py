@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from pipeline.results import figures
 from pipeline.results.image_grid import real_images, write_grid
 from pipeline.results.looks import TIMES, Look
-from pipeline.results.reading import Results, read_samples
+from pipeline.results.reading import Grid, Results, read_samples
 
 PHASES = ("training", "sampling")
 # Bytes per number, and state numbers per parameter: Adam keeps two moments, SGD its momentum.
@@ -93,9 +93,10 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     write_grid(folder / f"real-{dataset}.png", real_images(data.test_images, data.test_labels, *shape))
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
-        write_grid(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
-        write_grid(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
-        if cell.evaluation.interpolations:
-            write_grid(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
-        if cell.evaluation.fitted_base_bits_per_dim is not None:
-            write_grid(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
+        left_out = {
+            "interpolations": not cell.evaluation.interpolations,
+            "fitted_base": cell.evaluation.fitted_base_bits_per_dim is None,
+        }
+        for name in get_args(Grid):
+            if not left_out.get(name):
+                write_grid(folder / f"{name}-{dataset}-{recipe}.png", read_samples(cell, name))

@@ -40,6 +40,11 @@ STYLE: Any = {
     "legend.fontsize": 9,
     "axes.axisbelow": True,
 }
+Looks = Mapping[str, Look]
+# Figures of each recipe under a second name, or the other way round.
+Figures = Mapping[str, Mapping[str, float]]
+Json = Mapping[str, Any]
+Density = NDArray[np.float32]
 WIDTH = 5.4
 MASSES = (0.99, 0.9, 0.5)
 
@@ -58,9 +63,7 @@ def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
-        figure.savefig(
-            path, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
 def _plain_numbers(axis: Axis, ticks: LogLocator | None = None) -> None:
@@ -83,7 +86,7 @@ def _note(axes: Axes, text: str, x: float, y: float, offset: int = 4, **style: A
     axes.annotate(text, (x, y), (offset, 0), textcoords="offset points", va="center", **style)
 
 
-def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def curves(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out (solid) and training (dashed) bits/dim against the epoch, with bands; see `bundle`."""
     with figure(path, 3.4) as axes:
         shown: list[float] = []
@@ -100,11 +103,10 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
         axes.plot([], [], color=INK, linewidth=1.6, label="held-out")
         axes.plot([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="training")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("bits per dimension")
+        axes.set(xlabel="epoch", ylabel="bits per dimension")
 
 
-def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def progress(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out bits/dim against the seconds of training, logarithmic, with bands; see `bundle`."""
     trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
     with figure(path, 3.4) as axes:
@@ -115,8 +117,7 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
         _plain_numbers(axes.xaxis, LogLocator(subs=(1, 2, 5)))
         if axes.lines:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
-        axes.set_xlabel("seconds of training, logarithmic")
-        axes.set_ylabel("held-out bits per dimension")
+        axes.set(xlabel="seconds of training, logarithmic", ylabel="held-out bits per dimension")
 
 
 def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -135,12 +136,7 @@ def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
         axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
 
 
-def likelihoods(
-    path: Path,
-    figures: Mapping[str, Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]],
-    recipes: Mapping[str, Look],
-) -> None:
+def likelihoods(path: Path, figures: Mapping[str, Json], references: Sequence[Json], recipes: Looks) -> None:
     """Test bits/dim of our recipes (bars with intervals) and of published figures (outlined bars), best on top."""
     ours = [(interval["mean"], recipe, interval) for recipe, interval in figures.items()]
     published = [(reference["value"], reference["label"], None) for reference in references]
@@ -165,7 +161,7 @@ def likelihoods(
         axes.set_xlabel("test bits per dimension (shorter is better)")
 
 
-def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def latents(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Quantiles of projected test latents minus those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
     with figure(path, 3.2) as axes:
@@ -174,16 +170,10 @@ def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None
             difference = line["projection_quantile"] - line["normal_quantile"]
             axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **recipes[str(recipe)].line)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
-        axes.set_xlabel("quantile of the standard normal")
-        axes.set_ylabel("how far the latents’ is off")
+        axes.set(xlabel="quantile of the standard normal", ylabel="how far the latents’ is off")
 
 
-def times(
-    path: Path,
-    rows: pd.DataFrame,
-    recipes: Mapping[str, Look],
-    poster: Mapping[str, Mapping[str, float]],
-) -> None:
+def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> None:
     """Every raw repetition on a logarithmic axis, with medians (bars) and the poster's times (open diamonds).
 
     Args:
@@ -213,18 +203,11 @@ def times(
         for height, title in titles:
             _note(axes, title, 0, height, 5, xycoords=("axes fraction", "data"), fontweight="bold")
         _name_rows(axes, [height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
-        axes.set_ylim(position, -0.7)
-        axes.set_xscale("log")
+        axes.set(ylim=(position, -0.7), xscale="log", xlabel="milliseconds, logarithmic")
         _plain_numbers(axes.xaxis, LogLocator(numticks=8))
-        axes.set_xlabel("milliseconds, logarithmic")
 
 
-def memory(
-    path: Path,
-    peaks: Mapping[str, Mapping[str, float]],
-    floors: Mapping[str, Mapping[str, float]],
-    recipes: Mapping[str, Look],
-) -> None:
+def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
     """Peak memory: training as full bars, sampling as pale bars; a mark on each bar is the lower bound.
 
     Args:
@@ -262,20 +245,15 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
             style: Any = {"color": colour, "marker": marker}
             axes.plot(samples["width"], samples["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **style)
             axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **style)
-        axes.set_yscale("log")
+        axes.set(xlabel="width D", ylabel="milliseconds", yscale="log")
         axes.set_xscale("log", base=2)
         _plain_numbers(axes.xaxis)
         _plain_numbers(axes.yaxis)
-        axes.set_xlabel("width D")
-        axes.set_ylabel("milliseconds")
         axes.legend(loc="upper left")
 
 
 def mixture(
-    path: Path,
-    densities: Mapping[str, NDArray[np.float32]],
-    box: Sequence[float],
-    points: Sequence[tuple[float, float]],
+    path: Path, densities: Mapping[str, Density], box: Sequence[float], points: Sequence[Sequence[float]]
 ) -> None:
     """The regions of highest density that contain `MASSES` of the mass, a panel for the truth and each model.
 
@@ -300,12 +278,10 @@ def mixture(
                     axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **style)
                     axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **style)
             axes.set_title(look.label, fontsize=9.5)
-            axes.set_aspect("equal")
-            axes.set_xlim(left, right)
-            axes.set_ylim(bottom, top)
+            axes.set(aspect="equal", xlim=(left, right), ylim=(bottom, top))
 
 
-def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
+def _levels(log_density: Density, area: float) -> list[float | None]:
     """The log-density on the boundary of each region of `MASSES`; None if the grid contains too little mass."""
     values = np.sort(log_density.ravel())[::-1].astype(np.float64)
     mass = np.cumsum(np.exp(values)) * area
