@@ -89,12 +89,10 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
             raise DifferentError("the recipes ran on different devices")
         if len({subject.classes for subject in compared}) > 1:
             raise DifferentError("one recipe has a model a class and the other one for all (classes)")
-    except MissingError as reason:
-        return "not_tested", f"{_capitalised(str(reason))}.", {}
-    except DifferentError as reason:
-        return "not_comparable", f"{_capitalised(str(reason))}.", {}
-    values = {name: format_number(estimate.value, 3) for name, estimate in evidence.items()}
-    sentence = claim.sentence.format_map(values)
+    except (MissingError, DifferentError) as error:
+        reason = f"{str(error)[:1].upper()}{str(error)[1:]}."
+        return "not_tested" if isinstance(error, MissingError) else "not_comparable", reason, {}
+    sentence = claim.sentence.format_map({name: format_number(number.value, 3) for name, number in evidence.items()})
     verdict = verdict_of(claim, evidence)
     level = LEVELS.index(scale.level(compared, claim.compares))
     if level < LEVELS.index(claim.needs):
@@ -111,10 +109,6 @@ def _overall(verdicts: Sequence[Verdict]) -> Verdict:
         return decided.pop() if len(decided) == 1 else "partly"
     undecided: tuple[Verdict, ...] = ("not_comparable", "not_tested_at_this_scale", "not_tested")
     return next((verdict for verdict in undecided if verdict in verdicts), "not_tested")
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _evidence_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
@@ -137,23 +131,14 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
         results: The figures by data set and recipe.
     """
     datasets: list[dict[str, Any]] = []
-    verdicts: list[Verdict] = []
     for dataset, subjects in results.items():
-        verdict, sentence, evidence = _decide(claim, scales[dataset], subjects)
+        scale = scales[dataset]
+        verdict, sentence, evidence = _decide(claim, scale, subjects)
         compared = [subjects[recipe] for recipe in claim.compares if recipe in subjects]
-        verdicts.append(verdict)
-        datasets.append(
-            {
-                "dataset": dataset,
-                "title": scales[dataset].title,
-                "verdict": verdict,
-                "label": LABELS[verdict],
-                "scale": scales[dataset].words(compared),
-                "sentence": sentence,
-                "evidence": _evidence_json(claim, evidence),
-            }
-        )
-    overall = _overall(verdicts)
+        shown: dict[str, Any] = {"dataset": dataset, "title": scale.title, "verdict": verdict, "label": LABELS[verdict]}
+        shown |= {"scale": scale.words(compared), "sentence": sentence, "evidence": _evidence_json(claim, evidence)}
+        datasets.append(shown)
+    overall = _overall([row["verdict"] for row in datasets])
     return {
         **claim.model_dump(include={"id", "title", "words", "source", "measure", "why"}),
         "rule": rule_in_words(claim),
