@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 
@@ -36,11 +37,8 @@ FALLBACK_COLOURS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
 
 def looks(recipes: Sequence[str]) -> dict[str, Look]:
     """The look of each recipe; recipes that are not in `KNOWN` take the colours of `FALLBACK_COLOURS` in turn."""
-    unknown = [recipe for recipe in recipes if recipe not in KNOWN]
-    assigned = {
-        recipe: Look(recipe, FALLBACK_COLOURS[i % len(FALLBACK_COLOURS)], "*") for i, recipe in enumerate(unknown)
-    }
-    return {recipe: KNOWN.get(recipe) or assigned[recipe] for recipe in recipes}
+    colours = cycle(FALLBACK_COLOURS)
+    return {recipe: KNOWN.get(recipe) or Look(recipe, next(colours), "*") for recipe in recipes}
 
 
 # The colour of all marks that belong to no recipe; the page replaces it with that of its text.

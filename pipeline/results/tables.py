@@ -24,7 +24,7 @@ SEEDED = CELL | {"seed": "int64"}
 ORIGIN = dict.fromkeys(("device", "host", "commit", "time"), "string")
 SPREAD = [name for name in Spread.model_fields if name != "worst_percent_share"]
 # The quantiles are lists, with a row for each level.
-LATENT = [name for name in Latents.model_fields if name not in ("levels", "projection_quantiles")]
+LATENT = [name for name in Latents.model_fields if name not in ("images", "levels", "projection_quantiles")]
 # The columns of each table with their types.
 RESULTS = (
     SEEDED
