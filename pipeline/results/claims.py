@@ -83,6 +83,9 @@ class Claim(Section):
         for name in [*self.replicated, *self.not_replicated]:
             if name not in self.evidence:
                 raise ValueError(f"the rule of {self.id!r} names {name!r}, which its evidence lacks")
+        for name, label in self.evidence.items() if self.statistic.kind in ("figures", "samples") else ():
+            if bool(label.metric) == bool(label.times):
+                raise ValueError(f"the evidence {name!r} of {self.id!r} must have either a metric or two times")
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.core.params import Params
 from pipeline.results.claims import LABELS, Bounds, Claim, Level, Verdict, load_claims
@@ -14,15 +14,14 @@ from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
 from pipeline.results.statistics import format_number
 
-# Added to the sentence where the scale is too small to decide the claim, by the verdict that its bounds would give; the
-# smoke preset adds nothing.
+# The verdicts that decide a claim, with what is added to its sentence where the scale is too small to decide it and its
+# bounds would give that verdict; the smoke preset adds nothing.
 LEANINGS: dict[Verdict, str] = {
     "replicated": " By the same bounds the claim would hold here.",
     "partly": " By the same bounds the claim would hold in part here.",
     "not_replicated": " By the same bounds the claim would not hold here.",
 }
-DECIDED: tuple[Verdict, ...] = ("replicated", "partly", "not_replicated")
-LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
 
 
 def _overall(verdicts: Sequence[Verdict]) -> Verdict:
-    decided = {verdict for verdict in verdicts if verdict in DECIDED}
+    decided = {verdict for verdict in verdicts if verdict in LEANINGS}
     if decided:
         return decided.pop() if len(decided) == 1 else "partly"
     undecided: tuple[Verdict, ...] = ("not_comparable", "not_tested_at_this_scale", "not_tested")
