@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,14 +16,8 @@ SHOWN = 10  # validation errors listed in one message
 RESTORE = "Mend it, or take it as it was with: git checkout pipeline/results/claims.yaml"
 
 Verdict = Literal["replicated", "partly", "not_replicated", "not_tested_at_this_scale", "not_tested", "not_comparable"]
-LABELS: dict[Verdict, str] = {
-    "replicated": "Replicated",
-    "partly": "Partly replicated",
-    "not_replicated": "Not replicated",
-    "not_tested_at_this_scale": "Not tested at this scale",
-    "not_tested": "Not tested",
-    "not_comparable": "Not comparable",
-}
+LABELS: dict[Verdict, str] = {name: name.replace("_", " ").capitalize() for name in get_args(Verdict)}
+LABELS["partly"] = "Partly replicated"
 
 Kind = Literal["difference", "ratio", "determinant", "figures", "samples"]
 Level = Literal["smoke", "laptop", "paper"]
@@ -89,6 +83,9 @@ class Claim(Section):
         for name in [*self.replicated, *self.not_replicated]:
             if name not in self.evidence:
                 raise ValueError(f"the rule of {self.id!r} names {name!r}, which its evidence lacks")
+        for name, label in self.evidence.items() if self.statistic.kind in ("figures", "samples") else ():
+            if bool(label.metric) == bool(label.times):
+                raise ValueError(f"the evidence {name!r} of {self.id!r} must have either a metric or two times")
         return self
 
 

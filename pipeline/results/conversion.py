@@ -39,9 +39,9 @@ def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
         if test is None or per_class is None or test.poster_bits_per_pixel is None:
             continue
         if (value := converted(per_class, recipe, dataset)) is not None:
-            figures = (test.poster_bits_per_pixel, value, test.bits_per_dim.mean)
-            named = dict(zip(("printed", "converted", "honest"), map(round_significant, figures), strict=True))
-            checks.append({"title": dataset.title, **cell.key._asdict(), **named})
+            bits = {"printed": test.poster_bits_per_pixel, "converted": value, "honest": test.bits_per_dim.mean}
+            rounded = {name: round_significant(value) for name, value in bits.items()}
+            checks.append({"title": dataset.title, **cell.key._asdict(), **rounded})
     return {"poster": poster, "checks": checks}
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from pipeline.results import figures
 from pipeline.results.image_grid import real_images, write_grid
-from pipeline.results.looks import Look
-from pipeline.results.reading import Results, read_samples
+from pipeline.results.looks import TIMES, Look
+from pipeline.results.reading import Grid, Results, read_samples
 
 PHASES = ("training", "sampling")
 
@@ -36,18 +36,15 @@ def draw(
     bits = {recipe: values["bits_per_dim"] for recipe, values in metrics.items() if "bits_per_dim" in values}
     if bits:
         figures.likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, looks)
-    if timings["quantity"].isin(list(figures.TIMES)).any():
+    if timings["quantity"].isin(list(TIMES)).any():
         poster = poster_times(contents["claims.json"]["poster"])
         figures.times(folder / f"times-{dataset}.svg", timings, looks, poster)
+    names = {phase: f"memory_{phase}_mib" for phase in PHASES}
     peaks = {
-        recipe: by_phase
+        recipe: {phase: quantities[name]["median"] for phase, name in names.items() if name in quantities}
         for recipe, quantities in medians.items()
-        if (
-            by_phase := {
-                phase: quantities[name]["median"] for phase in PHASES if (name := f"memory_{phase}_mib") in quantities
-            }
-        )
     }
+    peaks = {recipe: by_phase for recipe, by_phase in peaks.items() if by_phase}
     if peaks:
         figures.memory(folder / f"memory-{dataset}.svg", peaks, floors, looks)
     determinant = timings[timings["quantity"].str.startswith("determinant_")]
@@ -84,9 +81,10 @@ def draw_images(folder: Path, dataset: str, results: Results) -> None:
     write_grid(folder / f"real-{dataset}.png", real_images(data.test_images, data.test_labels, *shape))
     complete = [cell for cell in results.cells if cell.complete and cell.key.dataset == dataset]
     for recipe, cell in {cell.key.recipe: cell for cell in reversed(complete)}.items():
-        write_grid(folder / f"samples-{dataset}-{recipe}.png", read_samples(cell))
-        write_grid(folder / f"nearest-{dataset}-{recipe}.png", read_samples(cell, "nearest"))
-        if cell.evaluation.interpolations:
-            write_grid(folder / f"interpolations-{dataset}-{recipe}.png", read_samples(cell, "interpolations"))
-        if cell.evaluation.fitted_base_bits_per_dim is not None:
-            write_grid(folder / f"fitted_base-{dataset}-{recipe}.png", read_samples(cell, "fitted_base"))
+        left_out = {
+            "interpolations": not cell.evaluation.interpolations,
+            "fitted_base": cell.evaluation.fitted_base_bits_per_dim is None,
+        }
+        for name in get_args(Grid):
+            if not left_out.get(name):
+                write_grid(folder / f"{name}-{dataset}-{recipe}.png", read_samples(cell, name))

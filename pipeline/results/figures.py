@@ -15,23 +15,20 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.results.looks import INK, KNOWN, Look
+from pipeline.results.looks import INK, KNOWN, TIMES, Look
 
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -43,6 +40,11 @@ STYLE: Any = {
     "legend.fontsize": 9,
     "axes.axisbelow": True,
 }
+Looks = Mapping[str, Look]
+# Figures of each recipe under a second name, or the other way round.
+Figures = Mapping[str, Mapping[str, float]]
+Json = Mapping[str, Any]
+Density = NDArray[np.float32]
 WIDTH = 5.4
 MASSES = (0.99, 0.9, 0.5)
 
@@ -61,16 +63,30 @@ def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
-        figure.savefig(
-            path, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
-def _plain(value: float, _position: int = 0) -> str:
-    return f"{value:g}"
+def _plain_numbers(axis: Axis, ticks: LogLocator | None = None) -> None:
+    """Write the numbers of a logarithmic axis in full; with ``ticks``, at those places alone."""
+    axis.set_major_formatter("{:g}".format)
+    if ticks is not None:
+        axis.set_major_locator(ticks)
+        axis.set_minor_formatter(NullFormatter())
 
 
-def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def _name_rows(axes: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Name horizontal rows on the left, without ticks and grid."""
+    axes.set_yticks(positions, names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
+def _note(axes: Axes, text: str, x: float, y: float, offset: int = 4, **style: Any) -> None:
+    """Write a text to the right of a point."""
+    axes.annotate(text, (x, y), (offset, 0), textcoords="offset points", va="center", **style)
+
+
+def curves(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out (solid) and training (dashed) bits/dim against the epoch, with bands; see `bundle`."""
     with figure(path, 3.4) as axes:
         shown: list[float] = []
@@ -87,11 +103,10 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
         axes.plot([], [], color=INK, linewidth=1.6, label="held-out")
         axes.plot([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="training")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if len(recipes) <= 4 else 3, columnspacing=1.2)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("bits per dimension")
+        axes.set(xlabel="epoch", ylabel="bits per dimension")
 
 
-def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def progress(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out bits/dim against the seconds of training, logarithmic, with bands; see `bundle`."""
     trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
     with figure(path, 3.4) as axes:
@@ -99,13 +114,10 @@ def progress(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> Non
             _draw_bundle(axes, bundle(trained[trained["recipe"] == recipe], "seconds", "holdout_bits_per_dim"), look)
         axes.set_xscale("log")
         # A short training spans less than a decade.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes.xaxis, LogLocator(subs=(1, 2, 5)))
         if axes.lines:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
-        axes.set_xlabel("seconds of training, logarithmic")
-        axes.set_ylabel("held-out bits per dimension")
+        axes.set(xlabel="seconds of training, logarithmic", ylabel="held-out bits per dimension")
 
 
 def bundle(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -119,18 +131,12 @@ def _draw_bundle(axes: Axes, curve: pd.DataFrame, look: Look) -> None:
     """Draw the mean as a line; with several curves, also a band from the minimum to the maximum."""
     if not len(curve):
         return
-    style: Any = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.6, "label": look.label}
-    axes.plot(curve["x"], curve["mean"], **style)
+    axes.plot(curve["x"], curve["mean"], markersize=4, linewidth=1.6, **look.line)
     if curve["n"].max() > 1:
         axes.fill_between(curve["x"], curve["low"], curve["high"], color=look.colour, alpha=0.18, linewidth=0)
 
 
-def likelihoods(
-    path: Path,
-    figures: Mapping[str, Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]],
-    recipes: Mapping[str, Look],
-) -> None:
+def likelihoods(path: Path, figures: Mapping[str, Json], references: Sequence[Json], recipes: Looks) -> None:
     """Test bits/dim of our recipes (bars with intervals) and of published figures (outlined bars), best on top."""
     ours = [(interval["mean"], recipe, interval) for recipe, interval in figures.items()]
     published = [(reference["value"], reference["label"], None) for reference in references]
@@ -144,50 +150,30 @@ def likelihoods(
                 if interval["ci_low"] is not None:
                     axes.plot([interval["ci_low"], interval["ci_high"]], [position, position], color=INK, linewidth=1.4)
             end = value if interval is None or interval["ci_high"] is None else max(value, interval["ci_high"])
-            axes.annotate(f"{value:.2f}", (end, position), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            _note(axes, f"{value:.2f}", end, position, fontsize=9)
         names = [name if interval is None else recipes[name].label for _, name, interval in bars]
-        axes.set_yticks(range(len(bars)), names)
+        _name_rows(axes, range(len(bars)), names)
         for tick, (_, _, interval) in zip(axes.get_yticklabels(), bars, strict=True):
             tick.set_alpha(0.7 if interval is None else 1.0)
             tick.set_fontweight("normal" if interval is None else "bold")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel("test bits per dimension (shorter is better)")
 
 
-def latents(path: Path, rows: pd.DataFrame, recipes: Mapping[str, Look]) -> None:
+def latents(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Quantiles of projected test latents minus those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
     with figure(path, 3.2) as axes:
         axes.axhline(0, color=INK, linewidth=0.9)
         for recipe, line in first.groupby("recipe", sort=False):
-            look = recipes[str(recipe)]
             difference = line["projection_quantile"] - line["normal_quantile"]
-            style: Any = {"color": look.colour, "marker": look.marker, "label": look.label}
-            axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **style)
+            axes.plot(line["normal_quantile"], difference, linewidth=1.6, markersize=3.5, **recipes[str(recipe)].line)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1), ncols=3, columnspacing=0.8, handlelength=1.4)
-        axes.set_xlabel("quantile of the standard normal")
-        axes.set_ylabel("how far the latents’ is off")
+        axes.set(xlabel="quantile of the standard normal", ylabel="how far the latents’ is off")
 
 
-TIMES = {
-    "step": "training step",
-    "optimizer_step": "optimizer’s update alone",
-    "density_small": "density, small batch, per image",
-    "density_large": "density, large batch, per image",
-    "sampling_small": "sampling, small batch, per image",
-    "sampling_large": "sampling, large batch, per image",
-}
-
-
-def times(
-    path: Path,
-    rows: pd.DataFrame,
-    recipes: Mapping[str, Look],
-    poster: Mapping[str, Mapping[str, float]],
-) -> None:
+def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> None:
     """Every raw repetition on a logarithmic axis, with medians (bars) and the poster's times (open diamonds).
 
     Args:
@@ -215,33 +201,13 @@ def times(
             if printed is not None:
                 axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:
-            coordinates = ("axes fraction", "data")
-            axes.annotate(
-                title,
-                (0, height),
-                (5, 0),
-                xycoords=coordinates,
-                textcoords="offset points",
-                va="center",
-                fontweight="bold",
-            )
-        axes.set_yticks([height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_ylim(position, -0.7)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=8))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("milliseconds, logarithmic")
+            _note(axes, title, 0, height, 5, xycoords=("axes fraction", "data"), fontweight="bold")
+        _name_rows(axes, [height for height, _, _ in lines], [recipes[recipe].label for _, _, recipe in lines])
+        axes.set(ylim=(position, -0.7), xscale="log", xlabel="milliseconds, logarithmic")
+        _plain_numbers(axes.xaxis, LogLocator(numticks=8))
 
 
-def memory(
-    path: Path,
-    peaks: Mapping[str, Mapping[str, float]],
-    floors: Mapping[str, Mapping[str, float]],
-    recipes: Mapping[str, Look],
-) -> None:
+def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
     """Peak memory: training as full bars, sampling as pale bars; a mark on each bar is the lower bound.
 
     Args:
@@ -259,13 +225,10 @@ def memory(
                         ends = [position + offset - 0.17, position + offset + 0.17]
                         axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
                     label = f"{by_phase[phase]:,.0f} {phase}"
-                    end = (by_phase[phase], position + offset)
-                    axes.annotate(label, end, (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-        axes.set_yticks(range(len(peaks)), [recipes[recipe].label for recipe in peaks])
-        axes.tick_params(axis="y", length=0)
+                    _note(axes, label, by_phase[phase], position + offset, fontsize=8.5)
+        _name_rows(axes, range(len(peaks)), [recipes[recipe].label for recipe in peaks])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.35 * max((max(by_phase.values(), default=0) for by_phase in peaks.values()), default=1) or 1)
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("MiB at the peak")
 
 
@@ -282,20 +245,15 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
             style: Any = {"color": colour, "marker": marker}
             axes.plot(samples["width"], samples["value"], linestyle="none", markersize=3, alpha=0.35, mew=0, **style)
             axes.plot(medians.index, medians, markersize=4.5, linewidth=1.5, label=label, **style)
-        axes.set_yscale("log")
+        axes.set(xlabel="width D", ylabel="milliseconds", yscale="log")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.set_xlabel("width D")
-        axes.set_ylabel("milliseconds")
+        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.yaxis)
         axes.legend(loc="upper left")
 
 
 def mixture(
-    path: Path,
-    densities: Mapping[str, NDArray[np.float32]],
-    box: Sequence[float],
-    points: Sequence[tuple[float, float]],
+    path: Path, densities: Mapping[str, Density], box: Sequence[float], points: Sequence[Sequence[float]]
 ) -> None:
     """The regions of highest density that contain `MASSES` of the mass, a panel for the truth and each model.
 
@@ -320,12 +278,10 @@ def mixture(
                     axes.contourf(x, y, densities[name], [level, np.inf], alpha=alpha, **style)
                     axes.contour(x, y, densities[name], [level], linewidths=0.7, linestyles="solid", **style)
             axes.set_title(look.label, fontsize=9.5)
-            axes.set_aspect("equal")
-            axes.set_xlim(left, right)
-            axes.set_ylim(bottom, top)
+            axes.set(aspect="equal", xlim=(left, right), ylim=(bottom, top))
 
 
-def _levels(log_density: NDArray[np.float32], area: float) -> list[float | None]:
+def _levels(log_density: Density, area: float) -> list[float | None]:
     """The log-density on the boundary of each region of `MASSES`; None if the grid contains too little mass."""
     values = np.sort(log_density.ravel())[::-1].astype(np.float64)
     mass = np.cumsum(np.exp(values)) * area

@@ -1,9 +1,11 @@
-"""The label, colour and marker of each recipe, free of matplotlib so that the report can use them."""
+"""The looks of the recipes and the names of the times, free of matplotlib so that the report can use them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,11 @@ class Look:
     label: str
     colour: str
     marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The arguments of matplotlib for a labelled line."""
+        return {"color": self.colour, "marker": self.marker, "label": self.label}
 
 
 # Colours that colour-blind readers can distinguish, with a contrast of at least 3 on white and on near-black.
@@ -30,11 +37,19 @@ FALLBACK_COLOURS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
 
 def looks(recipes: Sequence[str]) -> dict[str, Look]:
     """The look of each recipe; recipes that are not in `KNOWN` take the colours of `FALLBACK_COLOURS` in turn."""
-    unknown = [recipe for recipe in recipes if recipe not in KNOWN]
-    assigned = {
-        recipe: Look(recipe, FALLBACK_COLOURS[i % len(FALLBACK_COLOURS)], "*") for i, recipe in enumerate(unknown)
-    }
-    return {recipe: KNOWN.get(recipe) or assigned[recipe] for recipe in recipes}
+    colours = cycle(FALLBACK_COLOURS)
+    return {recipe: KNOWN.get(recipe) or Look(recipe, next(colours), "*") for recipe in recipes}
 
 
+# The colour of all marks that belong to no recipe; the page replaces it with that of its text.
 INK = "#010203"
+
+# The measured times that are shown, with their names for readers.
+TIMES = {
+    "step": "training step",
+    "optimizer_step": "optimizer’s update alone",
+    "density_small": "density, small batch, per image",
+    "density_large": "density, large batch, per image",
+    "sampling_small": "sampling, small batch, per image",
+    "sampling_large": "sampling, large batch, per image",
+}

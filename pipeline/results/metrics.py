@@ -31,8 +31,7 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
     for pair in product(results.datasets, results.params.grid.recipes):
         cells = [cell for cell in results.cells if cell.key[:2] == pair]
-        measured = next((measured for measured in results.measurements if measured.key[:2] == pair), None)
-        measurements = [] if measured is None else [measured]
+        measurements = [measured for measured in results.measurements if measured.key[:2] == pair]
         unfinished = [cell for cell in results.unfinished if cell.key[:2] == pair]
         parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
         failed = [f"{_description(part.key)}: {part.status}" for part in parts if part.status != "complete"]
@@ -46,8 +45,8 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
         dataset, recipe = pair
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
-            times=measured_times(measured) if measured else {},
-            determinant=measured.determinant if measured else None,
+            times={name: times for measured in measurements for name, times in measured_times(measured).items()},
+            determinant=next((measured.determinant for measured in measurements), None),
             classes=results.params.recipes[recipe].classes,
             devices=frozenset(record.environment.device for record in records),
             machines=frozenset(measured.environment.host for measured in measurements),

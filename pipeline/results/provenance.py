@@ -52,10 +52,9 @@ def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], prefix: str =
         if isinstance(our_value, Mapping) and isinstance(paper_value, Mapping):
             rows += differences(our_value, paper_value, f"{prefix}{key}.")
         elif our_value != paper_value:
-            our_value, paper_value = (
-                "(a section)" if isinstance(value, Mapping) else value for value in (our_value, paper_value)
-            )
-            rows.append({"key": f"{prefix}{key}", "ours": our_value, "paper": paper_value})
+            values = {"ours": our_value, "paper": paper_value}
+            shown = {side: "(a section)" if isinstance(value, Mapping) else value for side, value in values.items()}
+            rows.append({"key": f"{prefix}{key}", **shown})
     return rows
 
 

@@ -78,9 +78,8 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Un
         UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
             command that writes it.
     """
-    grid = params.grid
+    grid, left_out = params.grid, {cell.key for cell in unfinished}
     pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
-    left_out = {cell.key for cell in unfinished}
     keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
     return Results(
         params,
@@ -129,7 +128,7 @@ def read_evaluation(runs: Path, key: Key) -> Evaluation:
 def read_mixture(runs: Path, params: Params) -> Mixture:
     """Read the mixture experiment, which must have been made with the current parameters."""
     path = runs / "mixture.json"
-    mixture = _validated(Mixture, _existing(path, MIXTURE), MIXTURE)
+    mixture = _validated(Mixture, path, MIXTURE)
     if mixture.settings != params.mixture.model_dump(mode="json"):
         raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
     return mixture
@@ -146,21 +145,22 @@ def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
     run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
-    history = _existing_of_stage(runs / "train" / str(key) / "history.csv", "train", key)
+    history = _existing(runs / "train" / str(key) / "history.csv", key.command("train"))
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
 def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
     """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
-    path = _existing_of_stage(cell.samples.with_name(f"{name}.npy"), "evaluate", cell.key)
+    command = cell.key.command("evaluate")
+    path = _existing(cell.samples.with_name(f"{name}.npy"), command)
     try:
         grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); write it again with: {cell.key.command('evaluate')}") from None
+        raise UserError(f"{path} is damaged ({error}); write it again with: {command}") from None
     if grid.ndim != 4 or grid.dtype != np.uint8 or grid.size == 0:
         raise UserError(
             f"{path} should be a grid (rows, columns, height, width) of uint8, but is {grid.shape} of "
-            f"{grid.dtype}; write it again with: {cell.key.command('evaluate')}"
+            f"{grid.dtype}; write it again with: {command}"
         )
     return grid
 
@@ -170,26 +170,21 @@ R = TypeVar("R", bound=StageRecord)
 
 
 def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
-    record = _validated(kind, _existing_of_stage(path, stage, key), key.command(stage))
+    """A cell's record of a stage, which must be about that cell."""
+    record = _validated(kind, path, key.command(stage))
     if record.key != key:
         raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
     return record
 
 
 def _validated(kind: type[Q], path: Path, command: str) -> Q:
+    """The record in a file; an error names the first mistake and the command that writes the file."""
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(read_json(_existing(path, command)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path}: {field} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}; "
-            f"write it again with: {command}"
-        ) from None
-
-
-def _existing_of_stage(path: Path, stage: str, key: Key) -> Path:
-    return _existing(path, key.command(stage))
+        field, message = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+        raise UserError(f"{path}: {field} is {first['input']!r}: {message}; write it again with: {command}") from None
 
 
 def _existing(path: Path, command: str) -> Path:

@@ -94,8 +94,7 @@ def results_table(results: Results) -> pd.DataFrame:
             **cell.key._asdict(),
             "status": cell.status,
             "message": cell.message,
-            "classes": evaluation.classes,
-            "draws": evaluation.draws,
+            **evaluation.model_dump(include={"classes", "draws"}),
             **_origin(evaluation.environment),
         }
         test, per_class = (evaluation.test, evaluation.per_class or {}) if cell.complete else (None, {})
@@ -136,15 +135,12 @@ def latents_table(results: Results) -> pd.DataFrame:
                 **cell.key._asdict(),
                 "bits_per_dim": evaluation.test.bits_per_dim.mean,
                 "fitted_base_bits_per_dim": evaluation.fitted_base_bits_per_dim,
-                **evaluation.latents.model_dump(include=set(LATENT)),
+                **evaluation.latents.model_dump(),
                 **{f"fitted_{name}": value for name, value in fitted.items()},
             }
-            quantiles = zip(evaluation.latents.levels, evaluation.latents.projection_quantiles, strict=True)
-            rows += [
-                {**row, "level": level, "normal_quantile": norm.ppf(level), "projection_quantile": quantile}
-                for level, quantile in quantiles
-            ]
-    return pd.DataFrame(rows, columns=list(LATENTS)).astype(LATENTS)
+            rows.append(row | {"level": row["levels"], "projection_quantile": row["projection_quantiles"]})
+    table = pd.DataFrame(rows, columns=list(LATENTS)).explode(["level", "projection_quantile"]).astype(LATENTS)
+    return table.assign(normal_quantile=norm.ppf(table["level"])).reset_index(drop=True)
 
 
 def timings_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
@@ -167,13 +163,11 @@ def _quantities(measurement: Measurement) -> Iterator[Row]:
         for field, mib in memory.model_dump(exclude_none=True).items() if memory else ():
             name = f"memory_{phase}_{field.removesuffix('_mib')}"
             yield {"quantity": name, "value": [mib], "per": "process", "unit": "MiB"}
-    if measurement.determinant is not None:
-        for name in ("diagonal", "slogdet"):
-            shared = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms"}
-            for width, samples in zip(
-                measurement.determinant.widths, getattr(measurement.determinant, f"{name}_ms"), strict=True
-            ):
-                yield {**shared, "width": width, "value": samples}
+    if (determinant := measurement.determinant) is not None:
+        for name, times in (("diagonal", determinant.diagonal_ms), ("slogdet", determinant.slogdet_ms)):
+            for width, samples in zip(determinant.widths, times, strict=True):
+                matrix = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms"}
+                yield {**matrix, "width": width, "value": samples}
 
 
 def curves_table(cells: Iterable[Cell]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.core.params import Params
 from pipeline.results.claims import LABELS, Bounds, Claim, Level, Verdict, load_claims
@@ -14,15 +14,14 @@ from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
 from pipeline.results.statistics import format_number
 
-# Added to the sentence where the scale is too small to decide the claim, by the verdict that its bounds would give; the
-# smoke preset adds nothing.
+# The verdicts that decide a claim, with what is added to its sentence where the scale is too small to decide it and its
+# bounds would give that verdict; the smoke preset adds nothing.
 LEANINGS: dict[Verdict, str] = {
     "replicated": " By the same bounds the claim would hold here.",
     "partly": " By the same bounds the claim would hold in part here.",
     "not_replicated": " By the same bounds the claim would not hold here.",
 }
-DECIDED: tuple[Verdict, ...] = ("replicated", "partly", "not_replicated")
-LEVELS: tuple[Level, ...] = ("smoke", "laptop", "paper")
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,10 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
             raise DifferentError("the recipes ran on different devices")
         if len({subject.classes for subject in compared}) > 1:
             raise DifferentError("one recipe has a model a class and the other one for all (classes)")
-    except MissingError as reason:
-        return "not_tested", f"{_capitalised(str(reason))}.", {}
-    except DifferentError as reason:
-        return "not_comparable", f"{_capitalised(str(reason))}.", {}
-    values = {name: format_number(estimate.value, 3) for name, estimate in evidence.items()}
-    sentence = claim.sentence.format_map(values)
+    except (MissingError, DifferentError) as error:
+        reason = f"{str(error)[:1].upper()}{str(error)[1:]}."
+        return "not_tested" if isinstance(error, MissingError) else "not_comparable", reason, {}
+    sentence = claim.sentence.format_map({name: format_number(number.value, 3) for name, number in evidence.items()})
     verdict = verdict_of(claim, evidence)
     level = LEVELS.index(scale.level(compared, claim.compares))
     if level < LEVELS.index(claim.needs):
@@ -106,15 +103,11 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
 
 
 def _overall(verdicts: Sequence[Verdict]) -> Verdict:
-    decided = {verdict for verdict in verdicts if verdict in DECIDED}
+    decided = {verdict for verdict in verdicts if verdict in LEANINGS}
     if decided:
         return decided.pop() if len(decided) == 1 else "partly"
     undecided: tuple[Verdict, ...] = ("not_comparable", "not_tested_at_this_scale", "not_tested")
     return next((verdict for verdict in undecided if verdict in verdicts), "not_tested")
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _evidence_json(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
@@ -137,23 +130,14 @@ def judge(claim: Claim, scales: Mapping[str, Scale], results: Mapping[str, Mappi
         results: The figures by data set and recipe.
     """
     datasets: list[dict[str, Any]] = []
-    verdicts: list[Verdict] = []
     for dataset, subjects in results.items():
-        verdict, sentence, evidence = _decide(claim, scales[dataset], subjects)
+        scale = scales[dataset]
+        verdict, sentence, evidence = _decide(claim, scale, subjects)
         compared = [subjects[recipe] for recipe in claim.compares if recipe in subjects]
-        verdicts.append(verdict)
-        datasets.append(
-            {
-                "dataset": dataset,
-                "title": scales[dataset].title,
-                "verdict": verdict,
-                "label": LABELS[verdict],
-                "scale": scales[dataset].words(compared),
-                "sentence": sentence,
-                "evidence": _evidence_json(claim, evidence),
-            }
-        )
-    overall = _overall(verdicts)
+        shown: dict[str, Any] = {"dataset": dataset, "title": scale.title, "verdict": verdict, "label": LABELS[verdict]}
+        shown |= {"scale": scale.words(compared), "sentence": sentence, "evidence": _evidence_json(claim, evidence)}
+        datasets.append(shown)
+    overall = _overall([row["verdict"] for row in datasets])
     return {
         **claim.model_dump(include={"id", "title", "words", "source", "measure", "why"}),
         "rule": rule_in_words(claim),

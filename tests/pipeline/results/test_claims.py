@@ -32,3 +32,12 @@ def test_a_rule_about_unknown_evidence_is_refused(tmp_path: Path) -> None:
     broken.write_text(text.replace("replicated: {accuracy:", "replicated: {acuracy:", 1), encoding="utf-8")
     with pytest.raises(UserError, match="'acuracy', which its evidence lacks"):
         load_claims(broken)
+
+
+@pytest.mark.parametrize("source", ["", ", metric: pixels_lost, times: [step_ms, step_ms]"])
+def test_evidence_without_a_source_or_with_two_is_refused(tmp_path: Path, source: str) -> None:
+    broken = tmp_path / "claims.yaml"
+    text = CLAIMS.read_text(encoding="utf-8").replace(", metric: pixels_lost", source, 1)
+    broken.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="'lost' of 'inverse' must have either a metric or two times"):
+        load_claims(broken)
