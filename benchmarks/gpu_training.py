@@ -101,9 +101,9 @@ class Trainer:
 
     def initialise(self, images: Tensor) -> None:
         """Initialise the model from images, and reset the optimiser."""
-        sample, flow = self.model.preprocess(images[:INITIALISATION_IMAGES])[0], self.model.flow
+        flow = self.model.flow
         assert isinstance(flow, LUNet | RealNVP)
-        flow.standardise_(sample)
+        flow.standardise_(self.model.preprocess(images[:INITIALISATION_IMAGES])[0])
         for state in self._optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from contextlib import suppress
 
@@ -18,30 +19,21 @@ MIB = 2**20
 
 def weigh(call: Call, device: torch.device) -> Memory:
     """Memory of the process in MiB, before the call and at the peak; on a GPU also by its allocator and its driver."""
-    start = round(psutil.Process().memory_info().rss / MIB, 2)
-    if device.type == "cpu":
-        call()
-        return Memory(process_start_mib=start, process_peak_mib=round(_process_peak_mib(), 2))
-    used = _gpu_used_mib()
-    torch.cuda.reset_peak_memory_stats(device)
+    start, on_gpu = psutil.Process().memory_info().rss, device.type == "cuda"
+    used = _gpu_used_mib() if on_gpu else None
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     call()
     synchronize(device)
+    # In bytes on macOS, in KiB on Linux.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Memory(
-        process_start_mib=start,
-        process_peak_mib=round(_process_peak_mib(), 2),
-        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
-        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB,
-        gpu_process_mib=_gpu_process_mib(device, used),
+        process_start_mib=round(start / MIB, 2),
+        process_peak_mib=round(peak / MIB, 2),
+        allocated_peak_mib=torch.cuda.max_memory_allocated(device) / MIB if on_gpu else None,
+        reserved_peak_mib=torch.cuda.max_memory_reserved(device) / MIB if on_gpu else None,
+        gpu_process_mib=_gpu_process_mib(device, used) if on_gpu else None,
     )
-
-
-def _process_peak_mib() -> float:
-    if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / MIB
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 2**10
 
 
 def _gpu_process_mib(device: torch.device, used_before: float | None) -> float | None:
