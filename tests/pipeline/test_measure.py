@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from import_graph import ROOT
@@ -12,7 +13,8 @@ from pipeline.core.cell import Key
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Measure, Params
 from pipeline.measure import measure
-from pipeline.measuring.quantities import MEMORY, TIMES
+from pipeline.measuring.quantities import MEMORY, TIMES, take
+from pipeline.measuring.record import Timing
 
 
 @pytest.mark.parametrize("name", ["lunet", "gaussian"])
@@ -40,6 +42,21 @@ def test_every_quantity_that_applies_is_measured(params: Params, dataset: Datase
     assert weighed.process_peak_mib >= weighed.process_start_mib > 10
     assert measured.floors_mib is not None
     assert set(measured.floors_mib) == ({"training", "sampling"} if stepped else {"sampling"})
+
+
+def test_a_lack_of_memory_is_a_status_that_keeps_what_was_measured(
+    params: Params, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(quantity: str, *work: Any) -> Any:
+        if quantity == "time_density_small":
+            raise MemoryError("no 9 GiB for /home/someone/images")
+        return take(quantity, *work) if quantity == "about" else Timing(per="step", batch=1, samples=[1.0])
+
+    monkeypatch.setattr("pipeline.measure.apart", apart)
+    measured = measure(params, Key("mnist", "lunet"), dataset.train_images[:20])
+    assert (measured.status, measured.message) == ("out_of_memory", "no 9 GiB for <path>")
+    assert {name for name, timing in (measured.times or {}).items() if timing} == {"step", "optimizer_step"}
+    assert set((measured.memory or {}).values()) == {None}
 
 
 def test_the_stage_s_own_process_imports_no_torch() -> None:
