@@ -24,16 +24,8 @@ from pipeline.core.record import Status
 from pipeline.page.filters import as_yaml
 from pipeline.page.published_runs import MANIFEST
 from pipeline.page.view import DAMAGES, render
+from pipeline.results import reading
 from pipeline.results.provenance import plain_values
-from pipeline.results.reading import (
-    read_cell,
-    read_densities,
-    read_evaluation,
-    read_measurement,
-    read_mixture,
-    read_run,
-    read_samples,
-)
 from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 from pipeline.runner.dvc_file import Step
 from pipeline.runner.ledger import Ledger, digest_of, files_under
@@ -247,7 +239,7 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     cells = {(cell.stage, cell.key) for cell in manifest.cells}
     if cells != {*product(["measure"], pairs), *product(["train", "evaluate"], keys)}:
         raise UserError(f"{MANIFEST} does not tell of exactly the cells that the grid of {PARAMS} has")
-    read_densities(folder / "runs", read_mixture(folder / "runs", params))
+    reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
     finished: dict[str, set[Key]] = {stage: set() for stage in COMMANDS}
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)
@@ -276,9 +268,9 @@ def _check_cell(runs: Path, params: Params, cell: CellStatus) -> None:
     if epochs != cell.epochs:
         raise UserError(f"{file} has other epochs than {MANIFEST}")
     if cell.stage == "evaluate":
-        results = read_cell(runs, params, cell.key)
+        results = reading.read_cell(runs, params, cell.key)
         if status == "complete":
-            read_samples(results)
+            reading.read_samples(results)
     if status != cell.status:
         raise UserError(f"{file} is {status}, but {MANIFEST} calls it {cell.status}")
 
@@ -288,7 +280,7 @@ def read_outcome(
 ) -> tuple[Status, str | None, dict[str, float | None] | None]:
     """The status and the message in the file of a finished cell, and the epochs of each model of a training."""
     if stage == "train":
-        run = read_run(runs, params, key)
+        run = reading.read_run(runs, params, key)
         return run.status, run.message, {name: model.epochs for name, model in run.models.items()}
-    record = read_evaluation(runs, key) if stage == "evaluate" else read_measurement(runs, key)
+    record = reading.read_evaluation(runs, key) if stage == "evaluate" else reading.read_measurement(runs, key)
     return record.status, record.message, None
