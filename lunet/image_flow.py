@@ -189,9 +189,12 @@ class ImageFlow(nn.Module):
         return self.postprocess(self.flow.inverse(latents.to(self.dtype)))
 
     @torch.no_grad()
-    def diagnostics(self, images: Tensor) -> ImageDiagnostics:
-        """How accurately the flow can be inverted, measured on 8-bit images, at least one; see `Flow.diagnostics`."""
-        y, _ = self.preprocess(images, torch.Generator(images.device).manual_seed(0))
+    def diagnostics(self, images: Tensor, generator: torch.Generator | None = None) -> ImageDiagnostics:
+        """How accurately the flow can be inverted, measured on 8-bit images, at least one; see `Flow.diagnostics`.
+
+        The noise is the same in every call, unless there is a random generator.
+        """
+        y, _ = self.preprocess(images, generator or torch.Generator(images.device).manual_seed(0))
         reconstructions = self.postprocess(self.flow.inverse(self.flow(y).z))
         error = (reconstructions.flatten(1).int() - images.flatten(1).int()).abs()
         return ImageDiagnostics(

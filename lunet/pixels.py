@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lunet.base import NonFiniteError
+
 LEVELS = 256
 # The number of equal cells whose midpoints are the values of the noise.
 CELLS = {torch.float32: 2.0**15, torch.float64: 2.0**44}
@@ -76,3 +78,22 @@ def pixel_bits(log_prob: Tensor, features: int) -> Tensor:
         Bits per pixel, with shape :math:`(N,)`.
     """
     return 8 - log_prob / (features * math.log(2))
+
+
+class ImpossibleLikelihoodError(NonFiniteError):
+    """Raised for a mean likelihood of 8-bit images that no density has."""
+
+
+def mean_bits(bits: Tensor) -> float:
+    r"""The mean of the bits per pixel of 8-bit images, with shape :math:`(N,)`.
+
+    Raises:
+        ImpossibleLikelihoodError: If it is below 0. The mean over the noise bounds the length of a code, so a density
+            can only fall below by chance, or if it was fitted to the very noise with which it is scored.
+    """
+    mean = float(bits.double().mean())
+    if mean < 0:
+        raise ImpossibleLikelihoodError(
+            f"the mean of {len(bits)} images is {mean:.4f} bits per pixel; below 0 no code for 8-bit images is possible"
+        )
+    return mean

@@ -25,6 +25,7 @@ from pipeline.core.files import replacing, sha256, write_json
 from pipeline.core.params import Mixture as Settings
 from pipeline.core.params import load_params
 from pipeline.core.record import Status
+from pipeline.core.streams import generator, stream_seed
 from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
 from pipeline.results.statistics import mean_interval
 
@@ -69,8 +70,8 @@ def experiment(settings: Settings, grid: Path) -> Mixture:
     Writes the log-densities of mixture and models to ``grid``, float32 with shape (models, rows, columns), in ascending
     order of the coordinates.
     """
-    train = draw(settings.train_points, 2 * settings.random_seed)
-    test = draw(settings.test_points, 2 * settings.random_seed + 1)
+    train = draw(settings.train_points, stream_seed("mixture training", settings.random_seed))
+    test = draw(settings.test_points, stream_seed("mixture test", settings.random_seed))
     log_probs: dict[str, Callable[[Array], Array]] = {"truth": log_density}
     status: Status = "complete"
     message = None
@@ -145,18 +146,18 @@ def fit(points: Tensor, settings: Settings) -> LUNet:
     Raises:
         DivergedError: If a likelihood is not finite.
     """
-    generator = torch.Generator().manual_seed(settings.random_seed)
-    order = torch.randperm(len(points), generator=generator)
+    stream = generator("mixture fit", settings.random_seed)
+    order = torch.randperm(len(points), generator=stream)
     holdout_size = max(1, round(HOLDOUT * len(points)))
     train, holdout = points[order[holdout_size:]], points[order[:holdout_size]]
-    flows = [LUNet(2, settings.layers, settings.slope).double().uniform_(generator) for _ in range(settings.starts)]
+    flows = [LUNet(2, settings.layers, settings.slope).double().uniform_(stream) for _ in range(settings.starts)]
     joined = side_by_side(flows).train()
     optimizer = torch.optim.Adam(joined.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     for step in range(1, settings.steps + 1):
-        batch = train[torch.randint(len(train), (settings.batch_size,), generator=generator)]
+        batch = train[torch.randint(len(train), (settings.batch_size,), generator=stream)]
         # The sum over the LU-Nets, whose gradients are independent.
         loss = -joined.log_prob(batch.repeat(1, settings.starts)).mean()
         optimizer.zero_grad()

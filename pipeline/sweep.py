@@ -15,6 +15,7 @@ from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import load_dataset
 from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory
 from pipeline.core.params import Params, load_params, read_yaml, validate
+from pipeline.core.streams import stream_seed
 from pipeline.presets.merged import load_preset
 from pipeline.results.tables import write_table
 from pipeline.training.checkpoints import Checkpoint
@@ -80,7 +81,7 @@ def train(variant: str, params: Params, recipe_name: str, images: Tensor, seed: 
         raise UserError(f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share")
     if recipe.classes != "all":
         raise UserError(f"{variant}: a sweep trains one model for all classes; classes must be all")
-    torch.manual_seed(seed)
+    torch.manual_seed(stream_seed("weights", seed))
     model = build(recipe, (1, *images.shape[1:]))
     result = fit(model, recipe, images, images[:0], device, seed, variant, Checkpoint())
     return dict(describe_environment(device)) | {

@@ -16,6 +16,7 @@ from pipeline.core.environment import choose_device, describe_environment, deter
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.params import Recipe, load_params
 from pipeline.core.record import Parameters
+from pipeline.core.streams import stream_seed
 from pipeline.training.checkpoints import Checkpoint, checkpoint_folder, checkpoints
 from pipeline.training.fit import fit, write_history
 from pipeline.training.models import build, checked_recipe, groups
@@ -101,14 +102,13 @@ def train(
     """
     parts = [(dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)]
     fits = {}
-    for index, (key, label) in enumerate(groups(dataset, recipe).items()):
-        model_seed = 1_000_003 * seed + index
-        torch.manual_seed(model_seed)
+    for key, label in groups(dataset, recipe).items():
+        torch.manual_seed(stream_seed("weights", seed, key))
         model = build(recipe, (1, *dataset.train_images.shape[1:]))
         chosen = [images if label is None else images[labels == label] for images, labels in parts]
         images, test = map(torch.from_numpy, chosen)
         model_name = name if label is None else f"{name} class {key}"
-        fits[key] = fit(model, recipe, images, test, device, model_seed, model_name, checkpoint(key))
+        fits[key] = fit(model, recipe, images, test, device, seed, model_name, checkpoint(key), key)
         if label is not None and fits[key].message:
             fits[key] = fits[key].model_copy(update={"message": f"class {key}: {fits[key].message}"})
         if fits[key].status == "complete":

@@ -18,6 +18,7 @@ from pipeline.core.dataset import DESCRIPTION, Bytes
 from pipeline.core.environment import keep_freed_memory
 from pipeline.core.files import read_json, replacing
 from pipeline.core.progress import Progress
+from pipeline.core.streams import generator
 from pipeline.evaluation.trained_run import TrainedRun, load_run
 from pipeline.sources.image_files import read_pictures
 
@@ -122,11 +123,11 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
         for name, share in zip(models.names, shares, strict=True)
         for start in range(0, share, batch)
     ]
-    generator = torch.Generator().manual_seed(arguments.seed)
+    noise = generator("use sample", arguments.seed)
     drawn: list[Bytes] = []
     with Progress(f"sampling {trained.name}", len(parts)) as progress:
         for name, size in parts:
-            samples = models.sample(name, size, generator, temperature=arguments.temperature)
+            samples = models.sample(name, size, noise, temperature=arguments.temperature)
             drawn.append(samples.cpu().numpy()[:, 0])
             progress.step(f"{sum(map(len, drawn))} of {count} images")
     images = np.concatenate(drawn)
@@ -186,12 +187,12 @@ def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
 
 def _by_batch(models: ClassFlows, score: Scores, images: Bytes, arguments: argparse.Namespace) -> Tensor:
     """The scores of all images, a method of the models, computed a batch at a time."""
-    generator = torch.Generator().manual_seed(arguments.seed)
+    noise = generator("use score", arguments.seed)
     batches = torch.from_numpy(images).split(arguments.batch)
     scores: list[Tensor] = []
     with Progress(f"scoring {len(images)} images", len(batches)) as progress:
         for batch in batches:
-            scores.append(score(models, batch.to(models.device), arguments.draws, generator).cpu())
+            scores.append(score(models, batch.to(models.device), arguments.draws, noise).cpu())
             progress.step(f"{sum(map(len, scores))} of {len(images)} images")
     return torch.cat(scores)
 

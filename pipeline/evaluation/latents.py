@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from lunet import Gaussian, ImageFlow, ImageScores
+from pipeline.core.streams import generator
 
 DIRECTIONS = 200
 CONFIDENCE = 0.95
@@ -92,8 +93,8 @@ def _distances(projected: NDArray[np.float64], radii: NDArray[np.float64]) -> di
 
 def _projections(z: Tensor) -> NDArray[np.float64]:
     """Project latents (N, D) onto random directions, the same in every call; shape (N, directions)."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(z.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
+    stream = generator("directions", seed=0)
+    directions = torch.randn(z.shape[1], DIRECTIONS, generator=stream, dtype=torch.float64)
     projected: NDArray[np.float64] = (z @ (directions / directions.norm(dim=0)).to(z.device)).cpu().numpy()
     return projected
 
@@ -103,18 +104,19 @@ class SingularBaseError(Exception):
 
 
 @torch.no_grad()
-def fit_base(model: ImageFlow, images: Tensor, batch_size: int) -> Gaussian:
+def fit_base(model: ImageFlow, images: Tensor, batch_size: int, noise: torch.Generator) -> Gaussian:
     """A Gaussian fitted to the latents of training images in float64, the base from which the released LU-Net samples.
 
     Args:
         model: The trained model.
         images: uint8 training images, with shape (N, H, W), more than there are pixels.
         batch_size: Images a batch.
+        noise: The source of the dequantisation noise.
 
     Raises:
         SingularBaseError: If the latents have a singular covariance.
     """
-    latents = torch.cat([scores.latents for scores in scores_by_batch(model, images, batch_size)])
+    latents = torch.cat([scores.latents for scores in scores_by_batch(model, images, batch_size, noise)])
     try:
         return Gaussian(model.flow.features).to(model.device, torch.float64).fit_(latents.double()).eval()
     except ValueError as error:
@@ -122,9 +124,8 @@ def fit_base(model: ImageFlow, images: Tensor, batch_size: int) -> Gaussian:
 
 
 def scores_by_batch(
-    model: ImageFlow, images: Tensor, batch_size: int, base: Gaussian | None = None
+    model: ImageFlow, images: Tensor, batch_size: int, noise: torch.Generator, base: Gaussian | None = None
 ) -> Iterator[ImageScores]:
-    """The scores of uint8 images (N, H, W), a batch at a time, with the same noise in every call."""
-    generator = torch.Generator(model.device).manual_seed(0)
+    """The scores of uint8 images (N, H, W), a batch at a time."""
     for batch in images.split(batch_size):
-        yield model.score(batch.to(model.device), generator, base=base)
+        yield model.score(batch.to(model.device), noise, base=base)

@@ -17,9 +17,9 @@ INTERPOLATIONS = 5
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
-def draw_samples(samplers: Sequence[Sampler], settings: Evaluate, seed: int) -> Tensor:
+def draw_samples(samplers: Sequence[Sampler], settings: Evaluate, generator: torch.Generator) -> Tensor:
     """The first samples of each model, unselected: one row for each class, or rows of one model; shape (R, C, H, W)."""
-    columns, generator = settings.sample_columns, torch.Generator().manual_seed(seed)
+    columns = settings.sample_columns
     count = columns if len(samplers) > 1 else settings.sample_rows * columns
     samples = torch.cat([sample(count, generator).cpu() for sample in samplers])
     return samples.flatten(0, 1).unflatten(0, (-1, columns))
@@ -46,7 +46,7 @@ def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
     return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
 
 
-def interpolate(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> Tensor:
+def interpolate(models: Models, images: Tensor, labels: Tensor, settings: Evaluate, noise: torch.Generator) -> Tensor:
     """Interpolate in latent space between the first pairs of successive test images of different classes.
 
     With one model for each class, the model of the first image's class is used. Pairs with a latent or an image that is
@@ -60,7 +60,7 @@ def interpolate(models: Models, images: Tensor, labels: Tensor, settings: Evalua
         model = model_for(models, int(labels[index]))
         with contextlib.suppress(NonFiniteError):
             pair = images[index : index + 2].to(model.device)
-            z = model.score(pair, torch.Generator(model.device).manual_seed(0)).latents
+            z = model.score(pair, noise).latents
             path = spherical(z[0], z[1], settings.sample_columns)
             rows.append(model.postprocess(model.flow.inverse(path)).cpu().flatten(0, 1)[None])
     return torch.cat(rows)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lunet import ClassFlows, NonFiniteError, poster_bits_per_pixel
+from lunet.pixels import mean_bits
 from pipeline.core.dataset import Bytes, Dataset
 from pipeline.core.params import Evaluate, Recipe
+from pipeline.core.streams import generator
 from pipeline.evaluation.latents import SingularBaseError, fit_base, fitted_normality, normality, scores_by_batch
 from pipeline.evaluation.released_bits import batch_factor, released_code
 from pipeline.evaluation.samples import class_accuracy, draw_samples, interpolate, nearest_training_images
@@ -28,7 +30,7 @@ def evaluate(
     With one model for each class, each test image is scored by the model of its class, as in the paper.
 
     Raises:
-        NonFiniteError: If a latent, a reconstruction or a sample is not finite.
+        NonFiniteError: If a latent, a reconstruction or a sample is not finite, or the mean likelihood impossible.
 
     Returns:
         The results, fields of an `Evaluation`, and grids of images with shape (rows, columns, H, W): samples, their
@@ -38,7 +40,7 @@ def evaluate(
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
     by_draw = torch.zeros(settings.draws, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    noise = generator("test", seed)
     for model, (rows,) in by_model(models, labels):
         printed = partial(
             poster_bits_per_pixel,
@@ -49,7 +51,7 @@ def evaluate(
         for part in rows.split(settings.batch_size):
             batch = images[part].to(model.device)
             for draw in range(settings.draws):
-                scores = model.score(batch, generator)
+                scores = model.score(batch, noise)
                 if draw == 0:
                     latents.append(scores.latents.cpu())
                 batch_bits = scores.bits.cpu()
@@ -58,10 +60,11 @@ def evaluate(
                 released[part] += printed(scores.log_prob).cpu() / settings.draws
     if not bits.isfinite().all():
         raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
-    samples = draw_samples([model.sample for model in models.values()], settings, seed)
+    mean_bits(bits)
+    samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
     nearest = nearest_training_images(samples, dataset)
-    interpolations = interpolate(models, images, labels, settings)
-    each = recipe.classes == "each"
+    interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
+    each, classification_noise = recipe.classes == "each", generator("classification", seed)
 
     def likelihood(rows: Tensor) -> dict[str, Any]:
         # The released programs print densities of logits.
@@ -72,13 +75,15 @@ def evaluate(
     results = {
         "test": {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": by_draw.tolist()},
         "per_class": {str(label): likelihood((labels == label).nonzero().flatten()) for label in classes},
-        "round_trip": round_trip(models, images, labels, settings),
+        "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
         "latents": normality(torch.cat(latents)),
         "fitted_base_bits_per_dim": None,
         "fitted_latents": None,
         "interpolations": len(interpolations),
         "sample_class_accuracy": class_accuracy(nearest, dataset) if each else None,
-        "classification_accuracy": classification_accuracy(models, images, labels, settings) if each else None,
+        "classification_accuracy": (
+            classification_accuracy(models, images, labels, settings, classification_noise) if each else None
+        ),
     }
     nearest_images = dataset.train_images[nearest.numpy()]
     grids = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": interpolations.numpy()}
@@ -103,13 +108,15 @@ def summary(bits: Tensor) -> dict[str, float]:
     }
 
 
-def round_trip(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> dict[str, float]:
+def round_trip(
+    models: Models, images: Tensor, labels: Tensor, settings: Evaluate, noise: torch.Generator
+) -> dict[str, float]:
     """The errors of reconstructing the first images from their latents, in latent space and in 8-bit pixels."""
     images, labels = images[: settings.round_trip_images], labels[: settings.round_trip_images]
     largest, exact, within_one = 0.0, 0, 0
     for model, (rows,) in by_model(models, labels):
         for part in rows.split(settings.batch_size):
-            z = model.score(images[part].to(model.device), torch.Generator(model.device).manual_seed(0)).latents
+            z = model.score(images[part].to(model.device), noise).latents
             reconstruction = model.flow.inverse(z)
             z_again, _ = model.flow(reconstruction)
             largest = max(largest, float((z_again - z).abs().max()))
@@ -135,24 +142,26 @@ def from_fitted_bases(models: Models, dataset: Dataset, settings: Evaluate, seed
     images, train_images = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.train_images)
     labels, train_labels = torch.from_numpy(dataset.test_labels), torch.from_numpy(dataset.train_labels)
     samplers, bits, latents = [], [], []
+    fit_noise, test_noise = generator("base fit", seed), generator("base test", seed)
     for model, (rows, train_rows) in by_model(models, labels, train_labels):
         fitted_to = train_images[train_rows[:START_IMAGES]]
-        base = fit_base(model, fitted_to, settings.batch_size)
+        base = fit_base(model, fitted_to, settings.batch_size, fit_noise)
         samplers.append(partial(model.sample, base=base))
-        scores = [*scores_by_batch(model, images[rows], settings.batch_size, base)]
+        scores = [*scores_by_batch(model, images[rows], settings.batch_size, test_noise, base)]
         bits += [score.bits.cpu() for score in scores]
         latents.append((torch.cat([score.latents.cpu() for score in scores]), len(fitted_to)))
     fitted = {"fitted_base_bits_per_dim": float(torch.cat(bits).mean()), "fitted_latents": fitted_normality(latents)}
-    return fitted, draw_samples(samplers, settings, seed).numpy()
+    return fitted, draw_samples(samplers, settings, generator("base samples", seed)).numpy()
 
 
-def classification_accuracy(models: Models, images: Tensor, labels: Tensor, settings: Evaluate) -> float:
+def classification_accuracy(
+    models: Models, images: Tensor, labels: Tensor, settings: Evaluate, noise: torch.Generator
+) -> float:
     """The share of test images that Bayes' rule with equal class priors assigns to their class."""
     classifier = ClassFlows(models)
-    generator = torch.Generator(classifier.device).manual_seed(0)
     names = torch.tensor([int(name) for name in classifier.names])
     predicted = [
-        names[classifier.classify(batch.to(classifier.device), generator=generator).cpu()]
+        names[classifier.classify(batch.to(classifier.device), generator=noise).cpu()]
         for batch in images.split(settings.batch_size)
     ]
     return float((torch.cat(predicted) == labels).double().mean())

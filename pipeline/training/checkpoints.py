@@ -142,15 +142,16 @@ def code() -> dict[str, str]:
     }
 
 
-def random_state(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """The states of a generator and of torch's global generators."""
-    state = {"own": generator.get_state(), "cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(generator.device)} if generator.device.type == "cuda" else {})
+def random_state(streams: Mapping[str, torch.Generator]) -> dict[str, torch.Tensor]:
+    """The states of generators by name, and of torch's global ones, from which a flow with dropout draws."""
+    state = {name: stream.get_state() for name, stream in streams.items()} | {"torch": torch.get_rng_state()}
+    return state | ({"torch.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
 
-def restore_random_state(generator: torch.Generator, state: Mapping[str, torch.Tensor]) -> None:
+def restore_random_state(streams: Mapping[str, torch.Generator], state: Mapping[str, torch.Tensor]) -> None:
     """Restore the states that `random_state` returned."""
-    generator.set_state(state["own"])
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], generator.device)
+    for name, stream in streams.items():
+        stream.set_state(state[name])
+    torch.set_rng_state(state["torch"])
+    if "torch.cuda" in state:
+        torch.cuda.set_rng_state(state["torch.cuda"])

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP
+from lunet.pixels import mean_bits
 from pipeline.core.console import say
 from pipeline.core.environment import is_out_of_memory
 from pipeline.core.params import Recipe, Training
 from pipeline.core.progress import Progress
 from pipeline.core.record import Status
+from pipeline.core.streams import Stream, generator
 from pipeline.training.checkpoints import Checkpoint, random_state, restore_random_state
 from pipeline.training.divergence import DivergedError, batch_that_fits, describe_failure
 from pipeline.training.models import initialise_
@@ -29,6 +32,8 @@ from pipeline.training.record import HISTORY, Fit, Row
 
 DIAGNOSED_IMAGES = 100  # held-out images in the round trip of each validation
 NOTED_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
+TRAINING_STREAMS: tuple[Stream, ...] = ("order", "training", "released pixels")
+VALIDATION_STREAMS: tuple[Stream, ...] = ("validation", "diagnosis")
 SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
 
 
@@ -41,11 +46,12 @@ def fit(
     seed: int,
     name: str,
     checkpoint: Checkpoint,
+    part: str = "all",
 ) -> Fit:
     """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
     ``test`` is used only if the recipe selects the weights on the test set. With a checkpoint, training resumes there
-    as if it had never stopped.
+    as if it had never stopped. ``part`` is the model's name among the models of a run.
 
     Raises:
         UserError: If the images cannot determine the model's initialisation.
@@ -57,7 +63,7 @@ def fit(
             result = Fit(**saved["fit"])
             say(f"{name}: {result.status} already, taken from its checkpoint")
             return result
-    trainer = Trainer(model, recipe, *split(images, test, recipe.training, seed), seed, name)
+    trainer = Trainer(model, recipe, *split(images, test, recipe.training, seed, part), seed, name, part)
     status: Status = "complete"
     message = None
     try:
@@ -77,9 +83,11 @@ def fit(
     return result
 
 
-def split(images: Tensor, test: Tensor, training: Training | None, seed: int) -> tuple[Tensor, Tensor]:
+def split(
+    images: Tensor, test: Tensor, training: Training | None, seed: int, part: str = "all"
+) -> tuple[Tensor, Tensor]:
     """The training images, in a random order, and the held-out images, on which the best weights are selected."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(images), generator=generator("split", seed, part))
     if training is not None and training.holdout == "test":
         return images[order], test
     holdout_size = 0 if training is None else max(1, round(training.holdout * len(images)))
@@ -94,8 +102,9 @@ class Trainer:
         recipe: Its recipe; without ``training``, the model is fitted in closed form and there are no steps.
         images: The training images, uint8, with shape (N, H, W).
         holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
-        seed: The seed of initialisation, order of the images, and noise.
+        seed: The seed of initialisation, order of the images, and noise, each a stream of its own.
         name: The name of the training in messages.
+        part: The model's name among the models of a run.
 
     Attributes:
         steps: The number of optimisation steps.
@@ -103,9 +112,11 @@ class Trainer:
         history: A row for each validation.
     """
 
-    def __init__(self, model: ImageFlow, recipe: Recipe, images: Tensor, holdout: Tensor, seed: int, name: str) -> None:
-        self._model, self._recipe, self._seed, self._name = model, recipe, seed, name
-        self._images, self._holdout = images, holdout
+    def __init__(
+        self, model: ImageFlow, recipe: Recipe, images: Tensor, holdout: Tensor, seed: int, name: str, part: str
+    ) -> None:
+        self._model, self._recipe, self._name, self._images, self._holdout = model, recipe, name, images, holdout
+        self._stream = partial(generator, seed=seed, model=part)
         training = recipe.training
         self._per_epoch = 1 if training is None else math.ceil(len(images) / training.batch_size)
         self.steps = 0 if training is None else max(1, round(training.epochs * self._per_epoch))
@@ -129,17 +140,20 @@ class Trainer:
         with self._timed():
             self._model.to(device)
             self._images, self._holdout = self._images.to(device), self._holdout.to(device)
-            self._generator = torch.Generator(device).manual_seed(self._seed)
             if saved is None:
-                initialise_(self._model, self._recipe, self._images, self._generator)
+                initialise_(self._model, self._recipe, self._images, self._stream("start", device=device))
         if self._recipe.training is not None:
             self._descend(self._recipe.training, checkpoint, saved)
 
     def _descend(self, training: Training, checkpoint: Checkpoint, saved: Mapping[str, Any] | None) -> None:
+        device = self._images.device
+        self._streams: dict[str, torch.Generator] = {
+            name: self._stream(name, device=device) for name in TRAINING_STREAMS
+        }
         self._optimizer = make_optimizer(self._model, training)
         self._schedule = make_schedule(self._optimizer, training, self.steps, self._per_epoch)
-        self._loss_sum, self._loss_count = torch.zeros((), device=self._images.device), 0
-        self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=self._images.device)
+        self._loss_sum, self._loss_count = torch.zeros((), device=device), 0
+        self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=device)
         indices = range(1, training.validations + 1)
         validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
         if saved is None:
@@ -168,14 +182,16 @@ class Trainer:
         """Take the next step, on the next batch; the images are shuffled anew in each epoch."""
         position, size = self.done % self._per_epoch, training.batch_size
         if position == 0:
-            self._order = torch.randperm(len(self._images), generator=self._generator, device=self._images.device)
+            self._order = torch.randperm(
+                len(self._images), generator=self._streams["order"], device=self._images.device
+            )
         batch = self._images[self._order[position * size : (position + 1) * size]]
-        noise = self._generator.get_state()
+        noise = self._streams["training"]
+        before = noise.get_state()
         try:
-            self._last = optimise(self._model, self._optimizer, batch, self._generator, training)
+            self._last = optimise(self._model, self._optimizer, batch, noise, training)
         except NonFiniteStepError:
-            self._generator.set_state(noise)
-            failure = describe_failure(self._model, batch, self._generator, training)
+            failure = describe_failure(self._model, batch, noise.set_state(before), training)
             raise DivergedError(f"{failure}; {self._describe_step()}") from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -184,14 +200,12 @@ class Trainer:
         else:
             self._loss_sum, self._loss_count = self._loss_sum + self._last.bits, self._loss_count + 1
             if self._counts_infinite_pixels:
-                self._infinite_pixels += infinite_pixels(batch, self._generator)
+                self._infinite_pixels += infinite_pixels(batch, self._streams["released pixels"])
             self._schedule.step()
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        fits = batch_that_fits(
-            lambda part: optimise(self._model, self._optimizer, part, self._generator, training), batch
-        )
+        fits = batch_that_fits(lambda part: optimise(self._model, self._optimizer, part, noise, training), batch)
         raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
     def validate(self) -> None:
@@ -201,8 +215,10 @@ class Trainer:
             DivergedError: If the held-out likelihood is not finite.
         """
         try:
-            holdout_bits = score(self._model, self._holdout)
-            diagnosis = diagnose(self._model, self._holdout[:DIAGNOSED_IMAGES])
+            holdout_bits = score(self._model, self._holdout, self._stream("validation", device=self._holdout.device))
+            diagnosis = diagnose(
+                self._model, self._holdout[:DIAGNOSED_IMAGES], self._stream("diagnosis", device=self._holdout.device)
+            )
         except NonFiniteError as error:
             raise DivergedError(f"held-out images fail after step {self.done}: {error}") from None
         rate, train_bits = float(self._schedule.get_last_lr()[0]), self._train_bits()
@@ -224,7 +240,7 @@ class Trainer:
             "infinite_pixels": self._infinite_pixels,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "random": random_state(self._generator),
+            "random": random_state(self._streams),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -234,7 +250,7 @@ class Trainer:
         (self._loss_sum, self._loss_count), self._infinite_pixels = saved["losses"], saved["infinite_pixels"]
         self._optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
-        restore_random_state(self._generator, saved["random"])
+        restore_random_state(self._streams, saved["random"])
 
     def outcome(self, status: Status, message: str | None) -> Fit:
         """The record of the training; ``status`` says how it ended, ``message`` why."""
@@ -282,24 +298,29 @@ class Trainer:
 
 
 @torch.no_grad()
-def score(model: ImageFlow, images: Tensor) -> float:
-    """The mean bits per dimension of images, with the same noise at every call."""
-    generator = torch.Generator(images.device).manual_seed(0)
+def score(model: ImageFlow, images: Tensor, noise: torch.Generator) -> float:
+    """The mean bits per dimension of images.
+
+    Raises:
+        NonFiniteError: If one is not finite, or their mean is below 0.
+    """
     was_training = model.training
     model.eval()
-    bits = torch.cat([model.bits_per_dim(batch, generator=generator) for batch in images.split(SCORING_BATCH)])
+    bits = torch.cat([model.bits_per_dim(batch, generator=noise) for batch in images.split(SCORING_BATCH)])
     model.train(was_training)
-    return float(bits.mean())
+    return mean_bits(bits)
 
 
-def diagnose(model: ImageFlow, images: Tensor) -> tuple[float | None, float | None, float | None, float | None]:
+def diagnose(
+    model: ImageFlow, images: Tensor, noise: torch.Generator
+) -> tuple[float | None, float | None, float | None, float | None]:
     """Smallest diagonal entry, largest condition number, latent error, and share of pixels exact after a round trip.
 
     All four are None if the inverse overflows, as it does at the released code's initialisation.
     """
     was_training = model.training
     try:
-        diagnostics = model.eval().diagnostics(images)
+        diagnostics = model.eval().diagnostics(images, noise)
     except NonFiniteError:
         return None, None, None, None
     finally:

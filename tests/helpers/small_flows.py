@@ -10,6 +10,10 @@ from pipeline.core.params import Evaluate
 SETTINGS = Evaluate(draws=3, batch_size=16, sample_rows=2, sample_columns=5, round_trip_images=10)
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def flow(seed: int = 0) -> ImageFlow:
     """A flow of 4x4 images that is not the identity."""
     torch.manual_seed(seed)

@@ -12,8 +12,9 @@ from fake_results import ENVIRONMENT
 
 from lunet import Gaussian, ImageFlow, save_flow
 from pipeline.core.files import write_json
+from pipeline.training.record import Fit
 
-MODEL = {"holdout_images": 0, "best_epoch": None, "best_holdout_bits_per_dim": None}
+MODEL = Fit(train_images=200, holdout_images=0).model_dump(mode="json")
 
 
 def blots(grey: int, count: int, seed: int = 0) -> torch.Tensor:

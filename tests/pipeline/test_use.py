@@ -18,6 +18,7 @@ from lunet import ClassFlows, load_flow
 from pipeline import use
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
+from pipeline.core.streams import generator
 from pipeline.sources.image_files import read_pictures
 from pipeline.use import grid_of
 
@@ -54,7 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_samples_are_those_of_the_model_and_follow_the_seed(runs: Path, run: Use, name: str) -> None:
     assert "7 samples of all at temperature 1" in run(runs / "all", "sample", "--count", 7, "--seed", 3, "--out", name)
     samples, _ = read_pictures(Path(name))
-    expected = load_flow(runs / "all/flows/all").sample(7, torch.Generator().manual_seed(3))
+    expected = load_flow(runs / "all/flows/all").sample(7, generator("use sample", 3))
     np.testing.assert_array_equal(samples, expected.numpy()[:, 0])
     run(runs / "all", "sample", "--count", 7, "--seed", 4, "--out", name)
     assert (read_pictures(Path(name))[0] != samples).any()
@@ -102,7 +103,7 @@ def test_scores_are_bits_per_dim_with_a_row_for_each_image(runs: Path, run: Use)
     np.save("a.npy", images.numpy())
     said = run(runs / "all", "score", "a.npy", "--draws", 2, "--seed", 5, "--out", "s.csv")
     model = load_flow(runs / "all/flows/all")
-    expected = model.bits_per_dim(images, 2, torch.Generator().manual_seed(5)).detach().double().numpy()
+    expected = model.bits_per_dim(images, 2, generator("use score", 5)).detach().double().numpy()
     table = pd.read_csv("s.csv")
     assert list(table.columns) == ["image", "bits_per_dim"]
     np.testing.assert_allclose(table["bits_per_dim"], expected, atol=1e-6)
@@ -131,7 +132,7 @@ def test_classes_follow_bayes_rule(runs: Path, run: Use) -> None:
     assert said.count(": 4 of 12") == 3
     table = pd.read_csv("c.csv")
     models = ClassFlows({name: load_flow(runs / "each/flows" / name) for name in "012"})
-    expected = models.classify(images, generator=torch.Generator().manual_seed(0)).tolist()
+    expected = models.classify(images, generator=generator("use score", 0)).tolist()
     assert table["class"].tolist() == expected == [2] * 4 + [0] * 4 + [1] * 4
     assert table["image"][0] == "00.png"
     assert (table["probability"] > 0.99).all()

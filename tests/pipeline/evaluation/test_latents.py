@@ -83,7 +83,7 @@ def model() -> ImageFlow:
 
 def scored(model: ImageFlow, of: Tensor) -> tuple[Tensor, Tensor]:
     """Bits per pixel and latents of images under a model with a base that is fitted to `images`."""
-    scores = [*scores_by_batch(model, of, 64, fit_base(model, images(), 64))]
+    scores = [*scores_by_batch(model, of, 64, seeded(), fit_base(model, images(), 64, seeded()))]
     return torch.cat([score.bits for score in scores]), torch.cat([score.latents for score in scores])
 
 
@@ -109,7 +109,7 @@ def test_a_fitted_base_scores_better_than_the_standard_normal(model: ImageFlow) 
 
 @torch.no_grad()
 def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
-    samples = model.sample(2000, seeded(), base=fit_base(model, images(), 64)).float()
+    samples = model.sample(2000, seeded(), base=fit_base(model, images(), 64, seeded())).float()
     assert samples.shape == (2000, 1, 4, 4)
     assert samples.mean() == pytest.approx(float(images().float().mean()), rel=0.1)
     model_samples = model.sample(2000, seeded()).float()
@@ -118,7 +118,7 @@ def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
 
 def test_too_few_images_are_refused(model: ImageFlow) -> None:
     with pytest.raises(SingularBaseError, match="singular"):
-        fit_base(model, images(5), 64)
+        fit_base(model, images(5), 64, seeded())
 
 
 # Latents against the fitted base

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_flows import SETTINGS, flow
+from small_flows import SETTINGS, flow, seeded
 from torch import Tensor
 
 from lunet import NonFiniteError
@@ -26,9 +26,9 @@ from pipeline.training.models import build
 
 def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:
     model = build(params.recipe("lunet"), (1, 8, 8)).eval()
-    samples = draw_samples([model.sample], params.evaluate, 0)
+    samples = draw_samples([model.sample], params.evaluate, seeded())
     assert samples.shape == (params.evaluate.sample_rows, params.evaluate.sample_columns, 8, 8)
-    first = model.sample(samples.shape[0] * samples.shape[1], torch.Generator().manual_seed(0))
+    first = model.sample(samples.shape[0] * samples.shape[1], seeded())
     assert torch.equal(samples.flatten(0, 1), first[:, 0])
 
 
@@ -68,7 +68,7 @@ def test_a_spherical_path_has_equal_angles_and_linear_lengths() -> None:
     assert torch.equal(way[0], start)
     assert torch.equal(way[-1], end)
     # Halfway a straight line would be shorter than either end.
-    ends = torch.randn(2, 784, generator=torch.Generator().manual_seed(0))
+    ends = torch.randn(2, 784, generator=seeded())
     assert spherical(ends[0], ends[1], 3)[1].norm() == pytest.approx(28, rel=0.05)
     assert ends.mean(0).norm() < 21
 
@@ -86,7 +86,7 @@ def test_interpolations_begin_and_end_with_the_test_images(two_classes: Dataset)
         torch.from_numpy(two_classes.test_images),
         torch.from_numpy(two_classes.test_labels),
     )
-    interpolations = interpolate({"all": flow()}, images, labels, SETTINGS)
+    interpolations = interpolate({"all": flow()}, images, labels, SETTINGS, seeded())
     assert interpolations.shape == (5, 5, 4, 4)
     assert torch.equal(interpolations[:, 0], images[0:10:2])
     assert torch.equal(interpolations[:, -1], images[1:11:2])
@@ -99,9 +99,9 @@ def test_with_one_model_for_each_class_that_of_the_first_image_is_used(two_class
         torch.from_numpy(two_classes.test_labels),
     )
     dark, bright = flow(1), flow(2)
-    interpolations = interpolate({"0": dark, "1": bright}, images, labels, SETTINGS)
-    assert torch.equal(interpolations, interpolate({"all": dark}, images, labels, SETTINGS))
-    assert not torch.equal(interpolations, interpolate({"all": bright}, images, labels, SETTINGS))
+    interpolations = interpolate({"0": dark, "1": bright}, images, labels, SETTINGS, seeded())
+    assert torch.equal(interpolations, interpolate({"all": dark}, images, labels, SETTINGS, seeded()))
+    assert not torch.equal(interpolations, interpolate({"all": bright}, images, labels, SETTINGS, seeded()))
 
 
 def test_an_interpolation_that_is_not_finite_is_left_out(two_classes: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_an_interpolation_that_is_not_finite_is_left_out(two_classes: Dataset, m
         torch.from_numpy(two_classes.test_labels),
     )
     model = flow()
-    whole, inverse, calls = interpolate({"all": model}, images, labels, SETTINGS), model.flow.inverse, []
+    whole, inverse, calls = interpolate({"all": model}, images, labels, SETTINGS, seeded()), model.flow.inverse, []
 
     def fails_once(z: Tensor) -> Tensor:
         calls.append(z)
@@ -119,4 +119,4 @@ def test_an_interpolation_that_is_not_finite_is_left_out(two_classes: Dataset, m
         return inverse(z)
 
     monkeypatch.setattr(model.flow, "inverse", fails_once)
-    assert torch.equal(interpolate({"all": model}, images, labels, SETTINGS), whole[[0, 2, 3, 4]])
+    assert torch.equal(interpolate({"all": model}, images, labels, SETTINGS, seeded()), whole[[0, 2, 3, 4]])

@@ -54,13 +54,13 @@ def test_training_resumes_from_a_checkpoint_exactly(tmp_path: Path, schedule: st
     first, second, checkpoint = parts(), parts(), Checkpoint(tmp_path / "x.pt", 0)
     advance(first, 5)
     state = {str(index): part.state_dict() for index, part in enumerate(first[:3])}
-    checkpoint.write(state | {"random": random_state(first[3])}, "here")
+    checkpoint.write(state | {"random": random_state({"noise": first[3]})}, "here")
     advance(first, 5)
     saved = checkpoint.read()
     assert saved is not None
     for index, part in enumerate(second[:3]):
         part.load_state_dict(saved[str(index)])
-    restore_random_state(second[3], saved["random"])
+    restore_random_state({"noise": second[3]}, saved["random"])
     advance(second, 5)
     for one, other in zip(first[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(one, other)
