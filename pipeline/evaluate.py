@@ -67,6 +67,7 @@ def main() -> None:
             **results,
             "classes": recipe.classes,
             "draws": params.evaluate.draws,
+            "separate_noise": True,
             "seconds": round(time.perf_counter() - begin, 3),
             "environment": describe_environment(device),
         }

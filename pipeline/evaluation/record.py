@@ -65,10 +65,11 @@ class FittedLatents(Record):
 
 
 class Evaluation(StageRecord):
-    """`runs/evaluate/<key>.json`."""
+    """`runs/evaluate/<key>.json`; until ``separate_noise``, test images could have the noise of training images."""
 
     seed: int
     classes: Literal["all", "each"]
+    separate_noise: bool = False
     draws: int
     test: Likelihood | None
     per_class: dict[str, Likelihood] | None

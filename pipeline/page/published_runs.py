@@ -81,6 +81,7 @@ class Provenance(Record):
     """The part of `provenance.json` that is read."""
 
     preset: str
+    separate_noise: bool = False
     datasets: dict[str, Titled]
     recipes: dict[str, Look]
     cells: list[State]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +20,7 @@ from pipeline.core.files import read_json
 from pipeline.page.filters import COLLECT, as_yaml, data_uri, day, duration, inline_svg, number
 from pipeline.page.published_runs import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
 from pipeline.page.published_tables import read_benchmark, read_sweeps
+from pipeline.results import looks
 from pipeline.results.claims import LABELS
 from pipeline.results.reading import Grid
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
@@ -32,15 +34,7 @@ PROVENANCE = (
 )  # fmt: skip
 MIXTURE = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
 CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
-TIMES = {
-    "step_ms": "Training step",
-    "optimizer_step_ms": "Optimizer’s update alone",
-    "density_small_ms": "Density, small batch",
-    "density_large_ms": "Density, large batch",
-    "sampling_small_ms": "Sampling, small batch",
-    "sampling_large_ms": "Sampling, large batch",
-}
-FIGURES = ("curves", "progress", "likelihood", "latents", "times", "memory", "determinant")
+TIMES = {f"{name}_ms": title.removesuffix(", per image").capitalize() for name, title in looks.TIMES.items()}
 # The quantities that are compared between runs.
 COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
 COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
@@ -217,7 +211,8 @@ def dataset_view(
     recipes = provenance["recipes"]
     rows = results[results["dataset"] == name]
     worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
-    figures = {kind: f"{kind}-{name}.svg" for kind in FIGURES}
+    figures: dict[str, str | None] = defaultdict(lambda: None)
+    figures |= {path.stem.removesuffix(f"-{name}"): path.name for path in folder.glob(f"*-{name}.svg")}
 
     def recipes_with_images(grid: str) -> list[str]:
         return [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
@@ -230,7 +225,7 @@ def dataset_view(
         "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
         "machines": len(training_machines(name, provenance)),
         "classes": class_table(rows, recipes),
-        "figures": {kind: file if (folder / file).is_file() else None for kind, file in figures.items()},
+        "figures": figures,
         **{grid: recipes_with_images(grid) for grid in get_args(Grid)},
     }
 

@@ -27,6 +27,7 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "datasets": {name: dataset.info for name, dataset in results.datasets.items()},
         "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
         "seeds": list(params.grid.seeds),
+        "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
         "cells": statuses(results),
         "stages": stages(results),
         "environments": environments(results),

@@ -138,6 +138,7 @@ class Project:
             **cell,
             classes=classes,
             draws=1,
+            separate_noise=True,
             test=Likelihood(
                 images=12, bits_per_dim=spread(bits), bits_per_dim_by_draw=[bits], poster_bits_per_pixel=poster
             ),
