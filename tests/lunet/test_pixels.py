@@ -114,3 +114,9 @@ def test_log_slope_in_float32_is_accurate_at_both_ends() -> None:
 def test_pixel_bits_of_a_constant_density(density: float, bits: float) -> None:
     log_prob = torch.tensor([784 * math.log(density)], dtype=torch.float64)
     torch.testing.assert_close(pixel_bits(log_prob, 784), torch.tensor([bits], dtype=torch.float64))
+
+
+def test_a_mean_below_0_is_impossible() -> None:
+    assert pixels.mean_bits(torch.tensor([0.5, -0.25])) == 0.125
+    with pytest.raises(pixels.ImpossibleLikelihoodError, match=r"the mean of 2 images is -0\.1250 bits per pixel"):
+        pixels.mean_bits(torch.tensor([-0.5, 0.25]))

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from round_trips import assert_images_come_back
-from small_flows import SETTINGS, flow
+from small_flows import SETTINGS, flow, seeded
 from small_trainings import CPU, recipe_of
+from torch import Tensor
 
-from lunet import load_flow
+from lunet import ImageScores, load_flow
+from lunet.pixels import ImpossibleLikelihoodError
 from pipeline.core.dataset import ARRAYS, Dataset, load_dataset
 from pipeline.core.params import Evaluate, Params, Recipe, validate
 from pipeline.core.streams import generator
@@ -22,7 +24,7 @@ from pipeline.evaluation.scores import evaluate
 from pipeline.presets.merged import load_preset
 from pipeline.sources.published import FILES, fetch
 from pipeline.train import train
-from pipeline.training.models import groups
+from pipeline.training.models import build, groups
 
 
 def test_evaluation_scores_each_image_by_the_model_of_its_class(
@@ -54,6 +56,31 @@ def test_one_draw_is_an_unbiased_estimate_of_several(smoke_values: Any, dataset:
         means.append(result["test"]["bits_per_dim"]["mean"])
     assert means[0] == pytest.approx(means[1], abs=0.003)
     assert means[0] != means[1]
+
+
+@pytest.mark.parametrize("name", ["lunet", "gaussian", "realnvp"])
+def test_the_noise_of_the_test_images_is_any_other(params: Params, tmp_path: Path, name: str) -> None:
+    # Black images are nothing but noise, which these models learn by heart: only noise of its own scores them rightly.
+    black, labels = np.zeros((60, 8, 8), np.uint8), np.zeros(60, np.uint8)
+    dataset = Dataset("black", "Black", ("black",), black, labels, black[:40], labels[:40], {})
+    fits, _ = train(dataset, params.recipe(name), 0, CPU, tmp_path, name)
+    model = load_flow(tmp_path / "all")
+    result, _ = evaluate({"all": model}, dataset, params.recipe(name), params.evaluate, 0)
+    images = torch.from_numpy(dataset.test_images)
+    others = torch.stack([model.bits_per_dim(images, generator=seeded(seed)).mean() for seed in range(20)])
+    assert abs(result["test"]["bits_per_dim"]["mean"] - others.mean()) < 4 * others.std()
+    holdout = fits["all"].best_holdout_bits_per_dim
+    assert holdout is None or holdout > 0
+
+
+def test_an_impossible_mean_is_an_error(params: Params, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_good(images: Tensor, *_: object, **__: object) -> ImageScores:
+        return ImageScores(torch.zeros(len(images), 64), torch.zeros(len(images)), torch.full((len(images),), -0.01))
+
+    model = build(params.recipe("lunet"), (1, 8, 8)).eval()
+    monkeypatch.setattr(model, "score", too_good)
+    with pytest.raises(ImpossibleLikelihoodError, match=r"the mean of 100 images is -0\.0100 bits per pixel"):
+        evaluate({"all": model}, dataset, params.recipe("lunet"), params.evaluate, 0)
 
 
 def test_the_released_figure_follows_from_the_honest_one(params: Params, dataset: Dataset, tmp_path: Path) -> None:
