@@ -104,7 +104,7 @@ def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dic
     flow = model.flow if isinstance(model, ImageFlow) else model
     if not isinstance(flow, Flow):
         raise TypeError(f"a {type(flow).__name__} cannot be saved; give a Flow, an ImageFlow or a ClassFlows")
-    config: dict[str, Any] = {"dtype": str(flow._like().dtype).removeprefix("torch.")}
+    config: dict[str, Any] = {"dtype": str(flow.dtype).removeprefix("torch.")}
     if isinstance(model, ImageFlow):
         config["image"] = model.config()
     config |= {"kind": flow.kind, "flow": flow.config()}
