@@ -15,7 +15,7 @@ class ClassFlows(nn.Module):
     r"""Image flows, one for each class, as the paper trains them: together a generative classifier.
 
     Args:
-        flows: The flow of each class by its name, which contains no dot; all for images of the same shape.
+        flows: The flow of each class by its name; all for images of the same shape.
 
     Raises:
         ValueError: If there are no flows, or their images have different shapes.
@@ -35,13 +35,13 @@ class ClassFlows(nn.Module):
         if len(shapes) > 1:
             raise ValueError(f"flows have images of several shapes: {', '.join(map(str, sorted(shapes)))}")
         self.names = tuple(flows)
-        self._flows = nn.ModuleDict(flows)
+        self._flows = nn.ModuleList(flows.values())  # its names may be any, unlike those of a ModuleDict
 
     def __getitem__(self, name: str) -> ImageFlow:
         """The flow of a class; raises `KeyError`, which lists the classes, if the name is unknown."""
-        if name not in self._flows:
+        if name not in self.names:
             raise KeyError(f"class {name!r} has no flow; there are: {', '.join(self.names)}")
-        flow = self._flows[name]
+        flow = self._flows[self.names.index(name)]
         assert isinstance(flow, ImageFlow)
         return flow
 

@@ -123,7 +123,8 @@ class ImageFlow(nn.Module):
         y, log_slope = self.preprocess(images, generator)
         z, log_det = self.flow(y)
         if base is None:
-            log_prob = standard_normal_log_prob(z) + log_det
+            plain = type(self.flow).log_prob is Flow.log_prob  # else the flow has a log-density of its own
+            log_prob = standard_normal_log_prob(z) + log_det if plain else self.flow.log_prob(y)
             return ImageScores(z, log_prob, pixels.pixel_bits(log_prob + log_slope, self.flow.features))
         z, base_log_det = base(z.to(base.dtype))
         base_log_prob = standard_normal_log_prob(z) + base_log_det

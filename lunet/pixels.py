@@ -10,6 +10,7 @@ from torch import Tensor
 from lunet.base import NonFiniteError
 
 LEVELS = 256
+ROUNDING = 1e-3  # bits per pixel, above the rounding of a density of 784 pixels in float32
 # The number of equal cells whose midpoints are the values of the noise.
 CELLS = {torch.float32: 2.0**15, torch.float64: 2.0**44}
 
@@ -85,14 +86,19 @@ class ImpossibleLikelihoodError(NonFiniteError):
 
 
 def mean_bits(bits: Tensor) -> float:
-    r"""The mean of the bits per pixel of 8-bit images, with shape :math:`(N,)`.
+    r"""The mean of the bits per pixel of 8-bit images, with shape :math:`(N,)`, checked to be possible.
+
+    The mean over the noise bounds the length of a code. A density falls below 0 by the rounding of its numbers, and
+    further only if it was fitted to the very noise with which it is scored.
 
     Raises:
-        ImpossibleLikelihoodError: If it is below 0. The mean over the noise bounds the length of a code, so a density
-            can only fall below by chance, or if it was fitted to the very noise with which it is scored.
+        NonFiniteError: If the mean is not finite.
+        ImpossibleLikelihoodError: If it is below 0 by more than rounding.
     """
     mean = float(bits.double().mean())
-    if mean < 0:
+    if not math.isfinite(mean):
+        raise NonFiniteError(f"the mean of {len(bits)} images is {mean} bits per pixel")
+    if mean < -ROUNDING:
         raise ImpossibleLikelihoodError(
             f"the mean of {len(bits)} images is {mean:.4f} bits per pixel; below 0 no code for 8-bit images is possible"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import CodeType, FunctionType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,7 +11,8 @@ T = TypeVar("T")
 def register(kinds: dict[str, type[T]], name: str, cls: type[T]) -> None:
     """Add a class to the classes of its kind.
 
-    The same definition may be run again, as by a notebook or `importlib.reload`; its last class counts.
+    The same definition may be run again, as by a notebook, `importlib.reload`, or a function that contains it; its last
+    class counts.
 
     Args:
         kinds: The classes by name.
@@ -21,10 +23,20 @@ def register(kinds: dict[str, type[T]], name: str, cls: type[T]) -> None:
         TypeError: If another class has the name.
     """
     other = kinds.get(name, cls)
-    same_definition = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
-    if other is not cls and (not same_definition or "<locals>" in cls.__qualname__):
+    if other is not cls and not _of_one_definition(other, cls):
         raise TypeError(
             f"{cls.__module__}.{cls.__qualname__} has the name {name!r} of {other.__module__}.{other.__qualname__}; "
             f"give it another: class {cls.__name__}(..., kind=...)"
         )
     kinds[name] = cls
+
+
+def _of_one_definition(one: type, other: type) -> bool:
+    if (one.__module__, one.__qualname__) != (other.__module__, other.__qualname__):
+        return False
+    return "<locals>" not in one.__qualname__ or (bool(_code(one)) and _code(one) == _code(other))
+
+
+def _code(cls: type) -> dict[str, CodeType]:
+    """The compiled methods of a class, which are equal if their place in the source is the same."""
+    return {name: value.__code__ for name, value in vars(cls).items() if isinstance(value, FunctionType)}

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from lunet.base import Flow
 from lunet.class_flows import ClassFlows
@@ -35,10 +36,10 @@ def save_flow(model: Flow | ImageFlow | ClassFlows, path: str | Path) -> None:
         path: The folder, which is created if it does not exist.
 
     Raises:
-        TypeError: If ``model`` is something else, or a part of a flow's configuration is no value of JSON.
+        TypeError: If ``model`` is something else, is parametrized, or has a configuration with values that JSON lacks.
     """
     config, tensors = _describe(model)
-    config = {"format": FORMAT, **config}
+    config = {"format": FORMAT, **json.loads(json.dumps(config))}
     weights = save(tensors)
     config["sha256"] = checksum(config, weights)
     text = json.dumps(config, indent=2) + "\n"
@@ -104,11 +105,13 @@ def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dic
     flow = model.flow if isinstance(model, ImageFlow) else model
     if not isinstance(flow, Flow):
         raise TypeError(f"a {type(flow).__name__} cannot be saved; give a Flow, an ImageFlow or a ClassFlows")
+    if any(map(is_parametrized, flow.modules())):
+        raise TypeError("a parametrized flow cannot be saved; remove its parametrizations first")
     config: dict[str, Any] = {"dtype": str(flow.dtype).removeprefix("torch.")}
     if isinstance(model, ImageFlow):
         config["image"] = model.config()
     config |= {"kind": flow.kind, "flow": flow.config()}
-    return config, {name: tensor.contiguous() for name, tensor in flow.state_dict().items()}
+    return config, {name: tensor.clone().contiguous() for name, tensor in flow.state_dict().items()}
 
 
 def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow | ImageFlow | ClassFlows:
@@ -127,6 +130,9 @@ def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow |
         options["networks"] = "shared" if options.pop("shared") else "separate"
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     flow = Flow.kinds[kind](**options).to(getattr(torch, config["dtype"]))
+    for name, buffer in flow.named_buffers():
+        if name in tensors:
+            buffer.data = buffer.data.to(tensors[name].dtype)
     flow.load_state_dict(dict(tensors))
     flow.eval().check_invertible()
     if "image" not in config:

@@ -18,6 +18,7 @@ from pipeline.core.environment import (
     determinism,
     is_out_of_memory,
     keep_freed_memory,
+    out_of_memory_message,
 )
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.params import load_params
@@ -59,7 +60,7 @@ def main() -> None:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            results = {"status": "out_of_memory", "message": str(error).splitlines()[0]}
+            results = {"status": "out_of_memory", "message": out_of_memory_message(error)}
     evaluation = Evaluation.model_validate(
         {
             **dict.fromkeys(Evaluation.model_fields),

@@ -20,7 +20,7 @@ from pipeline.presets.merged import load_preset
 from pipeline.results.tables import write_table
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.fit import fit
-from pipeline.training.models import build
+from pipeline.training.models import build, checked_recipe
 
 SWEEPS = Path(__file__).with_name("sweeps.yaml")
 COLUMNS = [
@@ -74,9 +74,9 @@ def train(variant: str, params: Params, recipe_name: str, images: Tensor, seed: 
     """Train a variant on uint8 images (N, H, W), and return the outcome and the environment by column.
 
     Raises:
-        UserError: If the recipe holds out the test set, or trains a model for each class.
+        UserError: If the recipe has a wrong value, holds out the test set, or trains a model for each class.
     """
-    recipe, device = params.recipe(recipe_name), choose_device(params)
+    recipe, device = checked_recipe(params, recipe_name, str(SWEEPS)), choose_device(params)
     if recipe.training is None or recipe.training.holdout == "test":
         raise UserError(f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share")
     if recipe.classes != "all":

@@ -50,6 +50,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def out_of_memory_message(error: BaseException) -> str:
+    """The first line of an error that `is_out_of_memory` recognises; Python's own has no text."""
+    return (str(error).splitlines() or ["memory does not suffice"])[0]
+
+
 @contextmanager
 def determinism(params: Params) -> Iterator[None]:
     """Allow only deterministic algorithms in the block, if the parameters ask for it.

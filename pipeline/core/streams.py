@@ -1,7 +1,7 @@
-"""Random streams by name: every use of randomness in a run draws from a stream of its own.
+"""Random streams by name, so that what is fitted and what tests it never draw the same numbers.
 
 A test image that has the noise of a training image is scored too well: where pixels are all black, the noise is all
-that there is to learn.
+that there is to learn. Measurements of time and memory do not depend on their numbers and have no streams.
 """
 
 from __future__ import annotations

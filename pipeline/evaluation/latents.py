@@ -15,6 +15,8 @@ from lunet import Gaussian, ImageFlow, ImageScores
 from pipeline.core.streams import generator
 
 DIRECTIONS = 200
+# Training images to whose latents a base is fitted; enough for the covariance of 784 pixels.
+BASE_IMAGES = 20_000
 CONFIDENCE = 0.95
 # The levels of the quantiles that the report draws.
 LEVELS = (0.001, 0.01, *np.arange(0.05, 1, 0.05).round(2).tolist(), 0.99, 0.999)

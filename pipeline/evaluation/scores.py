@@ -14,11 +14,17 @@ from lunet.pixels import mean_bits
 from pipeline.core.dataset import Bytes, Dataset
 from pipeline.core.params import Evaluate, Recipe
 from pipeline.core.streams import generator
-from pipeline.evaluation.latents import SingularBaseError, fit_base, fitted_normality, normality, scores_by_batch
+from pipeline.evaluation.latents import (
+    BASE_IMAGES,
+    SingularBaseError,
+    fit_base,
+    fitted_normality,
+    normality,
+    scores_by_batch,
+)
 from pipeline.evaluation.released_bits import batch_factor, released_code
 from pipeline.evaluation.samples import class_accuracy, draw_samples, interpolate, nearest_training_images
 from pipeline.evaluation.trained_run import Models, by_model
-from pipeline.training.models import START_IMAGES
 
 
 @torch.no_grad()
@@ -60,7 +66,6 @@ def evaluate(
                 released[part] += printed(scores.log_prob).cpu() / settings.draws
     if not bits.isfinite().all():
         raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
-    mean_bits(bits)
     samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
     nearest = nearest_training_images(samples, dataset)
     interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
@@ -99,7 +104,7 @@ def summary(bits: Tensor) -> dict[str, float]:
     values = bits.double()
     worst = values.sort(descending=True).values[: max(1, len(values) // 100)]
     return {
-        "mean": float(values.mean()),
+        "mean": mean_bits(bits),
         "median": float(values.median()),
         "std": float(values.std(correction=0)),
         "min": float(values.min()),
@@ -144,7 +149,7 @@ def from_fitted_bases(models: Models, dataset: Dataset, settings: Evaluate, seed
     samplers, bits, latents = [], [], []
     fit_noise, test_noise = generator("base fit", seed), generator("base test", seed)
     for model, (rows, train_rows) in by_model(models, labels, train_labels):
-        fitted_to = train_images[train_rows[:START_IMAGES]]
+        fitted_to = train_images[train_rows[:BASE_IMAGES]]
         base = fit_base(model, fitted_to, settings.batch_size, fit_noise)
         samplers.append(partial(model.sample, base=base))
         scores = [*scores_by_batch(model, images[rows], settings.batch_size, test_noise, base)]

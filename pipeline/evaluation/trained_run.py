@@ -33,7 +33,7 @@ class TrainedRun:
     @property
     def per_class(self) -> bool:
         """Whether there is a model for each class."""
-        return "all" not in self.models
+        return "all" not in self.record.models
 
 
 def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe: Recipe | None = None) -> TrainedRun:
@@ -80,7 +80,7 @@ def model_for(models: Models, label: int) -> ImageFlow:
 
 
 def by_model(models: Models, *labels: Tensor) -> Iterator[tuple[ImageFlow, list[Tensor]]]:
-    """Each model that any of the first images is for, with the indices of its images among those of each ``labels``."""
+    """For each model with images in the first labels, the model and the indices of its images in each labels."""
     for name, model in models.items():
         rows = [torch.arange(len(of)) if name == "all" else (of == int(name)).nonzero().flatten() for of in labels]
         if len(rows[0]):

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 
 from lunet import ImageFlow, LUNet, triangular
-from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory, keep_freed_memory
+from pipeline.core.environment import (
+    choose_device,
+    describe_environment,
+    is_out_of_memory,
+    keep_freed_memory,
+    out_of_memory_message,
+)
 from pipeline.core.params import Params, Training
 from pipeline.measuring.memory import MIB, weigh
 from pipeline.measuring.record import Determinant, Memory, Timing
@@ -34,7 +40,7 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryError(str(error).splitlines()[0]) from None
+        raise MemoryError(out_of_memory_message(error)) from None
 
 
 def about(work: Work) -> dict[str, Any]:

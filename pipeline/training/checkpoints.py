@@ -79,8 +79,9 @@ class Checkpoint:
                 buffer = io.BytesIO()
                 torch.save(dict(state), buffer)
                 write_durably(self._path, sha256(buffer.getbuffer()).encode(), buffer.getbuffer())
-            except OSError as error:
-                outcome = f"{self._path} cannot be written: {error.strerror or error}"
+            except (OSError, MemoryError) as error:
+                reason = getattr(error, "strerror", None) or error or "memory does not suffice"
+                outcome = f"{self._path} cannot be written: {reason}"
                 say(f"{progress}: {outcome}; the training goes on without this checkpoint")
         self._written = time.monotonic()
         self._interval = self._seconds and max(self._seconds, INTERVAL_FACTOR * (self._written - begin))

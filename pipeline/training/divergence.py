@@ -34,7 +34,8 @@ def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator
     parameters: list[str] = []
 
     def check_output(name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
-        if not all(part.isfinite().all() for part in (output if isinstance(output, tuple) else (output,))):
+        parts = output if isinstance(output, tuple) else (output,)
+        if not all(part.isfinite().all() for part in parts if isinstance(part, Tensor)):
             layers.append(name)
 
     def check_gradient(name: str, parameter: Tensor) -> None:
@@ -57,7 +58,8 @@ def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator
     if not parameters:
         return f"{reason}the norm of the gradient is not finite"
     layer, _, weight = parameters[0].rpartition(".")
-    return f"{reason}the gradient of {weight} in the layer {layer} is the first that is not finite"
+    place = f" in the layer {layer}" if layer else ""
+    return f"{reason}the gradient of {weight}{place} is the first that is not finite"
 
 
 def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | None:

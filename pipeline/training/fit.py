@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP
 from lunet.pixels import mean_bits
-from pipeline.core.console import say
-from pipeline.core.environment import is_out_of_memory
+from pipeline.core.console import UserError, say
+from pipeline.core.environment import is_out_of_memory, out_of_memory_message
 from pipeline.core.params import Recipe, Training
 from pipeline.core.progress import Progress
 from pipeline.core.record import Status
@@ -31,7 +31,7 @@ from pipeline.training.optimisation import NonFiniteStepError, Step, make_optimi
 from pipeline.training.record import HISTORY, Fit, Row
 
 DIAGNOSED_IMAGES = 100  # held-out images in the round trip of each validation
-NOTED_EVERY = 20  # steps; reading a loss makes the CPU wait for the GPU
+NOTED_EVERY = 20  # steps
 TRAINING_STREAMS: tuple[Stream, ...] = ("order", "training", "released pixels")
 VALIDATION_STREAMS: tuple[Stream, ...] = ("validation", "diagnosis")
 SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
@@ -73,7 +73,7 @@ def fit(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        status, message = "out_of_memory", str(error).splitlines()[0]
+        status, message = "out_of_memory", out_of_memory_message(error)
     result = trainer.outcome(status, message)
     if status != "complete":
         say(f"{name}: {status}: {result.message}")
@@ -91,6 +91,8 @@ def split(
     if training is not None and training.holdout == "test":
         return images[order], test
     holdout_size = 0 if training is None else max(1, round(training.holdout * len(images)))
+    if holdout_size >= len(images):
+        raise UserError(f"{len(images)} images are too few to train on and to hold some back; two are needed at least")
     return images[order[holdout_size:]], images[order[:holdout_size]]
 
 
@@ -196,7 +198,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            message = str(error).splitlines()[0]
+            message = out_of_memory_message(error)
         else:
             self._loss_sum, self._loss_count = self._loss_sum + self._last.bits, self._loss_count + 1
             if self._counts_infinite_pixels:
@@ -237,6 +239,7 @@ class Trainer:
             "seconds": self._seconds,
             "best": (self._best, self._best_weights),
             "losses": (self._loss_sum, self._loss_count),
+            "last": self._last and tuple(self._last),
             "infinite_pixels": self._infinite_pixels,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -248,6 +251,7 @@ class Trainer:
         self.done, self._order, self.history = saved["done"], saved["order"], saved["history"]
         self._seconds, (self._best, self._best_weights) = saved["seconds"], saved["best"]
         (self._loss_sum, self._loss_count), self._infinite_pixels = saved["losses"], saved["infinite_pixels"]
+        self._last = saved["last"] and Step(*saved["last"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         restore_random_state(self._streams, saved["random"])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from lunet import Flow, ImageFlow, LUNet
+from lunet import Activation, Flow, ImageFlow, LUNet
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Model, Params, Recipe, mistakes, refusal
@@ -20,11 +21,9 @@ from pipeline.training.objectives import RELEASED
 from pipeline.training.optimisation import OPTIMIZERS
 
 Shape = tuple[int, int, int]
-# Training images for a Gaussian that is fitted to latents; enough for a covariance of 784 pixels.
-START_IMAGES = 20_000
 # Sizes of images on which the settings of a model are tried.
 TRIED_SIZES = (28, 32)
-LARGEST = 1_000_000
+LARGEST = 4096  # a number of layers or channels beyond it is a typing error
 
 
 def check(params: Params, source: str) -> None:
@@ -49,16 +48,13 @@ def checked_recipe(params: Params, name: str, source: str) -> Recipe:
 
 def _mistakes(name: str, recipe: Recipe) -> Iterator[str]:
     key, model, training = f"recipes.{name}", recipe.model, recipe.training
-    if model.kind not in Flow.kinds:
-        yield f"{key}.model.kind: is {model.kind!r}; input should be {_one_of(Flow.kinds)}"
-        return
-    flow_class = Flow.kinds[model.kind]
-    try:
-        _options(model)
-    except ValidationError as error:
-        yield from mistakes(error, _schema(flow_class).model_fields, "recipes", name, "model")
+    if sentences := [*_settings_mistakes(f"{key}.model", model)]:
+        yield from sentences
     else:
         yield from _refusals(f"{key}.model", model)
+    if model.kind not in Flow.kinds:
+        return
+    flow_class = Flow.kinds[model.kind]
     closed_form = "fit" in flow_class.starts
     if flow_class.unit_interval != (recipe.margin is None):
         yield f"{key}: margin must be null for a flow on values between 0 and 1, and a number for all others"
@@ -76,17 +72,35 @@ def _mistakes(name: str, recipe: Recipe) -> Iterator[str]:
         yield f"{key}: training.objective is released, which no {model.kind} has; it must be likelihood"
 
 
+def _settings_mistakes(key: str, model: Model) -> Iterator[str]:
+    if model.kind not in Flow.kinds:
+        yield f"{key}.kind: is {model.kind!r}; input should be {_one_of(Flow.kinds)}"
+        return
+    flow_class = Flow.kinds[model.kind]
+    yield from (
+        f"{key}.start: {start} is among the starts of {flow_class.__name__}, which has no method {start}_"
+        for start in flow_class.starts
+        if not hasattr(flow_class, f"{start}_")
+    )
+    try:
+        _options(model)
+    except ValidationError as error:
+        yield from mistakes(error, _schema(flow_class).model_fields, *key.split("."))
+
+
 def _refusals(key: str, model: Model) -> Iterator[str]:
-    """What the constructor says of settings that it takes for no size of images."""
-    errors = []
+    """What the constructor says of settings that it takes for no size of images, without memory for the weights."""
+    first: Exception | None = None
     for size in TRIED_SIZES:
         try:
             with torch.device("meta"):
                 _flow(model, (1, size, size))
-        except (ValueError, TypeError, RuntimeError) as error:
-            errors.append(str(error))
-    if len(errors) == len(TRIED_SIZES):
-        yield f"{key}: {errors[0]}"
+            return
+        except Exception as error:
+            if "meta" in str(error):  # a constructor that computes with values is only called in earnest
+                return
+            first = first or error
+    yield f"{key}: {first}"
 
 
 def _one_of(names: object) -> str:
@@ -101,8 +115,15 @@ def _schema(flow_class: type[Flow]) -> type[BaseModel]:
     fields: dict[str, Any] = {"start": (Literal[starts], starts[0])}
     hints = get_type_hints(flow_class.__init__)
     for name, parameter in inspect.signature(flow_class).parameters.items():
-        if name not in ("features", "shape"):
-            hint = Annotated[int, Field(le=LARGEST)] if hints[name] is int else hints[name]
+        if name not in ("features", "shape") and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            hint = hints.get(name, Any)
+            if hint is int:
+                hint = Annotated[int, Field(le=LARGEST)]
+            elif Activation in get_args(hint):  # in YAML, its description
+                hint = dict[str, Any] | None
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
@@ -111,9 +132,9 @@ def _schema(flow_class: type[Flow]) -> type[BaseModel]:
 
 
 def _options(model: Model) -> dict[str, Any]:
-    """The settings of a model, validated; YAML has lists where constructors have tuples."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()}
-    settings = _schema(Flow.kinds[model.kind]).model_validate(options)
+    """The settings of a model, validated."""
+    # As JSON, whose arrays may be the lists or the tuples of a constructor.
+    settings = _schema(Flow.kinds[model.kind]).model_validate_json(json.dumps(model.options, default=repr))
     return {name: getattr(settings, name) for name in type(settings).model_fields}
 
 
@@ -130,8 +151,10 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
     """An untrained model of the recipe's architecture for images with shape (channels, height, width).
 
     Raises:
-        UserError: If the architecture cannot take images of that size.
+        UserError: If the recipe is not one that `check` accepts, or its architecture cannot take images of that size.
     """
+    if sentences := [*_settings_mistakes("model", recipe.model)]:
+        raise refusal("the recipe", sentences)
     try:
         flow = _flow(recipe.model, shape)
     except ValueError as error:
@@ -166,7 +189,7 @@ def initialise_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: tor
             arguments["generator"] = generator
         method(**arguments)
     except ValueError as error:
-        raise UserError(f"a {recipe.model.kind} cannot be started from {len(images)} images: {error}") from None
+        raise UserError(f"the start {start} of a {recipe.model.kind} fails on {len(images)} images: {error}") from None
 
 
 def groups(dataset: Dataset, recipe: Recipe) -> dict[str, int | None]:

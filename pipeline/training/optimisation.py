@@ -47,8 +47,8 @@ def optimise(
     Raises:
         NonFiniteStepError: If the likelihood or the gradient is not finite; parameters are then unchanged.
     """
-    loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
     optimizer.zero_grad(set_to_none=True)
+    loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
     loss.backward()
     if training.clip_norm is None:
         gradient_norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

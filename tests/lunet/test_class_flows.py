@@ -94,3 +94,9 @@ def test_no_flows_and_several_shapes_raise() -> None:
     flows = {"a": ImageFlow(Histogram(16), (1, 4, 4), None), "b": ImageFlow(Histogram(4), (1, 2, 2), None)}
     with pytest.raises(ValueError, match="several shapes"):
         ClassFlows(flows)
+
+
+@pytest.mark.parametrize("name", ["train", "type", "0.5", "a/b"])
+def test_a_class_may_have_any_name(name: str) -> None:
+    flows = ClassFlows({name: ImageFlow(Histogram(16), (1, 4, 4), None)})
+    assert flows.sample(name, 2).shape == (2, 1, 4, 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from random_flows import CPU_DTYPES, seeded
 
-from lunet import pixel_bits, pixels
+from lunet import NonFiniteError, pixel_bits, pixels
 
 EVERY_LEVEL = torch.arange(256, dtype=torch.uint8)
 MARGINS = [(1e-6, 1e-6), (5e-6, 5e-6), (0.05, 0.05), (0.05, 0.0), (0.0, 0.05), (0.0, 0.0)]
@@ -118,5 +118,9 @@ def test_pixel_bits_of_a_constant_density(density: float, bits: float) -> None:
 
 def test_a_mean_below_0_is_impossible() -> None:
     assert pixels.mean_bits(torch.tensor([0.5, -0.25])) == 0.125
+    assert pixels.mean_bits(torch.tensor([-1e-6])) == pytest.approx(-1e-6)  # rounding
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NonFiniteError, match=r"the mean of 2 images is (nan|inf|-inf) bits per pixel"):
+            pixels.mean_bits(torch.tensor([1.0, value]))
     with pytest.raises(pixels.ImpossibleLikelihoodError, match=r"the mean of 2 images is -0\.1250 bits per pixel"):
         pixels.mean_bits(torch.tensor([-0.5, 0.25]))

@@ -28,3 +28,30 @@ def test_a_definition_that_is_run_again_replaces_the_first() -> None:
         again = type("Again", (nn.Module,), {"__qualname__": "Again"})
         register(kinds, "Again", again)
     assert kinds == {"Again": again}
+
+
+def test_a_definition_in_a_function_may_be_run_again() -> None:
+    def define() -> type[Flow]:
+        class Local(LUNet):
+            def config(self) -> dict[str, int]:
+                return {"features": self.features}
+
+        return Local
+
+    first, second = define(), define()
+    assert first is not second
+    assert Flow.kinds.pop("Local") is second
+
+
+def test_two_definitions_in_a_function_are_two() -> None:
+    class Local(LUNet):
+        def config(self) -> dict[str, int]:
+            return {"features": self.features}
+
+    with pytest.raises(TypeError, match="has the name 'Local' of"):
+
+        class Local(LUNet):  # type: ignore[no-redef]
+            def config(self) -> dict[str, int]:
+                return {"features": self.features}
+
+    del Flow.kinds["Local"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from random_flows import CPU_DTYPES, DEVICES, every_flow, random_lu_net, random_realnvp, scale_, seeded
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from lunet import Activation, ClassFlows, Flow, ImageFlow, LUNet, SavedFlowError, load_flow, save_flow
 from lunet.saving import checksum
@@ -138,6 +139,33 @@ def test_flows_of_classes_are_saved_together(tmp_path: Path) -> None:
     for name, flow in flows.items():
         assert (loaded[name].margin, type(loaded[name].flow)) == (flow.margin, type(flow.flow))
         assert torch.equal(loaded[name].eval().sample(5, seeded()), flow.eval().sample(5, seeded()))
+
+
+def test_values_keep_their_dtypes_and_a_configuration_its_keys(tmp_path: Path) -> None:
+    class Mixed(Shift, kind="mixed-of-this-test"):
+        def __init__(self, features: int, sizes: dict[Any, int]) -> None:
+            super().__init__(features)
+            self.sizes = sizes
+            self.tied = self.shift
+            self.fine: Tensor
+            self.register_buffer("fine", torch.full((2,), 1 + 1e-10, dtype=torch.float64))
+
+        def config(self) -> dict[str, Any]:
+            return {"features": self.features, "sizes": {10: 1, 2: 3}}
+
+    save_flow(Mixed(4, {}), tmp_path)
+    loaded = load_flow(tmp_path)
+    assert loaded.sizes == {"10": 1, "2": 3}
+    assert (loaded.shift.dtype, loaded.fine.dtype, float(loaded.fine[0])) == (torch.float32, torch.float64, 1 + 1e-10)
+
+
+def test_a_parametrized_flow_is_refused(tmp_path: Path) -> None:
+    flow = Shift(4)
+    register_parametrization(flow, "shift", nn.Tanh())
+    register_parametrization(Shift(4), "shift", nn.Tanh())  # torch makes another class of the same name
+    with pytest.raises(TypeError, match="a parametrized flow cannot be saved; remove its parametrizations first"):
+        save_flow(flow, tmp_path / "flow")
+    assert not (tmp_path / "flow").exists()
 
 
 def test_a_module_that_is_no_flow_is_refused(tmp_path: Path) -> None:

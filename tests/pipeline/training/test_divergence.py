@@ -89,6 +89,22 @@ def test_a_gradient_whose_norm_overflows_is_a_failure(training: Training) -> Non
     assert failure(models()["lunet"], training, spoil) == "the norm of the gradient is not finite"
 
 
+def test_a_parameter_of_the_flow_itself_has_no_layer(training: Training) -> None:
+    class Shifted(LUNet, kind="shifted-of-this-test"):
+        def __init__(self) -> None:
+            super().__init__(16, 2)
+            self.shift = torch.nn.Parameter(torch.zeros(16))
+
+        def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super()._forward(x + self.shift)
+
+    def spoil(flow: torch.nn.Module) -> None:
+        flow.get_parameter("shift").register_hook(lambda gradient: gradient * torch.inf)
+
+    message = failure(ImageFlow(Shifted(), (1, 4, 4)).train(), training, spoil)
+    assert message == "the gradient of shift is the first that is not finite"
+
+
 def limited(most: int) -> Any:
     def step(batch: Tensor) -> Tensor:
         if len(batch) > most:

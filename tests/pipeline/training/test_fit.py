@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_trainings import CPU, recipe_of
 
-from lunet import ImageFlow, load_flow
+from lunet import ImageFlow, LUNet, load_flow
+from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.train import train
@@ -45,7 +46,9 @@ def test_weights_without_a_held_out_likelihood_are_a_divergence(
     assert "held-out images fail after step 6" in (fits["all"].message or "")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError("full")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError("no"), MemoryError()]
+)
 def test_running_out_of_memory_is_a_status(
     params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -54,7 +57,7 @@ def test_running_out_of_memory_is_a_status(
 
     monkeypatch.setattr("pipeline.training.fit.optimise", fail)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
-    assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error))
+    assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error) or "memory does not suffice")
 
 
 @pytest.mark.parametrize(("most", "words"), [(63, "; a batch of 32 images would fit"), (0, "")])
@@ -85,6 +88,24 @@ def test_released_recipes_train_as_released(smoke_values: Any, dataset: Dataset,
     dtype = torch.float64 if name == "lunet_released" else torch.float32
     assert next(load_flow(tmp_path / "all").parameters()).dtype == dtype
     assert (fit.infinite_pixels is None) == (name == "lunet_released")
+
+
+def test_a_held_out_likelihood_that_overflows_is_a_divergence(
+    params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far(flow: LUNet, x: torch.Tensor) -> None:
+        with torch.no_grad():
+            flow.layers[-1].bias.fill_(1e30)
+
+    monkeypatch.setattr(LUNet, "standardise_", far)
+    fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
+    assert fits["all"].status == "diverged"
+    assert "held-out images fail after step 0" in (fits["all"].message or "")
+
+
+def test_one_image_is_too_few(smoke_values: Any) -> None:
+    with pytest.raises(UserError, match="1 images are too few to train on and to hold some back"):
+        split(torch.zeros(1), torch.zeros(0), recipe_of(smoke_values, "lunet").training, seed=0)
 
 
 def test_the_test_set_is_held_out_only_if_the_recipe_says_so(smoke_values: Any) -> None:

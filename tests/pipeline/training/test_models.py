@@ -52,7 +52,7 @@ def test_images_that_do_not_determine_a_model_are_refused(smoke_values: Any) -> 
     smoke_values["recipes"]["lunet"]["model"]["start"] = "whiten"
     recipe = recipe_of(smoke_values, "lunet")
     images = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(UserError, match="a lunet cannot be started from 3 images"):
+    with pytest.raises(UserError, match="the start whiten of a lunet fails on 3 images"):
         initialise_(build(recipe, (1, 8, 8)), recipe, images, torch.Generator().manual_seed(0))
 
 
@@ -75,7 +75,7 @@ def test_presets_are_accepted(preset: str) -> None:
         ("lunet.model.slope", 2, ["recipes.lunet.model", "slope is 2", "between 0.001 and 1"]),
         ("lunet.model.slope", "x", ["recipes.lunet.model.slope: is 'x'", "number"]),
         ("lunet.model.layers", 0, ["recipes.lunet.model", "layers is 0", "at least 1"]),
-        ("lunet.model.layers", 10**30, ["recipes.lunet.model.layers", "less than or equal to 1000000"]),
+        ("lunet.model.layers", 10**30, ["recipes.lunet.model.layers", "less than or equal to 4096"]),
         ("lunet.model.layerz", 3, ["recipes.lunet.model.layerz", "unknown key", "'layers'"]),
         ("lunet.model.start", "fit", ["recipes.lunet.model.start", "'fit'", "'copula'", "'identity'"]),
         ("lunet.model.activation", {"kind": "Sine"}, ["recipes.lunet.model", "'Sine'", "LeakySoftplus"]),
@@ -131,3 +131,28 @@ def test_a_size_of_ones_own_is_accepted() -> None:
     values["recipes"]["gaussian"]["model"] = {"kind": "only_32"}
     check(validate(values, "params.yaml"), "params.yaml")
     del Flow.kinds["only_32"]
+
+
+class Odd(Gaussian, kind="odd_of_this_test"):
+    """A constructor with all that Python allows."""
+
+    def __init__(self, features, sizes: list[int], pairs: tuple[tuple[int, int], ...] = (), free=3, **more: Any):  # type: ignore[no-untyped-def]
+        torch.randperm(features).tolist()
+        super().__init__(features)
+        self.given = (sizes, pairs, free, more)
+
+
+def test_any_constructor_is_checked_and_called() -> None:
+    values = preset_values("smoke")
+    model = {"kind": "odd_of_this_test", "sizes": [64, 64], "pairs": [[1, 2]], "free": "text"}
+    values["recipes"]["gaussian"]["model"] = model
+    params = validate(values, "params.yaml")
+    check(params, "params.yaml")
+    flow = build(params.recipe("gaussian"), (1, 4, 4)).flow
+    assert isinstance(flow, Odd)
+    assert flow.given == ([64, 64], ((1, 2),), "text", {})
+    values["recipes"]["gaussian"]["model"] = {**model, "sizes": ["x"]}
+    with pytest.raises(UserError, match=r"recipes\.gaussian\.model\.sizes\.0: is 'x'"):
+        check(validate(values, "params.yaml"), "params.yaml")
+    with pytest.raises(UserError, match=r"the recipe has 1 mistake\(s\):\n  model\.sizes\.0: is 'x'"):
+        build(validate(values, "params.yaml").recipe("gaussian"), (1, 4, 4))
