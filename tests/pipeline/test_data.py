@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from custom_data import put_npz, small
 from idx_sources import contents, write_idx_files
 from ruamel.yaml import YAML
 
 from pipeline import data
 from pipeline.core.console import UserError
 from pipeline.core.dataset import ARRAYS, load_dataset
+from pipeline.core.files import sha256
+from pipeline.core.params import read_yaml
+from pipeline.data import npy_bytes
 from pipeline.presets.merged import preset_values
+from pipeline.runner.dvc_file import read_steps
 from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -166,3 +172,89 @@ def test_damaged_array_is_refused(tmp_path: Path, stage: Stage, damage: str) -> 
 def test_reading_data_needs_no_torch() -> None:
     code = "import sys, pipeline.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# Custom data sets
+
+
+def run_data(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, **settings: str) -> None:
+    values = preset_values("smoke")
+    values["data"]["mine"] = {"path": str(path), **settings}
+    with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
+        YAML(typ="safe", pure=True).dump(values, stream)
+    arguments = ["--dataset", "mine", "--out", str(folder / "data/mine"), "--params", str(folder / "params.yaml")]
+    monkeypatch.setattr(sys, "argv", ["data", *arguments])
+    data.main()
+
+
+def test_the_stage_records_checksums_and_follows_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = put_npz(tmp_path / "own", small())
+    run_data(monkeypatch, tmp_path, path, title="Mine, all mine")
+    assert "12 train images, 6 test images of 3 classes" in capsys.readouterr().out
+    dataset = load_dataset(tmp_path / "data/mine", "mine")
+    assert not dataset.in_paper
+    assert (dataset.title, dataset.class_names) == ("Mine, all mine", ("0", "1", "2"))
+    assert dataset.info["shape"] == [16, 16]
+    assert dataset.info["sha256"] == {f"{array}.npy": sha256(npy_bytes(small()[array])) for array in ARRAYS}
+    put_npz(path, {**small(), "train_images": small()["train_images"][::-1]})
+    run_data(monkeypatch, tmp_path, path)
+    changed = load_dataset(tmp_path / "data/mine")
+    assert changed.title == "mine"
+    assert changed.info["sha256"]["train_images.npy"] != dataset.info["sha256"]["train_images.npy"]
+    assert changed.info["sha256"]["test_images.npy"] == dataset.info["sha256"]["test_images.npy"]
+
+
+def test_a_path_inside_the_output_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data/mine").mkdir(parents=True)
+    path = put_npz(tmp_path / "data/mine/own", small())
+    with pytest.raises(UserError, match="keep it elsewhere"):
+        run_data(monkeypatch, tmp_path, path)
+    assert path.is_file()
+
+
+# DVC
+
+
+def test_the_steps_without_dvc_depend_on_each_path() -> None:
+    values = preset_values("smoke")
+    values["data"]["mine"] = {"path": "there/own.npz"}
+    steps = {str(step): step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage == "data"}
+    assert list(steps) == ["data mnist", "data fashion_mnist", "data mine"]
+    assert steps["data mnist"].deps[0] == "pipeline/subset/mnist"
+    assert steps["data mine"].deps[0] == "there/own.npz"
+    assert steps["data mine"].command == ("python", "-m", "pipeline.data", "--dataset", "mine", "--out", "data/mine")
+    assert (steps["data mine"].params, steps["data mine"].outs) == (("data.mine",), ("data/mine",))
+
+
+def test_dvc_follows_the_content_of_a_path_and_of_nothing_else(tmp_path: Path) -> None:
+    graph = read_yaml(ROOT / "dvc.yaml")
+    stage = graph["stages"]["data"]["do"]
+    stage["cmd"] = "mkdir -p data && touch data/${key}"
+    stage["deps"] = stage["deps"][:1]
+    values = preset_values("smoke")
+    values["data"]["mine"] = {"path": "own.npz"}
+    for name, content in (
+        ("dvc.yaml", {**graph, "stages": {"data": graph["stages"]["data"]}}),
+        ("params.yaml", values),
+    ):
+        with (tmp_path / name).open("w", encoding="utf-8") as stream:
+            YAML(typ="safe", pure=True).dump(content, stream)
+    for name in ("mnist", "fashion_mnist"):
+        (tmp_path / "pipeline/subset" / name).mkdir(parents=True)
+        (tmp_path / "pipeline/subset" / name / "a").touch()
+    put_npz(tmp_path / "own", small())
+
+    def dvc(*arguments: str) -> str:
+        environment = os.environ | {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    dvc("init", "--no-scm")
+    assert dvc("repro").count("Running stage") == 3
+    assert json.loads(dvc("status", "--json")) == {}
+    put_npz(tmp_path / "own", {**small(), "test_images": small()["test_images"][::-1]})
+    assert list(json.loads(dvc("status", "--json"))) == ["data@mine"]

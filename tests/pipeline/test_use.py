@@ -19,7 +19,7 @@ from pipeline import use
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
 from pipeline.core.streams import generator
-from pipeline.sources.image_files import read_pictures
+from pipeline.sources.custom import read_pictures
 from pipeline.use import grid_of
 
 Use = Callable[..., str]

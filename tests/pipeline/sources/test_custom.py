@@ -1,72 +1,41 @@
-"""Custom data sets: every kind of source, the refused ones, and the stages, DVC and the report that use them."""
+"""Custom data sets and images: every kind of file, the refused ones, and the report of a custom data set."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from custom_data import Arrays, put_idx, put_npz, put_pngs, small
 from fake_results import Project, parameters
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 from parsed_page import Page
-from png_files import write_png
-from ruamel.yaml import YAML
+from PIL import Image
+from png_files import gradients, write_png
 
-from pipeline import data
 from pipeline.core.console import UserError
-from pipeline.core.dataset import ARRAYS, load_dataset
-from pipeline.core.files import sha256
-from pipeline.core.params import read_yaml
-from pipeline.data import npy_bytes
 from pipeline.page.view import render
-from pipeline.presets.merged import load_preset, preset_values
-from pipeline.runner.dvc_file import read_steps
-from pipeline.sources.custom import read_custom
-from pipeline.sources.published import FILES, idx_bytes
+from pipeline.presets.merged import load_preset
+from pipeline.results.image_grid import write_grid
+from pipeline.sources.custom import as_images, read_custom, read_pictures
+from pipeline.sources.published import idx_bytes
 from pipeline.training.models import build
 
-ROOT = Path(__file__).parents[3]
-Arrays = dict[str, NDArray[Any]]
+
+@pytest.fixture
+def images() -> NDArray[np.uint8]:
+    """Images that contain every 8-bit value."""
+    return gradients(6, 9)
 
 
-def small(side: int = 16, classes: int = 3) -> Arrays:
-    """Images of every class in both parts, with the labels in order."""
-    random = np.random.default_rng(0)
-    arrays: Arrays = {}
-    for part, each in (("train", 4), ("test", 2)):
-        arrays[f"{part}_images"] = random.integers(0, 256, (each * classes, side, side), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.repeat(np.arange(classes), each).astype(np.uint8)
-    return arrays
-
-
-def put_npz(path: Path, arrays: Arrays) -> Path:
-    np.savez(path.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
-    return path.with_suffix(".npz")
-
-
-def put_idx(path: Path, arrays: Arrays, *, packed: bool = False) -> Path:
-    path.mkdir()
-    for array, file in zip(ARRAYS, FILES, strict=True):
-        content = idx_bytes(arrays[array])
-        (path / f"{file}{'.gz' if packed else ''}").write_bytes(gzip.compress(content) if packed else content)
-    return path
-
-
-def put_pngs(path: Path, arrays: Arrays, names: tuple[str, ...] = ("0", "1", "2")) -> Path:
-    for part in ("train", "test"):
-        for number, (image, label) in enumerate(zip(arrays[f"{part}_images"], arrays[f"{part}_labels"], strict=True)):
-            write_png(path / part / names[label] / f"{number:04}.png", image)
-    return path
-
-
-# Reading
+# Data sets
 
 
 @pytest.mark.parametrize(
@@ -95,7 +64,7 @@ def test_labels_are_renumbered_from_zero(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded["train_labels"], small()["train_labels"])
 
 
-# Refusals
+# Data sets that are refused
 
 
 def without(array: str) -> Arrays:
@@ -143,90 +112,172 @@ def test_odd_sides_are_refused_when_a_realnvp_is_built() -> None:
     assert build(params.recipe("lunet"), (1, 9, 9)).shape == (1, 9, 9)
 
 
-# The data stage
+# Images
 
 
-def run_data(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, **settings: str) -> None:
-    values = preset_values("smoke")
-    values["data"]["mine"] = {"path": str(path), **settings}
-    with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
-        YAML(typ="safe", pure=True).dump(values, stream)
-    arguments = ["--dataset", "mine", "--out", str(folder / "data/mine"), "--params", str(folder / "params.yaml")]
-    monkeypatch.setattr(sys, "argv", ["data", *arguments])
-    data.main()
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a-idx3-ubyte", "a-idx3-ubyte.gz", "folder"])
+def test_every_kind_of_file_gives_the_same_images(tmp_path: Path, images: NDArray[np.uint8], name: str) -> None:
+    path = tmp_path / name
+    if name == "a.npy":
+        np.save(path, images)
+    elif name == "a.npz":
+        np.savez(path, images=images, labels=np.arange(6))
+    elif name == "folder":
+        for number, image in enumerate(images):
+            write_png(path / f"deep/{number}.png", image)
+    else:
+        path.write_bytes(gzip.compress(idx_bytes(images)) if name.endswith(".gz") else idx_bytes(images))
+    pictures, names = read_pictures(path)
+    np.testing.assert_array_equal(pictures, images)
+    assert pictures.dtype == np.uint8
+    assert names == [f"deep/{n}.png" if name == "folder" else str(n) for n in range(6)]
 
 
-def test_the_stage_records_checksums_and_follows_a_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = put_npz(tmp_path / "own", small())
-    run_data(monkeypatch, tmp_path, path, title="Mine, all mine")
-    assert "12 train images, 6 test images of 3 classes" in capsys.readouterr().out
-    dataset = load_dataset(tmp_path / "data/mine", "mine")
-    assert not dataset.in_paper
-    assert (dataset.title, dataset.class_names) == ("Mine, all mine", ("0", "1", "2"))
-    assert dataset.info["shape"] == [16, 16]
-    assert dataset.info["sha256"] == {f"{array}.npy": sha256(npy_bytes(small()[array])) for array in ARRAYS}
-    put_npz(path, {**small(), "train_images": small()["train_images"][::-1]})
-    run_data(monkeypatch, tmp_path, path)
-    changed = load_dataset(tmp_path / "data/mine")
-    assert changed.title == "mine"
-    assert changed.info["sha256"]["train_images.npy"] != dataset.info["sha256"]["train_images.npy"]
-    assert changed.info["sha256"]["test_images.npy"] == dataset.info["sha256"]["test_images.npy"]
+def test_a_png_with_equal_colour_channels_is_grey(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_grid(tmp_path / "a.png", images[None, :1])
+    pictures, names = read_pictures(tmp_path / "a.png")
+    np.testing.assert_array_equal(pictures, images[:1])
+    assert names == ["a.png"]
 
 
-def test_a_path_inside_the_output_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data/mine").mkdir(parents=True)
-    path = put_npz(tmp_path / "data/mine/own", small())
-    with pytest.raises(UserError, match="keep it elsewhere"):
-        run_data(monkeypatch, tmp_path, path)
-    assert path.is_file()
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
+def test_grey_is_read_from_every_kind_of_8_bit_png(tmp_path: Path, images: NDArray[np.uint8], mode: str) -> None:
+    Image.fromarray(images[0]).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_pictures(tmp_path / "a.png")[0], images[:1])
 
 
-# DVC
+@pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 4, 5, 1), (6, 4, 5)])
+def test_the_channel_axis_may_be_first_or_last(shape: tuple[int, ...]) -> None:
+    values = np.arange(120, dtype=np.int64).reshape(shape)
+    np.testing.assert_array_equal(as_images(values, "x"), np.arange(120, dtype=np.uint8).reshape(6, 4, 5))
 
 
-def test_the_steps_without_dvc_depend_on_each_path() -> None:
-    values = preset_values("smoke")
-    values["data"]["mine"] = {"path": "there/own.npz"}
-    steps = {str(step): step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage == "data"}
-    assert list(steps) == ["data mnist", "data fashion_mnist", "data mine"]
-    assert steps["data mnist"].deps[0] == "pipeline/subset/mnist"
-    assert steps["data mine"].deps[0] == "there/own.npz"
-    assert steps["data mine"].command == ("python", "-m", "pipeline.data", "--dataset", "mine", "--out", "data/mine")
-    assert (steps["data mine"].params, steps["data mine"].outs) == (("data.mine",), ("data/mine",))
+def test_the_array_of_a_npz_file_is_guessed_or_named(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, train_images=images[:2], test_images=images)
+    assert len(read_pictures(path)[0]) == 6
+    assert len(read_pictures(path, "train_images")[0]) == 2
+    np.savez(path, one=images)
+    assert len(read_pictures(path)[0]) == 6
+    np.savez(path, one=images, other=images)
+    for wanted in (None, "third"):
+        with pytest.raises(UserError, match=r"one, other; name the one with the images by --array"):
+            read_pictures(path, wanted)
 
 
-def test_dvc_follows_the_content_of_a_path_and_of_nothing_else(tmp_path: Path) -> None:
-    graph = read_yaml(ROOT / "dvc.yaml")
-    stage = graph["stages"]["data"]["do"]
-    stage["cmd"] = "mkdir -p data && touch data/${key}"
-    stage["deps"] = stage["deps"][:1]
-    values = preset_values("smoke")
-    values["data"]["mine"] = {"path": "own.npz"}
-    for name, content in (
-        ("dvc.yaml", {**graph, "stages": {"data": graph["stages"]["data"]}}),
-        ("params.yaml", values),
+# Images that are refused
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 4, 4)), "float64, not 8-bit"),
+        (np.full((2, 4, 4), 256), "from 256 to 256, not 0 to 255"),
+        (np.full((2, 4, 4), -1), "from -1 to -1"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"shape \(2, 3, 4, 4\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        (np.array([["a"]]), "not 8-bit"),
+    ],
+)
+def test_other_values_are_refused(tmp_path: Path, values: NDArray[Any], words: str) -> None:
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(UserError, match=rf"a\.npy.*{words}"):
+        read_pictures(tmp_path / "a.npy")
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match="not a whole"):
+        read_pictures(tmp_path / "a.npy")
+    np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="damaged"):
+        read_pictures(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.png", "a-idx3-ubyte", "a.jpg"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(UserError, match=rf"{name} cannot be read: No such file"):
+        read_pictures(path)
+    path.write_bytes(b"\x1f\x8b no such thing")
+    with pytest.raises(UserError, match=name):
+        read_pictures(path)
+
+
+def test_a_png_that_was_cut_off_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = (tmp_path / "a.png").read_bytes()
+    for length in (len(content) - 20, 30):
+        (tmp_path / "a.png").write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
+            read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_with_a_changed_byte_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[60] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_that_lacks_its_last_chunk_was_cut_off(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-12])
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file or was cut off: truncated PNG file"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_a_png_of_enormous_size_is_not_decoded(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    write_png(tmp_path / "a.png", images[0])
+    content = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">2I", 1 << 20, 1 << 20) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    with pytest.raises(UserError, match=r"a\.png is a damaged PNG file.* exceeds limit"):
+        read_pictures(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("1", 1), ("P", 2), ("P", 4)])
+def test_fewer_bits_than_8_are_refused(tmp_path: Path, images: NDArray[np.uint8], mode: str, bits: int) -> None:
+    Image.fromarray(images[0] % 2).convert(mode).save(tmp_path / "a.png", bits=bits)
+    with pytest.raises(UserError, match=rf"a\.png has {bits} bits a value; 8-bit PNG files are wanted"):
+        read_pictures(tmp_path / "a.png")
+
+
+def test_transparency_is_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    grey = Image.fromarray(images[0])
+    for number, (image, transparency) in enumerate(
+        [(grey.convert("LA"), None), (grey, 5), (grey.convert("RGB"), (5, 5, 5))]
     ):
-        with (tmp_path / name).open("w", encoding="utf-8") as stream:
-            YAML(typ="safe", pure=True).dump(content, stream)
-    for name in ("mnist", "fashion_mnist"):
-        (tmp_path / "pipeline/subset" / name).mkdir(parents=True)
-        (tmp_path / "pipeline/subset" / name / "a").touch()
-    put_npz(tmp_path / "own", small())
+        if image.mode == "LA":
+            image.putalpha(254)
+        image.save(path := tmp_path / f"{number}.png", transparency=transparency)
+        with pytest.raises(UserError, match=rf"{number}\.png has colours or is transparent"):
+            read_pictures(path)
 
-    def dvc(*arguments: str) -> str:
-        environment = os.environ | {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
-        command = [sys.executable, "-m", "dvc", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    dvc("init", "--no-scm")
-    assert dvc("repro").count("Running stage") == 3
-    assert json.loads(dvc("status", "--json")) == {}
-    put_npz(tmp_path / "own", {**small(), "test_images": small()["test_images"][::-1]})
-    assert list(json.loads(dvc("status", "--json"))) == ["data@mine"]
+def test_an_archive_named_npy_gives_its_array(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    np.savez(tmp_path / "a.npz", images=images)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read_pictures(tmp_path / "a.npy")[0], images)
+
+
+def test_colours_depth_and_size_are_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    imsave(tmp_path / "a.png", images[0], cmap="viridis")
+    with pytest.raises(UserError, match=r"a\.png has colours"):
+        read_pictures(tmp_path / "a.png")
+    write_png(tmp_path / "b.png", images[0].astype(np.uint16))
+    with pytest.raises(UserError, match=r"b\.png has 16 bits a value"):
+        read_pictures(tmp_path / "b.png")
+    write_png(tmp_path / "c/1.png", images[0])
+    write_png(tmp_path / "c/2.png", images[0, :8])
+    with pytest.raises(UserError, match=r"2\.png is 9x8 pixels, 1\.png 9x9"):
+        read_pictures(tmp_path / "c")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UserError, match=r"d holds no \.png file"):
+        read_pictures(tmp_path / "d")
 
 
 # Collect and the report
