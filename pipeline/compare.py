@@ -68,12 +68,11 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of collect (%(default)s)")
     parser.add_argument("--all", action="store_true", help="show what is the same too")
     arguments = parser.parse_args()
-    commit = resolve(arguments.revision)
-    before = read_side(
-        lambda name: git("show", f"{commit}:./{arguments.reports.as_posix()}/{name}"), arguments.revision
-    )
-    now = read_side(lambda name: _text_of_file(arguments.reports / name), "the workspace")
-    say(report(before, now, arguments.revision, everything=arguments.all))
+    revision, folder = arguments.revision, arguments.reports
+    commit = resolve(revision)
+    before = read_side(lambda name: git("show", f"{commit}:./{folder.as_posix()}/{name}"), revision)
+    now = read_side(lambda name: _text_of(folder / name), "the workspace")
+    say(report(before, now, revision, everything=arguments.all))
 
 
 def compare(before: Side, now: Side) -> pd.DataFrame:
@@ -195,7 +194,7 @@ def resolve(revision: str) -> str:
     raise UserError(f"{revision} is no revision of git and no experiment; see: git log --oneline, dvc exp show")
 
 
-def _text_of_file(path: Path) -> str | None:
+def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
