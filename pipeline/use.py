@@ -52,12 +52,11 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.use",
         description="Use the model of a trained run: draw samples, score images in bits per pixel, or classify them.",
         epilog=EXAMPLES,
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a trained run")
     kinds = parser.add_subparsers(required=True, metavar="{sample,score,classify}")
@@ -100,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         description="The most probable class of each image by Bayes' rule, all classes alike before. It needs a run "
         "with one model a class (classes: each in its recipe).",
     )
-    classify.set_defaults(do=classify_images)
+    classify.set_defaults(do=classify_images, label=None)
     return parser
 
 
@@ -155,7 +154,7 @@ def grid_of(images: Bytes, shares: Sequence[int]) -> Bytes:
 
 def score_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     """Score images, print the mean, and write a row for each."""
-    names, scores = _scores(trained, ClassFlows.mixture_bits_per_dim, arguments, arguments.label)
+    names, scores = _scores(trained, ClassFlows.mixture_bits_per_dim, arguments)
     bits = scores.numpy()
     error = f" +- {bits.std(ddof=1) / math.sqrt(len(bits)):.4f} (standard error)" if len(bits) > 1 else ""
     say(f"{trained.name}: mean {bits.mean():.4f}{error}, median {np.median(bits):.4f} bits/dim of {len(bits)} images")
@@ -179,15 +178,10 @@ def classify_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     _write(arguments.out, columns | {"probability": [f"{probability:.6f}" for probability in probabilities]})
 
 
-def _scores(
-    trained: TrainedRun, method: Scores, arguments: argparse.Namespace, label: str | None = None
-) -> tuple[list[str], Tensor]:
-    """The names of the images that the command line names, and their scores by a method of the models.
-
-    The model is that of the class ``label``; by default, the models of all classes score together.
-    """
+def _scores(trained: TrainedRun, method: Scores, arguments: argparse.Namespace) -> tuple[list[str], Tensor]:
+    """The names of the images that the command line names, and their scores by a method of the models."""
     images, names = read_pictures(arguments.images, arguments.array)
-    models = _models(trained, label)
+    models = _models(trained, arguments.label)
     _, *shape = models[models.names[0]].shape
     if [*images.shape[1:]] != shape:
         sizes = [f"{width}x{height}" for height, width in (images.shape[1:], shape)]
@@ -202,7 +196,7 @@ def _scores(
     return names, torch.cat(scores)
 
 
-def _models(trained: TrainedRun, label: str | None = None) -> ClassFlows:
+def _models(trained: TrainedRun, label: str | None) -> ClassFlows:
     """The model of the class with the given number or name, or those of all classes."""
     if label is None:
         return ClassFlows(trained.models)
