@@ -59,15 +59,15 @@ def main() -> None:
     images = torch.from_numpy(dataset.train_images)
     for variant in chosen:
         recipe, changes = variants[variant]
-        values = (arguments.sweep, variant, arguments.dataset, arguments.seed, recipe, json.dumps(changes))
-        row = dict(zip(KEY_COLUMNS, values, strict=True))
-        if (read_table(table)[KEY_COLUMNS] == [str(value) for value in values]).all(axis=1).any():
+        key = [arguments.sweep, variant, arguments.dataset, str(arguments.seed), recipe, json.dumps(changes)]
+        if (read_table(table)[KEY_COLUMNS] == key).all(axis=1).any():
             say(f"{variant}: is in {table} already")
             continue
-        row |= train(variant, changed(params, recipe, changes), recipe, images, arguments.seed)
+        outcome = train(variant, changed(params, recipe, changes), recipe, images, arguments.seed)
+        row = pd.DataFrame([dict(zip(KEY_COLUMNS, key, strict=True)) | outcome], columns=COLUMNS, dtype=object)
         # Read again, since another process may have added a row.
-        write_table(table, pd.concat([read_table(table), pd.DataFrame([row], columns=COLUMNS, dtype=object)]))
-        say(f"{variant}: {row['status']}, {row['holdout_bits_per_dim']} bits/dim held out, written to {table}")
+        write_table(table, pd.concat([read_table(table), row]))
+        say(f"{variant}: {outcome['status']}, {outcome['holdout_bits_per_dim']} bits/dim held out, written to {table}")
 
 
 def train(variant: str, params: Params, recipe_name: str, images: Tensor, seed: int) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def changed(params: Params, recipe: str, changes: dict[str, Any]) -> Params:
         *path, last = key.split(".")
         section = values["recipes"][recipe]
         for part in path:
-            section = section.get(part, {})
+            section = section.setdefault(part, {})
         section[last] = value
     return validate(values, str(SWEEPS))
 

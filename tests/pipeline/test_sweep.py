@@ -41,10 +41,13 @@ def test_a_cumulative_sweep_includes_earlier_changes() -> None:
     assert apart["third"] == ("one", {"a": 3})
 
 
-def test_an_invalid_change_is_named() -> None:
+@pytest.mark.parametrize(
+    ("change", "unknown"), [("training.learning_rat", r"training\.learning_rat"), ("trainin.learning_rate", "trainin")]
+)
+def test_an_invalid_change_is_named(change: str, unknown: str) -> None:
     params = load_preset("laptop")
-    with pytest.raises(UserError, match=r"recipes\.lunet\.training\.learning_rat: unknown key"):
-        sweep.changed(params, "lunet", {"training.learning_rat": 1})
+    with pytest.raises(UserError, match=rf"recipes\.lunet\.{unknown}: unknown key"):
+        sweep.changed(params, "lunet", {change: 1})
 
 
 def test_a_variant_is_trained_once_and_recorded(
