@@ -12,7 +12,7 @@ from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
 from pipeline.results import figures
 from pipeline.results.image_grid import write_images
-from pipeline.results.metrics import metrics_of, subjects_of, timings_of
+from pipeline.results.metrics import by_recipe, metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
 from pipeline.results.reading import Unfinished, read_densities, read_results, read_unfinished
 from pipeline.results.tables import curves_table, latents_table, results_table, timings_table, write_table
@@ -68,8 +68,8 @@ def collect(
     }
     subjects = subjects_of(results, tables["curves.csv"])
     contents = {
-        "metrics.json": metrics_of(subjects),
-        "timings.json": timings_of(subjects),
+        "metrics.json": by_recipe(subjects, metrics_of),
+        "timings.json": by_recipe(subjects, timings_of),
         "claims.json": claims_of(results, paper_params, subjects),
         "provenance.json": provenance_of(results, paper_params),
         "mixture.json": mixture.model_dump(include=MIXTURE),

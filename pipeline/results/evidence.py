@@ -83,10 +83,9 @@ def _difference(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     if not seeds:
         trouble = [subject.trouble for subject in compared.values() if subject.trouble]
         raise UndecidedError("; ".join(trouble) or "the recipes have no finished seed in common")
-    pairs = [(first[seed], second[seed]) for seed in seeds]
-    samples = [list(values) for values in zip(*pairs, strict=True)]
+    samples = [[values[seed] for seed in seeds] for values in (first, second)]
     evidence = dict(zip(compared, map(mean_interval, samples), strict=True))
-    evidence["difference"] = mean_interval([one - other for one, other in pairs])
+    evidence["difference"] = mean_interval([one - other for one, other in zip(*samples, strict=True)])
     if len(seeds) > 1:
         evidence[BELOW] = probability_below(*samples)
     for recipe, subject in compared.items():

@@ -35,7 +35,7 @@ def write_images(folder: Path, results: Results) -> None:
     shape = (results.params.evaluate.sample_rows, results.params.evaluate.sample_columns)
     for name, data in results.datasets.items():
         write_grid(folder / f"real-{name}.png", real_images(data.test_images, data.test_labels, *shape))
-    first = {cell.key[:2]: cell for cell in reversed(results.cells) if cell.complete}
+    first = {cell.key[:2]: cell for cell in reversed(results.cells) if cell.status == "complete"}
     for (dataset, recipe), cell in first.items():
         left_out = {
             "interpolations": not cell.evaluation.interpolations,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -61,7 +61,7 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | N
     """
     evaluation, run = cell.evaluation, cell.run
     test, inverted, latents = evaluation.test, evaluation.round_trip, evaluation.latents
-    if not cell.complete or test is None:
+    if cell.status != "complete" or test is None:
         return {}
     best = {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
     gains = {
@@ -122,33 +122,26 @@ def measured_times(measurement: Measurement) -> dict[str, Times]:
     return times
 
 
-def metrics_of(subjects: Subjects) -> dict[str, Any]:
-    """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
+def by_recipe(subjects: Subjects, figures: Callable[[Subject], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of each recipe on each data set."""
     return {
-        dataset: {
-            recipe: {
-                name: _interval_json("mean", mean_interval(subject.metric(name)))
-                for name in subject.metrics
-                if name not in FOR_CLAIMS
-            }
-            for recipe, subject in by_recipe.items()
-        }
-        for dataset, by_recipe in subjects.items()
+        dataset: {recipe: figures(subject) for recipe, subject in recipes.items()}
+        for dataset, recipes in subjects.items()
     }
 
 
-def timings_of(subjects: Subjects) -> dict[str, Any]:
+def metrics_of(subject: Subject) -> dict[str, Any]:
+    """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
+    shown = [name for name in subject.metrics if name not in FOR_CLAIMS]
+    return {name: _interval_json("mean", mean_interval(subject.metric(name))) for name in shown}
+
+
+def timings_of(subject: Subject) -> dict[str, Any]:
     """Medians of the raw samples of time and memory."""
     return {
-        dataset: {
-            recipe: {
-                name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
-                | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
-                for name, times in subject.times.items()
-            }
-            for recipe, subject in by_recipe.items()
-        }
-        for dataset, by_recipe in subjects.items()
+        name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
+        | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
+        for name, times in subject.times.items()
     }
 
 

@@ -54,11 +54,6 @@ class Cell:
     samples: Path
 
     @property
-    def complete(self) -> bool:
-        """Whether both training and evaluation completed."""
-        return self.status == "complete"
-
-    @property
     def status(self) -> Status:
         """The status of the training if it failed, otherwise that of the evaluation."""
         return self.run.status if self.run.status != "complete" else self.evaluation.status
@@ -135,7 +130,7 @@ def read_unfinished(path: Path) -> list[Unfinished]:
     try:
         return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path} is no list of unfinished cells: {error.errors()[0]['msg']}") from None
+        raise UserError(f"{path} is no list of unfinished cells: {mistakes(error, ())[0]}") from None
 
 
 def read_measurement(runs: Path, key: Key) -> Measurement:

@@ -8,15 +8,8 @@ from typing import Any, get_args
 
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params, Recipe
+from pipeline.evaluation import released_bits
 from pipeline.evaluation.record import Likelihood
-from pipeline.evaluation.released_bits import (
-    Code,
-    batch_factor,
-    logit_bits,
-    poster_in_bits,
-    released_code,
-    to_bits_per_dim,
-)
 from pipeline.results.claims import LABELS, Bounds, Claim, ClaimsFile, Level, Verdict, load_claims
 from pipeline.results.evidence import BELOW, STATISTICS, Evidence, Subject, UndecidedError
 from pipeline.results.metrics import Subjects
@@ -176,10 +169,10 @@ def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, 
 def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
     """The poster's likelihoods and our own printed figures, converted to bits per pixel on each data set."""
     printed = next(row for row in claims.poster if row.quantity == "nll")
-    codes: dict[Code, float] = {"lunet": printed.lunet, "realnvp": printed.realnvp}
+    codes: dict[released_bits.Code, float] = {"lunet": printed.lunet, "realnvp": printed.realnvp}
     poster = [
         {"title": dataset.title, "code": code, "printed": value}
-        | {key: round_significant(bits) for key, bits in poster_in_bits(dataset, code, value).items()}
+        | {key: round_significant(bits) for key, bits in released_bits.poster_in_bits(dataset, code, value).items()}
         for dataset in results.datasets.values()
         if dataset.in_paper
         for code, value in codes.items()
@@ -202,13 +195,14 @@ def converted(per_class: Mapping[str, Likelihood], recipe: Recipe, dataset: Data
 
     ``None`` if a class has no printed figure.
     """
-    code = released_code(recipe)
+    code = released_bits.released_code(recipe)
     margin = recipe.margin if isinstance(recipe.margin, tuple) else (recipe.margin, recipe.margin)
     total = 0.0
     for label, likelihood in per_class.items():
         if likelihood.poster_bits_per_pixel is None:
             return None
-        factor = batch_factor(likelihood.images if recipe.classes == "each" else len(dataset.test_images))
-        logit = logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
-        total += likelihood.images * to_bits_per_dim(likelihood.poster_bits_per_pixel, code, logit, factor)
+        factor = released_bits.batch_factor(likelihood.images if recipe.classes == "each" else len(dataset.test_images))
+        logit = released_bits.logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
+        bits = released_bits.to_bits_per_dim(likelihood.poster_bits_per_pixel, code, logit, factor)
+        total += likelihood.images * bits
     return total / len(dataset.test_images)
