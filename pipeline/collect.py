@@ -11,16 +11,14 @@ from pipeline.core.files import replacing, write_json
 from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
 from pipeline.results import figures
-from pipeline.results.drawing import draw, draw_images, memory_floors
-from pipeline.results.looks import looks
-from pipeline.results.metrics import metrics_of, subjects_of, timings_of
+from pipeline.results.image_grid import write_images
+from pipeline.results.metrics import by_recipe, metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
-from pipeline.results.reading import read_densities, read_results, read_unfinished
+from pipeline.results.reading import Unfinished, read_densities, read_results, read_unfinished
 from pipeline.results.tables import curves_table, latents_table, results_table, timings_table, write_table
-from pipeline.results.unfinished import Unfinished
 from pipeline.results.verdicts import claims_of
 
-MIXTURE = ("status", "message", "settings", "entropy", "printed", "printed_honest", "models")
+MIXTURE = {"status", "message", "settings", "entropy", "printed", "printed_honest", "models"}
 
 
 def main() -> None:
@@ -45,13 +43,7 @@ def main() -> None:
 
 
 def collect(
-    params: Path,
-    data: Path,
-    runs: Path,
-    out: Path,
-    *,
-    paper: str = "paper",
-    unfinished: Sequence[Unfinished] = (),
+    params: Path, data: Path, runs: Path, out: Path, *, paper: str = "paper", unfinished: Sequence[Unfinished] = ()
 ) -> None:
     """Read the grid's cells and write the files of the report.
 
@@ -67,21 +59,20 @@ def collect(
         UserError: If a cell is missing or damaged, or was made with other parameters.
     """
     results = read_results(load_params(params), data, runs, unfinished)
-    paper_params = load_preset(paper)
-    curves, timings = curves_table(results.cells), timings_table(results.measurements)
+    paper_params, mixture = load_preset(paper), results.mixture
     tables = {
         "results.csv": results_table(results),
         "latents.csv": latents_table(results),
-        "timings.csv": timings,
-        "curves.csv": curves,
+        "timings.csv": timings_table(results.measurements),
+        "curves.csv": curves_table(results.cells),
     }
-    subjects = subjects_of(results, curves)
+    subjects = subjects_of(results, tables["curves.csv"])
     contents = {
-        "metrics.json": metrics_of(subjects),
-        "timings.json": timings_of(subjects),
+        "metrics.json": by_recipe(subjects, metrics_of),
+        "timings.json": by_recipe(subjects, timings_of),
         "claims.json": claims_of(results, paper_params, subjects),
         "provenance.json": provenance_of(results, paper_params),
-        "mixture.json": results.mixture.model_dump(include=set(MIXTURE)),
+        "mixture.json": mixture.model_dump(include=MIXTURE),
     }
     for name, table in tables.items():
         write_table(out / name, table)
@@ -89,13 +80,9 @@ def collect(
         write_json(out / name, content)
     with replacing(out / "figures") as folder:
         folder.mkdir()
-        densities = read_densities(runs, results.mixture)
-        figures.mixture(folder / "mixture.svg", densities, results.mixture.box, results.mixture.points)
-        for dataset in results.datasets:
-            dataset_tables = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
-            floors = memory_floors(dataset, results)
-            draw(folder, dataset, looks(results.params.grid.recipes), dataset_tables, contents, floors)
-            draw_images(folder, dataset, results)
+        figures.mixture(folder / "mixture.svg", read_densities(runs, mixture), mixture.box, mixture.points)
+        figures.draw(folder, results, tables, contents)
+        write_images(folder, results)
 
 
 if __name__ == "__main__":

@@ -29,20 +29,16 @@ def main() -> None:
         from pipeline.training.models import check  # imports torch, seconds that writing a preset does not need
 
         check(load_params(arguments.params), str(arguments.params))
-    else:
-        say(write_preset(arguments.preset, arguments.params))
-
-
-def write_preset(name: str, path: Path) -> str:
-    """Write a preset into a parameter file and return the difference, for printing."""
+        return
+    name, path = arguments.preset, arguments.params
     load_preset(name)
     text = preset_text(name)
     # The file that is replaced may be damaged.
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     write_text(path, text)
-    names = (f"{path} before", f"{path} now")
-    difference = list(difflib.unified_diff(old.splitlines(), text.splitlines(), *names, lineterm="", n=1))
-    return "\n".join(difference) or f"{path} already is the preset {name}"
+    sides = (f"{path} before", f"{path} now")
+    difference = list(difflib.unified_diff(old.splitlines(), text.splitlines(), *sides, lineterm="", n=1))
+    say("\n".join(difference) or f"{path} already is the preset {name}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipeline.core.cell import COMMANDS
 from pipeline.core.console import StopRequest, UserError, exit_with, say
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
-from pipeline.results.unfinished import Unfinished
+from pipeline.results.reading import Unfinished
 from pipeline.runner.archive import CellStatus, pack, read_outcome, unpack
 from pipeline.runner.dvc_file import Step, read_steps
 from pipeline.runner.ledger import Ledger

@@ -8,18 +8,17 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core.console import UserError
-from pipeline.core.params import Name, Section, read_yaml
+from pipeline.core.params import Name, Section, mistakes, read_yaml, refusal
 from pipeline.results.statistics import Estimate
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-SHOWN = 10  # validation errors listed in one message
 RESTORE = "Mend it, or take it as it was with: git checkout pipeline/results/claims.yaml"
 
 Verdict = Literal["replicated", "partly", "not_replicated", "not_tested_at_this_scale", "not_tested", "not_comparable"]
 LABELS: dict[Verdict, str] = {name: name.replace("_", " ").capitalize() for name in get_args(Verdict)}
 LABELS["partly"] = "Partly replicated"
 
-Kind = Literal["difference", "ratio", "determinant", "figures", "samples"]
+Kind = Literal["difference", "ratio", "determinant", "figures"]
 Level = Literal["smoke", "laptop", "paper"]
 Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 
@@ -45,12 +44,13 @@ class Statistic(Section):
     above: Name = "lunet"
     below: Name = "realnvp"
     per_image: bool = False
+    of_a_class: bool = False
 
 
 class Label(Section):
     """The label and the unit of a number of the evidence.
 
-    For the kinds of statistic that show one recipe's figures, also its source: a metric of
+    For the statistic that shows one recipe's figures, also its source: a metric of
     `pipeline.results.metrics`, whose mean is shown, or two times, the first divided by the second.
     """
 
@@ -83,7 +83,7 @@ class Claim(Section):
         for name in [*self.replicated, *self.not_replicated]:
             if name not in self.evidence:
                 raise ValueError(f"the rule of {self.id!r} names {name!r}, which its evidence lacks")
-        for name, label in self.evidence.items() if self.statistic.kind in ("figures", "samples") else ():
+        for name, label in self.evidence.items() if self.statistic.kind == "figures" else ():
             if bool(label.metric) == bool(label.times):
                 raise ValueError(f"the evidence {name!r} of {self.id!r} must have either a metric or two times")
         return self
@@ -148,7 +148,4 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     except UserError as error:
         raise UserError(f"{error}\n{RESTORE}") from None
     except ValidationError as error:
-        mistakes = error.errors(include_url=False)
-        lines = [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in mistakes[:SHOWN]]
-        more = [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
-        raise UserError("\n  ".join([f"{path.name} is not as it should be:", *lines, *more]) + f"\n{RESTORE}") from None
+        raise UserError(f"{refusal(path.name, mistakes(error, ()))}\n{RESTORE}") from None

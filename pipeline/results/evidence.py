@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.measuring.record import Determinant
-from pipeline.results.claims import Claim, Kind
+from pipeline.results.claims import Claim, Kind, Verdict
 from pipeline.results.statistics import (
     Estimate,
     log_log_slope,
@@ -47,24 +47,27 @@ class Subject:
     trouble: str | None = None
 
     def metric(self, name: str) -> list[float]:
-        """A metric's values over the seeds; raises a `MissingError` if there are none."""
+        """A metric's values over the seeds; raises an `UndecidedError` if there are none."""
         if not self.metrics.get(name):
-            raise MissingError(self.trouble or f"there is no figure for {name}")
+            raise UndecidedError(self.trouble or f"there is no figure for {name}")
         return list(self.metrics[name].values())
 
     def time(self, name: str) -> Times:
-        """The samples of a time or of memory; raises a `MissingError` if there are none."""
+        """The samples of a time or of memory; raises an `UndecidedError` if there are none."""
         if name not in self.times:
-            raise MissingError(self.trouble or f"{name} was not measured")
+            raise UndecidedError(self.trouble or f"{name} was not measured")
         return self.times[name]
 
 
-class MissingError(Exception):
-    """A figure that a claim needs is missing; the message says which and why."""
+class UndecidedError(Exception):
+    """A claim that cannot be decided: a figure is missing, or two recipes cannot be compared.
 
+    The message says which and why; ``verdict`` is that of the claim.
+    """
 
-class DifferentError(Exception):
-    """Two recipes cannot be compared; the message says why."""
+    def __init__(self, message: str, verdict: Verdict = "not_tested") -> None:
+        super().__init__(message)
+        self.verdict = verdict
 
 
 Evidence = dict[str, Estimate]
@@ -79,11 +82,10 @@ def _difference(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     seeds = sorted(set(first) & set(second))
     if not seeds:
         trouble = [subject.trouble for subject in compared.values() if subject.trouble]
-        raise MissingError("; ".join(trouble) or "the recipes have no finished seed in common")
-    pairs = [(first[seed], second[seed]) for seed in seeds]
-    samples = [list(values) for values in zip(*pairs, strict=True)]
+        raise UndecidedError("; ".join(trouble) or "the recipes have no finished seed in common")
+    samples = [[values[seed] for seed in seeds] for values in (first, second)]
     evidence = dict(zip(compared, map(mean_interval, samples), strict=True))
-    evidence["difference"] = mean_interval([one - other for one, other in pairs])
+    evidence["difference"] = mean_interval([one - other for one, other in zip(*samples, strict=True)])
     if len(seeds) > 1:
         evidence[BELOW] = probability_below(*samples)
     for recipe, subject in compared.items():
@@ -100,17 +102,17 @@ def _ratio(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
         for recipe, subject in compared.items():
             samples[recipe] = list(subject.metrics.get(statistic.quantity, {}).values())
             if not samples[recipe]:
-                raise MissingError(subject.trouble or f"{recipe} has no {statistic.quantity}")
+                raise UndecidedError(subject.trouble or f"{recipe} has no {statistic.quantity}")
     else:
         for recipe, subject in compared.items():
             times = subject.time(statistic.quantity)
             share = times.batch if statistic.per_image and times.batch else 1
             samples[recipe] = [value / share for value in times.samples]
         if len({subject.machines for subject in compared.values()}) > 1:
-            raise DifferentError("the recipes were measured on different machines")
+            raise UndecidedError("the recipes were measured on different machines", "not_comparable")
     above, below = samples[statistic.above], samples[statistic.below]
     if min(below) <= 0:
-        raise MissingError(f"{statistic.quantity} of {statistic.below} is zero, and a ratio to zero says nothing")
+        raise UndecidedError(f"{statistic.quantity} of {statistic.below} is zero, and a ratio to zero says nothing")
     evidence = {recipe: median_interval(values) for recipe, values in samples.items()}
     if BELOW in claim.evidence and min(map(len, samples.values())) > 1:
         evidence[BELOW] = probability_below(*samples.values())
@@ -121,12 +123,12 @@ def _determinant(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     """Exponents over the larger half of the widths, at least three of them."""
     subject = subjects[claim.compares[0]]
     if (timings := subject.determinant) is None:
-        raise MissingError(subject.trouble or "the determinant's cost was not measured")
+        raise UndecidedError(subject.trouble or "the determinant's cost was not measured")
     n = len(timings.widths)
     larger = slice(min(n // 2, max(n - 3, 0)), n)
     widths = timings.widths[larger]
     if len(widths) < 3:
-        raise MissingError(f"an exponent needs three widths or more, and {n} were measured")
+        raise UndecidedError(f"an exponent needs three widths or more, and {n} were measured")
     diagonal, dense = (
         log_log_slope(widths, [float(np.median(samples)) for samples in times[larger]])
         for times in (timings.diagonal_ms, timings.slogdet_ms)
@@ -138,6 +140,8 @@ def _determinant(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
 def _figures(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     """The figures of one recipe that the claim's evidence names: metrics, or one time divided by another."""
     subject = subjects[claim.compares[0]]
+    if claim.statistic.of_a_class and subject.classes == "all":
+        raise UndecidedError("one model was trained for all classes, so none can be asked for a class")
     return {
         name: ratio_of_medians(*(subject.time(time).samples for time in label.times))
         if label.times
@@ -146,17 +150,9 @@ def _figures(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
     }
 
 
-def _samples(claim: Claim, subjects: Mapping[str, Subject]) -> Evidence:
-    """As `_figures`, for figures of samples of a given class."""
-    if subjects[claim.compares[0]].classes == "all":
-        raise MissingError("one model was trained for all classes, so none can be asked for a class")
-    return _figures(claim, subjects)
-
-
 STATISTICS: dict[Kind, Callable[[Claim, Mapping[str, Subject]], Evidence]] = {
     "difference": _difference,
     "ratio": _ratio,
     "determinant": _determinant,
     "figures": _figures,
-    "samples": _samples,
 }

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.results.looks import INK, KNOWN, TIMES, Look
+from pipeline.results.looks import INK, KNOWN, TIMES, Look, looks
+from pipeline.results.reading import Results
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -47,6 +48,52 @@ Json = Mapping[str, Any]
 Density = NDArray[np.float32]
 WIDTH = 5.4
 MASSES = (0.99, 0.9, 0.5)
+# The offset and the opacity of each phase's bars of memory.
+PHASES = {"training": (-0.19, 1.0), "sampling": (0.19, 0.4)}
+
+
+def draw(folder: Path, results: Results, tables: Mapping[str, pd.DataFrame], contents: Json) -> None:
+    """Draw the figures of each data set from the tables and the JSON files; a figure without data is left out."""
+    recipes, claims = looks(results.params.grid.recipes), contents["claims.json"]
+    for dataset in results.datasets:
+        rows = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
+        history, timings = rows["curves.csv"], rows["timings.csv"]
+        if len(rows["latents.csv"]):
+            latents(folder / f"latents-{dataset}.svg", rows["latents.csv"], recipes)
+        if len(history):
+            curves(folder / f"curves-{dataset}.svg", history, recipes)
+            progress(folder / f"progress-{dataset}.svg", history, recipes)
+        metrics = contents["metrics.json"][dataset]
+        bits = {recipe: values["bits_per_dim"] for recipe, values in metrics.items() if "bits_per_dim" in values}
+        if bits:
+            references = [row for row in claims["references"] if row["dataset"] == dataset]
+            likelihoods(folder / f"likelihood-{dataset}.svg", bits, references, recipes)
+        if timings["quantity"].isin(list(TIMES)).any():
+            times(folder / f"times-{dataset}.svg", timings, recipes, poster_times(claims["poster"]))
+        peaks = {
+            recipe: {phase: peak["median"] for phase in PHASES if (peak := medians.get(f"memory_{phase}_mib"))}
+            for recipe, medians in contents["timings.json"][dataset].items()
+        }
+        peaks = {recipe: by_phase for recipe, by_phase in peaks.items() if by_phase}
+        if peaks:
+            measured = [measurement for measurement in results.measurements if measurement.dataset == dataset]
+            floors = {measurement.recipe: measurement.floors_mib or {} for measurement in measured}
+            memory(folder / f"memory-{dataset}.svg", peaks, floors, recipes)
+        matrices = timings[timings["quantity"].str.startswith("determinant_")]
+        if len(matrices):
+            recipe = matrices["recipe"].iloc[0]
+            determinant(folder / f"determinant-{dataset}.svg", matrices[matrices["recipe"] == recipe], recipes[recipe])
+
+
+def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The poster's times by quantity and recipe, in milliseconds corrected by ``factors``."""
+    return {
+        row["figure"].removesuffix("_ms"): {
+            recipe: row[recipe] / (row["factors"] or {}).get(recipe, 1) for recipe in ("lunet", "realnvp")
+        }
+        for row in poster
+        if row["figure"]
+    }
 
 
 @contextmanager
@@ -218,7 +265,7 @@ def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
     """
     with figure(path, 0.9 + 0.42 * len(peaks)) as axes:
         for position, (recipe, by_phase) in enumerate(peaks.items()):
-            for offset, phase, alpha in ((-0.19, "training", 1.0), (0.19, "sampling", 0.4)):
+            for phase, (offset, alpha) in PHASES.items():
                 if phase in by_phase:
                     axes.barh(position + offset, by_phase[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
                     if (least := floors.get(recipe, {}).get(phase)) is not None:

@@ -1,12 +1,15 @@
-"""Grids of images as PNG files; imports neither matplotlib nor pandas."""
+"""Grids of images as PNG files: samples, and test images beside them; imports neither matplotlib nor pandas."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipeline.results.reading import Grid, Results, read_samples
 
 
 def write_grid(path: Path, grid: NDArray[np.uint8]) -> None:
@@ -25,3 +28,19 @@ def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: in
         of_class = pictures[labels == row % (int(labels.max()) + 1)][:columns]
         grid[row, : len(of_class)] = of_class
     return grid
+
+
+def write_images(folder: Path, results: Results) -> None:
+    """Write the samples of each recipe's first complete seed and, in the same shape, test images of each data set."""
+    shape = (results.params.evaluate.sample_rows, results.params.evaluate.sample_columns)
+    for name, data in results.datasets.items():
+        write_grid(folder / f"real-{name}.png", real_images(data.test_images, data.test_labels, *shape))
+    first = {cell.key[:2]: cell for cell in reversed(results.cells) if cell.status == "complete"}
+    for (dataset, recipe), cell in first.items():
+        left_out = {
+            "interpolations": not cell.evaluation.interpolations,
+            "fitted_base": cell.evaluation.fitted_base_bits_per_dim is None,
+        }
+        for name in get_args(Grid):
+            if not left_out.get(name):
+                write_grid(folder / f"{name}-{dataset}-{recipe}.png", read_samples(cell, name))

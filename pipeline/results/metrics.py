@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.core.cell import Key
-from pipeline.core.record import StageRecord
 from pipeline.measuring.record import Measurement
 from pipeline.results.evidence import Subject, Times
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import Estimate, mean_interval, median_interval
 from pipeline.results.tables import LATENT
-from pipeline.results.unfinished import Unfinished
 from pipeline.training.record import Run
 
 # The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
@@ -29,34 +26,32 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
-    for pair in product(results.datasets, results.params.grid.recipes):
+    failures = [status for status in results.statuses if status["status"] != "complete"]
+    for dataset, recipe in product(results.datasets, results.params.grid.recipes):
+        pair = (dataset, recipe)
         cells = [cell for cell in results.cells if cell.key[:2] == pair]
-        measurements = [measured for measured in results.measurements if measured.key[:2] == pair]
-        unfinished = [cell for cell in results.unfinished if cell.key[:2] == pair]
-        parts: list[Cell | Measurement | Unfinished] = [*cells, *measurements, *unfinished]
-        failed = [f"{_description(part.key)}: {part.status}" for part in parts if part.status != "complete"]
-        records: list[StageRecord] = [*measurements]
-        records += [record for cell in cells for record in (cell.run, cell.evaluation)]
+        measured = next((measured for measured in results.measurements if measured.key[:2] == pair), None)
         by_seed = {cell.run.seed: values for cell in cells if (values := cell_metrics(cell, starts))}
         metrics = {
             name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
             for name in next(iter(by_seed.values()), ())
         }
-        dataset, recipe = pair
+        troubles = [_description(row) for row in failures if (row["dataset"], row["recipe"]) == pair]
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
-            times={name: times for measured in measurements for name, times in measured_times(measured).items()},
-            determinant=next((measured.determinant for measured in measurements), None),
+            times=measured_times(measured) if measured else {},
+            determinant=measured.determinant if measured else None,
             classes=results.params.recipes[recipe].classes,
-            devices=frozenset(record.environment.device for record in records),
-            machines=frozenset(measured.environment.host for measured in measurements),
-            trouble="; ".join(failed).replace("out_of_memory", "out of memory") or None,
+            devices=frozenset(record.environment.device for _, record in results.records if record.key[:2] == pair),
+            machines=frozenset([measured.environment.host] if measured else []),
+            trouble="; ".join(troubles).replace("out_of_memory", "out of memory") or None,
         )
     return subjects
 
 
-def _description(key: Key) -> str:
-    return f"the measurement of {key.recipe}" if key.seed is None else f"seed {key.seed} of {key.recipe}"
+def _description(failure: Mapping[str, Any]) -> str:
+    part = "the measurement" if failure["seed"] is None else f"seed {failure['seed']}"
+    return f"{part} of {failure['recipe']}: {failure['status']}"
 
 
 def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | None]:
@@ -66,7 +61,7 @@ def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | N
     """
     evaluation, run = cell.evaluation, cell.run
     test, inverted, latents = evaluation.test, evaluation.round_trip, evaluation.latents
-    if not cell.complete or test is None:
+    if cell.status != "complete" or test is None:
         return {}
     best = {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
     gains = {
@@ -127,33 +122,26 @@ def measured_times(measurement: Measurement) -> dict[str, Times]:
     return times
 
 
-def metrics_of(subjects: Subjects) -> dict[str, Any]:
-    """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
+def by_recipe(subjects: Subjects, figures: Callable[[Subject], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of each recipe on each data set."""
     return {
-        dataset: {
-            recipe: {
-                name: _interval_json("mean", mean_interval(subject.metric(name)))
-                for name in subject.metrics
-                if name not in FOR_CLAIMS
-            }
-            for recipe, subject in by_recipe.items()
-        }
-        for dataset, by_recipe in subjects.items()
+        dataset: {recipe: figures(subject) for recipe, subject in recipes.items()}
+        for dataset, recipes in subjects.items()
     }
 
 
-def timings_of(subjects: Subjects) -> dict[str, Any]:
+def metrics_of(subject: Subject) -> dict[str, Any]:
+    """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
+    shown = [name for name in subject.metrics if name not in FOR_CLAIMS]
+    return {name: _interval_json("mean", mean_interval(subject.metric(name))) for name in shown}
+
+
+def timings_of(subject: Subject) -> dict[str, Any]:
     """Medians of the raw samples of time and memory."""
     return {
-        dataset: {
-            recipe: {
-                name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
-                | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
-                for name, times in subject.times.items()
-            }
-            for recipe, subject in by_recipe.items()
-        }
-        for dataset, by_recipe in subjects.items()
+        name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
+        | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
+        for name, times in subject.times.items()
     }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from pipeline.core.cell import COMMANDS
 from pipeline.core.params import Params
-from pipeline.core.record import Environment
-from pipeline.measuring.record import Measurement
 from pipeline.results.looks import looks
-from pipeline.results.reading import MIXTURE, Cell, Results
+from pipeline.results.reading import MIXTURE, Results
 from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, round_significant
-from pipeline.results.unfinished import Unfinished
 
 WITHOUT_EFFECT = {"report", "checkpoint_seconds"}  # no figure depends on these parameters
 
@@ -28,7 +26,7 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
         "seeds": list(params.grid.seeds),
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
-        "cells": statuses(results),
+        "cells": results.statuses,
         "stages": stages(results),
         "environments": environments(results),
         "commands": commands(results),
@@ -59,23 +57,11 @@ def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], prefix: str =
     return rows
 
 
-def statuses(results: Results) -> list[dict[str, Any]]:
-    """The status of every cell of the grid."""
-    cells: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in results.cells]
-    cells += [("measure", measured) for measured in results.measurements]
-    cells += [(cell.stage, cell) for cell in results.unfinished]
-    return [
-        {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message} for stage, cell in cells
-    ]
-
-
 def stages(results: Results) -> list[dict[str, Any]]:
     """The number of cells of each stage and their total seconds; None unless all of its files contain a time."""
-    seconds: dict[str, list[float | None]] = {
-        "train": [cell.run.seconds for cell in results.cells],
-        "evaluate": [cell.evaluation.seconds for cell in results.cells],
-        "mixture": [results.mixture.seconds],
-    }
+    seconds: dict[str, list[float | None]] = {"mixture": [results.mixture.seconds]}
+    for stage, record in results.records:
+        seconds.setdefault(stage, []).append(getattr(record, "seconds", None))
     return [
         {"stage": stage, "cells": len(lines), "seconds": _total(seconds.get(stage, []))}
         for stage, lines in commands(results).items()
@@ -89,14 +75,9 @@ def _total(seconds: Sequence[float | None]) -> float | None:
 
 def environments(results: Results) -> list[dict[str, Any]]:
     """Each distinct environment once, with its cells and the times of the first and the last of them."""
-    ran: list[tuple[str, str, Environment]] = []
-    for cell in results.cells:
-        records = (("train", cell.run), ("evaluate", cell.evaluation))
-        ran += [(stage, str(cell.key), record.environment) for stage, record in records]
-    ran += [("measure", str(measured.key), measured.environment) for measured in results.measurements]
-    ran.append(("mixture", "mixture", results.mixture.environment))
+    ran = [(stage, str(record.key), record.environment) for stage, record in results.records]
     groups: dict[str, dict[str, Any]] = {}
-    for stage, name, environment in ran:
+    for stage, name, environment in [*ran, ("mixture", "mixture", results.mixture.environment)]:
         time, description = environment.time, environment.model_dump(exclude={"time"})
         new = {"environment": description, "cells": {}, "first": time, "last": time}
         group = groups.setdefault(repr(description), new)
@@ -107,13 +88,9 @@ def environments(results: Results) -> list[dict[str, Any]]:
 
 def commands(results: Results) -> dict[str, list[str]]:
     """The exact commands of every cell, by stage."""
-    data = "python -m pipeline.data --dataset {0} --out data/{0}"
-    return {
-        "data": [data.format(dataset) for dataset in results.datasets],
-        "train": [cell.key.command("train") for cell in results.cells],
-        "evaluate": [cell.key.command("evaluate") for cell in results.cells],
-        "measure": [measured.key.command("measure") for measured in results.measurements],
-        "mixture": [MIXTURE],
-        "collect": ["python -m pipeline.collect"],
-        "report": ["python -m pipeline.report"],
-    }
+    lines = {"data": [f"python -m pipeline.data --dataset {name} --out data/{name}" for name in results.datasets]}
+    lines |= {stage: [] for stage in COMMANDS}
+    for stage, record in results.records:
+        lines[stage].append(record.key.command(stage))
+    last = {"collect": ["python -m pipeline.collect"], "report": ["python -m pipeline.report"]}
+    return {**lines, "mixture": [MIXTURE], **last}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,32 @@ from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
-from pipeline.core.params import Params
-from pipeline.core.record import Record, StageRecord, Status
+from pipeline.core.params import Params, mistakes
+from pipeline.core.record import Message, Record, StageRecord, Status
 from pipeline.evaluation.record import Evaluation
 from pipeline.measuring.record import Measurement
 from pipeline.results.mixture_record import Mixture
-from pipeline.results.unfinished import Unfinished
 from pipeline.training.record import Run
 
 MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
 Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
+R = TypeVar("R", bound=Record)
+
+
+class Unfinished(Record):
+    """A cell of the grid that has no figures yet: its training is partial, or its stage is missing or failed."""
+
+    stage: Literal["train", "evaluate", "measure"]
+    dataset: str
+    recipe: str
+    seed: int | None = None
+    status: Literal["partial", "missing", "failed"]
+    message: Message
+
+    @property
+    def key(self) -> Key:
+        """The key of the cell."""
+        return Key(self.dataset, self.recipe, self.seed)
 
 
 @dataclass(frozen=True)
@@ -36,11 +52,6 @@ class Cell:
     evaluation: Evaluation
     history: Path
     samples: Path
-
-    @property
-    def complete(self) -> bool:
-        """Whether both training and evaluation completed."""
-        return self.status == "complete"
 
     @property
     def status(self) -> Status:
@@ -63,6 +74,25 @@ class Results:
     measurements: list[Measurement]
     mixture: Mixture
     unfinished: tuple[Unfinished, ...] = ()
+
+    @property
+    def records(self) -> list[tuple[str, StageRecord]]:
+        """The record of each stage of each cell, with the stage's name."""
+        records: list[tuple[str, StageRecord]] = []
+        for cell in self.cells:
+            records += [("train", cell.run), ("evaluate", cell.evaluation)]
+        return records + [("measure", measured) for measured in self.measurements]
+
+    @property
+    def statuses(self) -> list[dict[str, Any]]:
+        """The status of each cell of the grid: of a training with its evaluation, and of a measurement."""
+        cells: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in self.cells]
+        cells += [("measure", measured) for measured in self.measurements]
+        cells += [(cell.stage, cell) for cell in self.unfinished]
+        return [
+            {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message}
+            for stage, cell in cells
+        ]
 
 
 def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Unfinished] = ()) -> Results:
@@ -100,18 +130,18 @@ def read_unfinished(path: Path) -> list[Unfinished]:
     try:
         return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path} is no list of unfinished cells: {error.errors()[0]['msg']}") from None
+        raise UserError(f"{path} is no list of unfinished cells: {mistakes(error, ())[0]}") from None
 
 
 def read_measurement(runs: Path, key: Key) -> Measurement:
     """Read the measurement of a recipe on a data set."""
-    return _read(Measurement, runs / "measure" / f"{key}.json", "measure", key)
+    return _read(Measurement, runs / "measure" / f"{key}.json", key.command("measure"), key)
 
 
 def read_run(runs: Path, params: Params, key: Key) -> Run:
     """Read one training, which must have been made with the parameters of its recipe."""
     path = runs / "train" / str(key) / "run.json"
-    run = _read(Run, path, "train", key)
+    run = _read(Run, path, key.command("train"), key)
     if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
         raise UserError(
             f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
@@ -122,13 +152,13 @@ def read_run(runs: Path, params: Params, key: Key) -> Run:
 
 def read_evaluation(runs: Path, key: Key) -> Evaluation:
     """Read the evaluation of one training."""
-    return _read(Evaluation, runs / "evaluate" / f"{key}.json", "evaluate", key)
+    return _read(Evaluation, runs / "evaluate" / f"{key}.json", key.command("evaluate"), key)
 
 
 def read_mixture(runs: Path, params: Params) -> Mixture:
     """Read the mixture experiment, which must have been made with the current parameters."""
     path = runs / "mixture.json"
-    mixture = _validated(Mixture, path, MIXTURE)
+    mixture = _read(Mixture, path, MIXTURE)
     if mixture.settings != params.mixture.model_dump(mode="json"):
         raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
     return mixture
@@ -165,26 +195,15 @@ def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
     return grid
 
 
-Q = TypeVar("Q", bound=Record)
-R = TypeVar("R", bound=StageRecord)
-
-
-def _read(kind: type[R], path: Path, stage: str, key: Key) -> R:
-    """A cell's record of a stage, which must be about that cell."""
-    record = _validated(kind, path, key.command(stage))
-    if record.key != key:
-        raise UserError(f"{path} is about {record.key} and not {key}; run: {key.command(stage)}")
-    return record
-
-
-def _validated(kind: type[Q], path: Path, command: str) -> Q:
-    """The record in a file; an error names the first mistake and the command that writes the file."""
+def _read(kind: type[R], path: Path, command: str, key: Key | None = None) -> R:
+    """The record in a file, which must be about the cell ``key``; errors name the command that writes the file."""
     try:
-        return kind.model_validate(read_json(_existing(path, command)))
+        record = kind.model_validate(read_json(_existing(path, command)))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field, message = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
-        raise UserError(f"{path}: {field} is {first['input']!r}: {message}; write it again with: {command}") from None
+        raise UserError(f"{path}: {mistakes(error, ())[0]}; write it again with: {command}") from None
+    if isinstance(record, StageRecord) and record.key != key:
+        raise UserError(f"{path} is about {record.key} and not {key}; run: {command}")
+    return record
 
 
 def _existing(path: Path, command: str) -> Path:

@@ -48,6 +48,7 @@ TIMINGS = (
     | ORIGIN
 )
 CURVES = SEEDED | HISTORY
+# Keys that are no column of a table are left out of it.
 Row = dict[str, Any]
 
 
@@ -89,18 +90,12 @@ def results_table(results: Results) -> pd.DataFrame:
     """A row for each cell as a whole (class "all"), and one for each class of a complete cell."""
     rows: list[Row] = []
     for cell in results.cells:
-        evaluation = cell.evaluation
-        shared = {
-            **cell.key._asdict(),
-            "status": cell.status,
-            "message": cell.message,
-            **evaluation.model_dump(include={"classes", "draws"}),
-            **_origin(evaluation.environment),
-        }
-        test, per_class = (evaluation.test, evaluation.per_class or {}) if cell.complete else (None, {})
+        evaluation, outcome = cell.evaluation, {"status": cell.status, "message": cell.message}
+        shared = {**evaluation.model_dump(), **_origin(evaluation.environment), **outcome}
+        test, per_class = (evaluation.test, evaluation.per_class) if cell.status == "complete" else (None, None)
         rows.append({**shared, "class": "all", "training_seconds": cell.run.seconds, **_likelihood(test)})
         class_names = results.datasets[evaluation.dataset].class_names
-        for label, likelihood in sorted(per_class.items(), key=lambda item: int(item[0])):
+        for label, likelihood in sorted((per_class or {}).items(), key=lambda item: int(item[0])):
             rows.append({**shared, "class": label, "class_name": class_names[int(label)], **_likelihood(likelihood)})
     return pd.DataFrame(rows, columns=list(RESULTS)).astype(RESULTS)
 
@@ -113,15 +108,12 @@ def _origin(environment: Environment) -> Row:
 def _likelihood(likelihood: Likelihood | None) -> Row:
     if likelihood is None:
         return {}
-    spread, by_draw = likelihood.bits_per_dim, likelihood.bits_per_dim_by_draw
-    draws = mean_interval(by_draw) if by_draw else None
-    return {
-        **likelihood.model_dump(include={"images", "poster_bits_per_pixel"}),
-        **{f"bits_per_dim_{name}": getattr(spread, name) for name in SPREAD},
-        "bits_per_dim_draws_low": draws and draws.low,
-        "bits_per_dim_draws_high": draws and draws.high,
-        "worst_percent_share": spread.worst_percent_share,
-    }
+    spread, by_draw = likelihood.bits_per_dim.model_dump(), likelihood.bits_per_dim_by_draw
+    if by_draw:
+        draws = mean_interval(by_draw)
+        spread |= {"draws_low": draws.low, "draws_high": draws.high}
+    bits = {f"bits_per_dim_{name}": value for name, value in spread.items()}
+    return {**likelihood.model_dump(), **bits, "worst_percent_share": spread["worst_percent_share"]}
 
 
 def latents_table(results: Results) -> pd.DataFrame:
@@ -129,12 +121,11 @@ def latents_table(results: Results) -> pd.DataFrame:
     rows = []
     for cell in results.cells:
         evaluation = cell.evaluation
-        if cell.complete and evaluation.test is not None and evaluation.latents is not None:
+        if cell.status == "complete" and evaluation.test is not None and evaluation.latents is not None:
             fitted = evaluation.fitted_latents.model_dump() if evaluation.fitted_latents else {}
             row = {
-                **cell.key._asdict(),
+                **evaluation.model_dump(),
                 "bits_per_dim": evaluation.test.bits_per_dim.mean,
-                "fitted_base_bits_per_dim": evaluation.fitted_base_bits_per_dim,
                 **evaluation.latents.model_dump(),
                 **{f"fitted_{name}": value for name, value in fitted.items()},
             }

@@ -1,4 +1,4 @@
-"""Verdicts on the claims: the rules of `claims.yaml` applied to the evidence."""
+"""The content of `claims.json`: the rules of `claims.yaml` applied to the evidence, and printed figures converted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from pipeline.core.params import Params
-from pipeline.results.claims import LABELS, Bounds, Claim, Level, Verdict, load_claims
-from pipeline.results.conversion import conversion_of
-from pipeline.results.evidence import BELOW, STATISTICS, DifferentError, Evidence, MissingError, Subject
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Params, Recipe
+from pipeline.evaluation import released_bits
+from pipeline.evaluation.record import Likelihood
+from pipeline.results.claims import LABELS, Bounds, Claim, ClaimsFile, Level, Verdict, load_claims
+from pipeline.results.evidence import BELOW, STATISTICS, Evidence, Subject, UndecidedError
 from pipeline.results.metrics import Subjects
 from pipeline.results.reading import Results
-from pipeline.results.statistics import format_number
+from pipeline.results.statistics import format_number, round_significant
 
 # The verdicts that decide a claim, with what is added to its sentence where the scale is too small to decide it and its
 # bounds would give that verdict; the smoke preset adds nothing.
@@ -85,12 +87,11 @@ def _decide(claim: Claim, scale: Scale, subjects: Mapping[str, Subject]) -> tupl
     try:
         evidence = STATISTICS[claim.statistic.kind](claim, subjects)
         if len({subject.devices for subject in compared}) > 1:
-            raise DifferentError("the recipes ran on different devices")
+            raise UndecidedError("the recipes ran on different devices", "not_comparable")
         if len({subject.classes for subject in compared}) > 1:
-            raise DifferentError("one recipe has a model a class and the other one for all (classes)")
-    except (MissingError, DifferentError) as error:
-        reason = f"{str(error)[:1].upper()}{str(error)[1:]}."
-        return "not_tested" if isinstance(error, MissingError) else "not_comparable", reason, {}
+            raise UndecidedError("one recipe has a model a class and the other one for all (classes)", "not_comparable")
+    except UndecidedError as error:
+        return error.verdict, f"{str(error)[:1].upper()}{str(error)[1:]}.", {}
     sentence = claim.sentence.format_map({name: format_number(number.value, 3) for name, number in evidence.items()})
     verdict = verdict_of(claim, evidence)
     level = LEVELS.index(scale.level(compared, claim.compares))
@@ -163,3 +164,45 @@ def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, 
         "claims": [judge(claim, scales, subjects) for claim in claims.claims],
         "conversion": conversion_of(results, claims),
     }
+
+
+def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:
+    """The poster's likelihoods and our own printed figures, converted to bits per pixel on each data set."""
+    printed = next(row for row in claims.poster if row.quantity == "nll")
+    codes: dict[released_bits.Code, float] = {"lunet": printed.lunet, "realnvp": printed.realnvp}
+    poster = [
+        {"title": dataset.title, "code": code, "printed": value}
+        | {key: round_significant(bits) for key, bits in released_bits.poster_in_bits(dataset, code, value).items()}
+        for dataset in results.datasets.values()
+        if dataset.in_paper
+        for code, value in codes.items()
+    ]
+    checks = []
+    for cell in results.cells:
+        recipe, dataset = results.params.recipe(cell.key.recipe), results.datasets[cell.key.dataset]
+        test, per_class = cell.evaluation.test, cell.evaluation.per_class
+        if test is None or per_class is None or test.poster_bits_per_pixel is None:
+            continue
+        if (value := converted(per_class, recipe, dataset)) is not None:
+            bits = {"printed": test.poster_bits_per_pixel, "converted": value, "honest": test.bits_per_dim.mean}
+            rounded = {name: round_significant(value) for name, value in bits.items()}
+            checks.append({"title": dataset.title, **cell.key._asdict(), **rounded})
+    return {"poster": poster, "checks": checks}
+
+
+def converted(per_class: Mapping[str, Likelihood], recipe: Recipe, dataset: Dataset) -> float | None:
+    """A printed figure converted to bits per pixel with the data's Jacobian alone, to check against the honest one.
+
+    ``None`` if a class has no printed figure.
+    """
+    code = released_bits.released_code(recipe)
+    margin = recipe.margin if isinstance(recipe.margin, tuple) else (recipe.margin, recipe.margin)
+    total = 0.0
+    for label, likelihood in per_class.items():
+        if likelihood.poster_bits_per_pixel is None:
+            return None
+        factor = released_bits.batch_factor(likelihood.images if recipe.classes == "each" else len(dataset.test_images))
+        logit = released_bits.logit_bits(dataset.test_images[dataset.test_labels == int(label)], margin)
+        bits = released_bits.to_bits_per_dim(likelihood.poster_bits_per_pixel, code, logit, factor)
+        total += likelihood.images * bits
+    return total / len(dataset.test_images)

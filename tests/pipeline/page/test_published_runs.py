@@ -17,7 +17,7 @@ from published_run import publish, seal
 from pipeline.collect import collect
 from pipeline.page.published_runs import read_published, read_this
 from pipeline.page.view import render
-from pipeline.results.unfinished import Unfinished
+from pipeline.results.reading import Unfinished
 
 GPU = {**ENVIRONMENT, "device": "cuda", "gpu": "NVIDIA H100", "commit": None, "dirty": None}
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from collected import content
+from fake_results import Project, parameters
 
 from pipeline.results.figures import (
     MASSES,
@@ -19,6 +21,7 @@ from pipeline.results.figures import (
     likelihoods,
     memory,
     mixture,
+    poster_times,
     progress,
     times,
 )
@@ -164,3 +167,28 @@ def test_memory_labels_both_phases_and_marks_their_floors(tmp_path: Path) -> Non
     assert len(marks) == 2
     assert marks[0] == (marks[0][0], top, marks[0][0], bottom)
     assert float(marks[0][0]) == pytest.approx((float(left) + float(right)) / 2, abs=0.01)
+
+
+def test_the_poster_s_times_are_corrected_to_compare_with_ours(small_project: Project) -> None:
+    small_project.collect()
+    times = poster_times(content(small_project, "claims.json")["poster"])
+    assert set(times) == {"optimizer_step", "density_large"}
+    assert times["optimizer_step"] == {"lunet": 1.2, "realnvp": 56.0}
+    assert times["density_large"]["lunet"] == pytest.approx(37.10 / 234.375)
+    assert content(small_project, "timings.json")["mnist"]["lunet"]["released_density_ms"]["images"] == 1024
+
+
+def test_memory_floors_are_those_of_the_measurements(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp", "gaussian"]))
+    project.change("measure/mnist-lunet.json", floors_mib={"sampling": 12.0, "training": 36.5})
+    project.change("measure/mnist-realnvp.json", floors_mib=None)
+
+    def marks() -> int:
+        project.collect()
+        text = (project.reports / "figures" / "memory-mnist.svg").read_text(encoding="utf-8")
+        return len(re.findall(rf"stroke: {INK}; stroke-width: 1.8", text))
+
+    # Two of LU-Net, and one of the Gaussian, which has no training steps.
+    assert marks() == 3
+    project.change("measure/mnist-lunet.json", floors_mib={"sampling": 12.0})
+    assert marks() == 2

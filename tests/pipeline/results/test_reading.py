@@ -11,7 +11,7 @@ import pytest
 from fake_results import SMALL, Project, parameters
 
 from pipeline.core.console import UserError
-from pipeline.results.reading import read_samples
+from pipeline.results.reading import Unfinished, read_samples
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def test_a_missing_cell_is_named_with_its_command(small: Project, missing: str, 
 @pytest.mark.parametrize(
     ("path", "changes", "place"),
     [
-        ("evaluate/mnist-lunet-0.json", {"test__bits_per_dim__mean": math.nan}, "test.bits_per_dim.mean is nan"),
+        ("evaluate/mnist-lunet-0.json", {"test__bits_per_dim__mean": math.nan}, "test.bits_per_dim.mean: is nan"),
         ("evaluate/mnist-lunet-0.json", {"per_class__1__bits_per_dim__max": math.inf}, "per_class.1"),
-        ("measure/mnist-lunet.json", {"times__step__samples": [1.0, math.nan]}, "times.step.samples.1 is nan"),
+        ("measure/mnist-lunet.json", {"times__step__samples": [1.0, math.nan]}, "times.step.samples.1: is nan"),
         ("measure/mnist-lunet.json", {"times__step__samples": [0.0]}, "times.step.samples.0"),
-        ("train/mnist-lunet-0/run.json", {"status": "fine"}, "status is 'fine'"),
+        ("train/mnist-lunet-0/run.json", {"status": "fine"}, "status: is 'fine'"),
     ],
 )
 def test_nan_and_nonsense_are_refused(small: Project, path: str, changes: dict[str, Any], place: str) -> None:
@@ -76,3 +76,10 @@ def test_samples_that_are_no_grid_are_refused(small: Project) -> None:
     np.save(cell.samples, np.zeros((3, 28, 28), dtype=np.uint8))
     with pytest.raises(UserError, match=r"samples\.npy should be a grid.*pipeline\.evaluate"):
         read_samples(cell)
+
+
+def test_messages_lose_the_paths_of_the_machine() -> None:
+    names = {"stage": "train", "dataset": "mnist", "recipe": "lunet", "seed": 0, "status": "failed"}
+    cell = Unfinished.model_validate({**names, "message": "no room in /home/someone/runs"})
+    assert cell.message == "no room in <path>"
+    assert str(cell.key) == "mnist-lunet-0"

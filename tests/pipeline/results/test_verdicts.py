@@ -1,17 +1,26 @@
-"""Tests of the verdicts: each rule at its bounds, the effect of scale, and the rules in `claims.yaml`."""
+"""Tests of the verdicts: each rule at its bounds, the effect of scale, the rules, and the printed figures converted."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from claim_subjects import CLAIMS, LAPTOP, PAPER, subject, timed, verdict
+from small_trainings import CPU, recipe_of
 
+from lunet import load_flow
+from pipeline.core.dataset import Dataset
+from pipeline.core.params import Evaluate
+from pipeline.evaluation.record import Likelihood
+from pipeline.evaluation.scores import evaluate
 from pipeline.results.claims import LABELS, Claim
 from pipeline.results.evidence import Evidence, Subject
 from pipeline.results.statistics import Estimate
-from pipeline.results.verdicts import Scale, judge, rule_in_words, verdict_of
+from pipeline.results.verdicts import Scale, converted, judge, rule_in_words, verdict_of
+from pipeline.train import train
+from pipeline.training.models import groups
 
 
 def test_the_paper_s_ten_claims_come_first_in_its_order() -> None:
@@ -260,3 +269,22 @@ def test_overall(first: float | None, second: float | None, expected: str) -> No
     found = judge(CLAIMS["inverse"], dict.fromkeys(results, LAPTOP), results)
     assert found["verdict"] == expected
     assert found["label"] in LABELS.values()
+
+
+@pytest.mark.parametrize("name", ["lunet", "realnvp", "lunet_released", "realnvp_released"])
+@pytest.mark.parametrize("classes", ["all", "each"])
+def test_a_printed_figure_converts_to_the_honest_one(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str, classes: str
+) -> None:
+    recipe = recipe_of(smoke_values, name, classes=classes)
+    train(dataset, recipe, 0, CPU, tmp_path, name)
+    models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
+    settings = smoke_values["evaluate"] | {"draws": 100, "sample_rows": 1, "sample_columns": 1}
+    evaluation, _ = evaluate(models, dataset, recipe, Evaluate.model_validate(settings), 0)
+    per_class = {label: Likelihood.model_validate(likelihood) for label, likelihood in evaluation["per_class"].items()}
+    assert len(per_class) == 2
+    # What is left is the noise of the logit's slopes: 100 draws of 6,400 pixels.
+    assert converted(per_class, recipe, dataset) == pytest.approx(evaluation["test"]["bits_per_dim"]["mean"], abs=0.003)
+    assert evaluation["test"]["poster_bits_per_pixel"] != pytest.approx(
+        evaluation["test"]["bits_per_dim"]["mean"], abs=0.3
+    )
