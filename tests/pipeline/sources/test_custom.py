@@ -27,7 +27,7 @@ from pipeline.core.params import read_yaml
 from pipeline.data import npy_bytes
 from pipeline.page.view import render
 from pipeline.presets.merged import load_preset, preset_values
-from pipeline.runner.dvc_file import read_steps
+from pipeline.runner.steps import read_steps
 from pipeline.sources.custom import read_custom
 from pipeline.sources.published import FILES, idx_bytes
 from pipeline.training.models import build
