@@ -110,10 +110,10 @@ class Runner:
             say(f"all {len(cells)} cells are done")
             return 0
         names = "; ".join(f"{name} (exit status {status})" for name, status in self._failed.items())
-        failures = f"failed, with messages above: {names}" if names else ""
+        failures = f"failed, with messages above: {names}"
         if in_time:
             raise UserError(f"{len(done)} of {len(cells)} cells done; {failures}")
-        if failures:
+        if self._failed:
             say(failures)
         say(f"{len(done)} of {len(cells)} cells done; run the same command again")
         return TIME_IS_UP
@@ -183,7 +183,8 @@ class Runner:
             if step.stage in ("collect", "report") and self._call(step, *options) != 0:
                 raise UserError(f"the stage {step} failed; its message is above, and what was trained is kept")
         if archive is not None:
-            pack(archive, self._params, [self._mixture, *done], self._ledger, statuses, REPORTS)
+            results = [file for step in (self._mixture, *done) for file in self._ledger.results(step)]
+            pack(archive, self._params, results, statuses, REPORTS)
             say(f"packed into {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
             # A faulty archive is written all the same: on a rented machine, unpacked results would be lost.
             with TemporaryDirectory() as folder:
@@ -194,7 +195,7 @@ class Runner:
 
     def _status(self, step: Step, *, finished: bool) -> CellStatus:
         training = self._params.recipes[step.key.recipe].training if step.stage == "train" else None
-        planned = training and training.epochs
+        planned = None if training is None else training.epochs
         outcome: tuple[Any, str | None, Any] = "missing", "begun, and stopped before its end", None
         if finished:
             outcome = read_outcome(RUNS, self._params, step.stage, step.key)

@@ -20,7 +20,6 @@ from pipeline.results.tables import RESULTS, read_table
 
 MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
-THIS_RUN = "This run"
 BITS = "bits_per_dim"
 T = TypeVar("T")
 
@@ -129,10 +128,8 @@ class Run(Record):
     def commits(self) -> list[str]:
         """The commits of the code, each with a + if it had changes that were not committed."""
         sources = [self.manifest] if self.manifest and self.manifest.commit is not None else self.machines
-        states = {(source.commit, source.dirty) for source in sources}
-        return sorted(
-            {"unknown commit" if commit is None else commit[:12] + "+" * bool(dirty) for commit, dirty in states}
-        )
+        states = {(source.commit, "+" if source.dirty else "") for source in sources}
+        return sorted({"unknown commit" if commit is None else commit[:12] + mark for commit, mark in states})
 
     @property
     def subsets(self) -> list[str]:
@@ -174,18 +171,6 @@ def read_published(folder: Path) -> tuple[list[Run], list[str]]:
                 f"python -m pipeline.publish ARCHIVE {path.name} --replace"
             )
     return runs, warnings
-
-
-def read_this(reports: Path) -> Run:
-    """This run, read from the same files as the published runs.
-
-    Raises:
-        UserError: If a file is missing or damaged.
-    """
-    try:
-        return _read(reports, THIS_RUN, None)
-    except UserError as error:
-        raise UserError(f"{reports} is damaged ({error}): write it again with python -m pipeline.collect") from None
 
 
 def _manifest(folder: Path) -> Published:
@@ -234,8 +219,8 @@ def _bits(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     bits = {}
     for (dataset, recipe), rows in complete.groupby(["dataset", "recipe"]):
         mean = mean_interval(rows["bits_per_dim_mean"].tolist()).rounded()
-        raw = seeds(rows["seed"], rows["bits_per_dim_mean"])
-        bits[dataset, recipe] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n, "raw": raw}
+        figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
+        bits[str(dataset), str(recipe)] = {**figure, "raw": seeds(rows["seed"], rows["bits_per_dim_mean"])}
     return bits
 
 
@@ -245,20 +230,21 @@ def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
 
 
 def compare_runs(reports: Path, quantities: Mapping[str, str]) -> dict[str, Any]:
-    """This run beside the published runs, a column for each, and a warning for each run that cannot be read.
+    """This run and the published runs, a column for each, and a warning for each run that cannot be read.
 
-    Args:
-        reports: The folder of this run, with the published ones in it.
-        quantities: The times and memory to compare, with their names for readers.
+    The rows are of likelihoods, of verdicts, and of those ``quantities`` that any run has: times and memory, with
+    their names for readers. Without published runs there are none.
 
-    Returns:
-        Without published runs, only ``runs``, which is empty, and ``warnings``. Otherwise also rows of likelihoods, of
-        times and memory that any run has, and of verdicts.
+    Raises:
+        UserError: If a file of this run is missing or damaged.
     """
     published, warnings = read_published(reports / "published")
     if not published:
         return {"runs": [], "warnings": warnings}
-    runs = [read_this(reports), *published]
+    try:
+        runs = [_read(reports, "This run", None), *published]
+    except UserError as error:
+        raise UserError(f"{reports} is damaged ({error}): write it again with python -m pipeline.collect") from None
     verdicts = [{claim.id: claim for claim in run.claims} for run in runs]
     timings = [{**row, "quantity": label} for name, label in quantities.items() for row in _rows(runs, name)]
     return {

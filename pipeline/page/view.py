@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,17 +15,19 @@ from typing import Any, get_args
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
+from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
-from pipeline.page.filters import COLLECT, as_yaml, data_uri, day, duration, inline_svg, number
 from pipeline.page.published_runs import compare_runs, seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import LABELS
 from pipeline.results.reading import Grid
+from pipeline.results.statistics import format_number
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
 
+COLLECT = "python -m pipeline.collect (or dvc repro)"
 TEMPLATES = Path(__file__).with_name("templates")
 # What `render` raises, besides `UserError`, if a file holds something else than collect writes.
 DAMAGES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError)
@@ -119,7 +123,12 @@ def template(reports: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, yaml=as_yaml, day=day, duration=duration)
+    environment.filters |= {
+        "number": number,
+        "day": lambda time: time[:16].replace("T", " ") + " UTC",
+        "duration": duration,
+        "yaml": as_yaml,
+    }
     environment.globals |= {
         "count": itertools.count(1).__next__,
         "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
@@ -136,9 +145,9 @@ def add_raw_values(
     whole = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
     for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
         for (dataset, recipe), rows in whole.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
-            metrics[dataset][recipe][quantity]["raw"] = seeds(rows["seed"], rows[quantity])
+            metrics[str(dataset)][str(recipe)][quantity]["raw"] = seeds(rows["seed"], rows[quantity])
     for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
-        if median := medians[dataset][recipe].get(f"{time}_{unit}"):
+        if median := medians[str(dataset)][str(recipe)].get(f"{time}_{unit}"):
             median["raw"] = {"what": unit, "values": values.tolist()}
 
 
@@ -210,23 +219,14 @@ def standard_error(results: pd.DataFrame) -> float | None:
 
 def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the poster's table with our figures: the honest one, and the one measured as the poster did."""
-
-    def figure(recipe: str, quantity: str | None) -> dict[str, Any] | None:
-        estimate = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
-        if estimate is None:
-            return None
-        value = estimate.get("mean", estimate.get("median"))
-        keys = ("ci_low", "ci_high", "n", "raw", "per", "batch")
-        return {"mean": value, **{key: estimate[key] for key in keys if key in estimate}}
-
-    pair = ("lunet", "realnvp")
-    stopwatches = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
-    scaled = [(time["images"], time["of"]) for time in stopwatches if time.get("images", 0) < time.get("of", 0)]
+    figures = [metrics.get(recipe, {}) | timings.get(recipe, {}) for recipe in ("lunet", "realnvp")]
+    printed = [found.get(row["stopwatch"]) for found in figures]
+    scaled = [(time["images"], time["of"]) for time in printed if time and time.get("images", 0) < time.get("of", 0)]
     return {
         **row,
-        "honest": [figure(recipe, row["ours"]) for recipe in pair],
-        "printed": [figure(recipe, row["stopwatch"]) for recipe in pair],
-        "scaled": scaled[0] if scaled else None,
+        "honest": [found.get(row["ours"]) for found in figures],
+        "printed": printed,
+        "scaled": next(iter(scaled), None),
     }
 
 
@@ -257,3 +257,59 @@ def mixtures(table: pd.DataFrame) -> list[str]:
     if table["commit"].str.endswith("+").any():
         warnings.append("Some rows come from code with changes that were not committed (marked +).")
     return warnings
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for readers, or a dash for None."""
+    return "–" if value is None else format_number(value, digits)
+
+
+def as_yaml(value: Any, *, sort: bool = False) -> str:
+    """A value as block YAML, with the keys of each mapping in their order or sorted."""
+    text = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = sort  # type: ignore[assignment]
+    writer.dump(value, text)
+    return text.getvalue().removesuffix("...\n")
+
+
+def duration(seconds: float) -> str:
+    """A time for readers: in seconds below two minutes, then in minutes and seconds, then in hours and minutes."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{format_number(seconds, 2)} s" if seconds < 9.95 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as a data URI."""
+    content = _bytes(path)
+    if not (content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")):
+        raise UserError(f"{path} is damaged: write it again with {COLLECT}")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def inline_svg(path: Path, alt: str) -> Markup:
+    """A figure for inlining: its ids become unique, its ink the text colour, and the page sets its size."""
+    text = _bytes(path).decode("utf-8", errors="replace")
+    body = text[text.find("<svg") :]
+    box = re.search(r'viewBox="[\d. ]+"', body)
+    if box is None or not body.rstrip().endswith("</svg>"):
+        raise UserError(f"{path} is not a figure of collect, or a damaged one: write it again with {COLLECT}")
+    inner = body[body.index(">") + 1 :]
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r'\bid="', f'id="{path.stem}-', inner)
+    inner = re.sub(r"url\(#", f"url(#{path.stem}-", inner)
+    inner = re.sub(r'xlink:href="#', f'href="#{path.stem}-', inner)
+    inner = inner.replace(looks.INK, "currentColor")
+    opening = Markup('<svg xmlns="http://www.w3.org/2000/svg" {} role="img" aria-label="{}">')
+    return opening.format(Markup(box[0]), alt) + Markup(inner)  # noqa: S704 - drawn by collect, which escapes text
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: write it with {COLLECT}") from None

@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -16,18 +16,17 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from pipeline.core.cell import COMMANDS, Key
+from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
 from pipeline.core.params import Params, Section, load_params, mistakes
 from pipeline.core.record import Status
-from pipeline.page.filters import as_yaml
 from pipeline.page.published_runs import MANIFEST
-from pipeline.page.view import DAMAGES, render
+from pipeline.page.view import DAMAGES, as_yaml, render
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
 from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
-from pipeline.runner.steps import Ledger, Step, digest_of, files_under
+from pipeline.runner.steps import digest_of, files_under
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
@@ -88,22 +87,19 @@ def code_digests() -> dict[str, str]:
     return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
 
 
-def pack(
-    archive: Path, params: Params, done: Sequence[Step], ledger: Ledger, cells: Sequence[CellStatus], reports: Path
-) -> None:
-    """Write the archive of the finished steps, without weights; equal results give equal bytes, except for the time.
+def pack(archive: Path, params: Params, results: Iterable[Path], cells: Sequence[CellStatus], reports: Path) -> None:
+    """Write the archive of a run; equal results give equal bytes, except for the time.
 
     Args:
         archive: The file to write, a gzipped tar.
         params: The parameters.
-        done: The finished steps.
-        ledger: The record of each step's files.
+        results: The files of the finished steps, without weights.
         cells: The status of each cell.
         reports: The folder that collect wrote.
     """
     files = {name: reports / name for name in COLLECTED}
     files |= {f"figures/{file.name}": file for file in files_under(reports / "figures")}
-    files |= {file.as_posix(): file for step in done for file in [step.note, *ledger.results(step)]}
+    files |= {file.as_posix(): file for file in results}
     contents = {name: file.read_bytes() for name, file in files.items()}
     contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
     environments = json.loads(contents["provenance.json"])["environments"]
@@ -158,6 +154,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
 def _read(archive: Path) -> dict[str, bytes]:
     """The members of an archive; raises a `UserError` if the name, the kind or the size of one is not safe."""
     contents: dict[str, bytes] = {}
+    total = 0
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
@@ -176,7 +173,8 @@ def _read(archive: Path) -> dict[str, bytes]:
                     raise UserError(
                         f"{archive}: {name} has {member.size:,} bytes; at most {LARGEST_FILE:,} are allowed"
                     )
-                if sum(map(len, contents.values())) + member.size > LARGEST_ARCHIVE:
+                total += member.size
+                if total > LARGEST_ARCHIVE:
                     raise UserError(f"{archive} holds more than the {LARGEST_ARCHIVE:,} bytes that are allowed in all")
                 file = tar.extractfile(member)
                 contents[name] = file.read() if file else b""
@@ -234,14 +232,11 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)
-    finished = {
-        stage: {cell.key for cell in manifest.cells if cell.finished and cell.stage == stage} for stage in COMMANDS
-    }
+    finished = {(cell.stage, cell.key) for cell in manifest.cells if cell.finished}
     tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}
-    expected = {"results.csv": finished["train"] & finished["evaluate"], "timings.csv": finished["measure"]}
-    for name, known in expected.items():
+    for name, stages in {"results.csv": ("train", "evaluate"), "timings.csv": ("measure",)}.items():
         columns = [tables[name][field] for field in Key._fields if field in tables[name]]
-        if unexpected := set(map(Key, *columns)) - known:
+        if unexpected := {key for key in map(Key, *columns) if not finished.issuperset(product(stages, [key]))}:
             raise UserError(f"{name} has figures of {unexpected.pop()}, which {MANIFEST} does not call finished")
     try:
         render(folder, params.report.title)

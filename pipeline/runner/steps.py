@@ -161,8 +161,8 @@ class Ledger:
         return note is not None and note.outs is None
 
     def results(self, step: Step) -> list[Path]:
-        """The files of a finished step, without weights."""
-        return [Path(file) for file in self._outs(step) or {} if "/flows/" not in file]
+        """The note and the files of a finished step, without weights."""
+        return [step.note, *(Path(file) for file in self._outs(step) or {} if "/flows/" not in file)]
 
     def begin(self, step: Step) -> None:
         """Record that a step has begun."""
@@ -184,7 +184,7 @@ class Ledger:
     def _outs(self, step: Step) -> dict[str, str] | None:
         """The digests of a finished step's files; None if it has not succeeded with the present inputs."""
         note = self._current(step)
-        return note and note.outs
+        return None if note is None else note.outs
 
     def _inputs(self, step: Step) -> dict[str, str] | None:
         """A digest of each input of a step; None if a step that it needs has not succeeded."""

@@ -15,7 +15,7 @@ from parsed_page import HOSTILE, Page
 from published_run import publish, seal
 
 from pipeline.collect import collect
-from pipeline.page.published_runs import read_published, read_this
+from pipeline.page.published_runs import read_published
 from pipeline.page.view import render
 from pipeline.results.unfinished import Unfinished
 
@@ -216,4 +216,3 @@ def test_names_that_start_with_a_dot_are_left_alone(reports: Path, other: Path) 
     publish(other, reports, ".half-written")
     assert read_published(reports / "published") == ([], [])
     assert read_published(reports / "nowhere") == ([], [])
-    assert read_this(reports).name == "This run"
