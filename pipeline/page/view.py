@@ -62,18 +62,15 @@ def render(reports: Path, title: str) -> str:
     """
     provenance = read_content(reports / "provenance.json", PROVENANCE)
     claims = read_content(reports / "claims.json", CLAIMS)
-    metrics, medians = (
-        read_content(reports / name, provenance["datasets"]) for name in ("metrics.json", "timings.json")
-    )
+    metrics = read_content(reports / "metrics.json", provenance["datasets"])
+    medians = read_content(reports / "timings.json", provenance["datasets"])
     mixture = read_content(reports / "mixture.json", MIXTURE)
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
     add_raw_values(metrics, medians, results, timings)
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     verdicts = [claim["label"] for claim in claims["claims"]]
-    trained = {
-        name: recipe["training"] for name, recipe in provenance["params"]["recipes"].items() if recipe["training"]
-    }
+    params = provenance["params"]["recipes"]
     return template(reports).render(
         title=title,
         script=Markup(script),  # noqa: S704 - our own file
@@ -84,7 +81,7 @@ def render(reports: Path, title: str) -> str:
         chosen_on_test=[
             look["label"]
             for name, look in provenance["recipes"].items()
-            if trained.get(name, {}).get("holdout") == "test"
+            if (params[name]["training"] or {}).get("holdout") == "test"
         ],
         recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in claims["claims"]],
@@ -186,7 +183,7 @@ def dataset_view(
     summaries = by_recipe.astype(object).where(by_recipe.notna(), None).to_dict("index")
     figures: dict[str, str | None] = defaultdict(lambda: None)
     figures |= {path.stem.removesuffix(f"-{name}"): path.name for path in folder.glob(f"*-{name}.svg")}
-    # Those of gradient training.
+    # The machines of gradient training.
     machines = {
         (group["environment"]["host"], group["environment"]["device"])
         for group in provenance["environments"]
