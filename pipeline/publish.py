@@ -44,17 +44,12 @@ def publish(archive: Path, name: str, *, replace: bool) -> str:
     refuse_foreign(target, MANIFEST)
     with replacing(target) as folder:
         manifest = unpack(archive, folder)
-        if manifest.commit is None and (commit := commit_of(manifest.code)):
+        # A run without git has the present commit if that has the code that was run.
+        is_present = manifest.code == code_digests() and git("status", "--porcelain", "--", *CODE) == ""
+        if manifest.commit is None and is_present and (commit := git("rev-parse", "HEAD")):
             manifest = manifest.model_copy(update={"commit": commit, "dirty": False})
             write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     return f"{target}: {summary(manifest)}"
-
-
-def commit_of(code: dict[str, str]) -> str | None:
-    """The present commit if its code is the one that was run, for runs on machines without git."""
-    if code == code_digests() and git("status", "--porcelain", "--", *CODE) == "":
-        return git("rev-parse", "HEAD")
-    return None
 
 
 def summary(manifest: Manifest) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.files import write_text
 from pipeline.core.params import load_params
-from pipeline.page.filters import COLLECT
-from pipeline.page.view import DAMAGES, render
+from pipeline.page.view import COLLECT, DAMAGES, render
 
 
 def main() -> None:

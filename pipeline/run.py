@@ -23,8 +23,7 @@ from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
 from pipeline.results.reading import Unfinished
 from pipeline.runner.archive import CellStatus, pack, read_outcome, unpack
-from pipeline.runner.dvc_file import Step, read_steps
-from pipeline.runner.ledger import Ledger
+from pipeline.runner.steps import Ledger, Step, read_steps
 
 CELLS = tuple(COMMANDS)
 # The most valuable cells first; all others follow in the order of the parameter file.
@@ -111,10 +110,10 @@ class Runner:
             say(f"all {len(cells)} cells are done")
             return 0
         names = "; ".join(f"{name} (exit status {status})" for name, status in self._failed.items())
-        failures = f"failed, with messages above: {names}" if names else ""
+        failures = f"failed, with messages above: {names}"
         if in_time:
             raise UserError(f"{len(done)} of {len(cells)} cells done; {failures}")
-        if failures:
+        if self._failed:
             say(failures)
         say(f"{len(done)} of {len(cells)} cells done; run the same command again")
         return TIME_IS_UP
@@ -135,8 +134,11 @@ class Runner:
     def _run_cells(self, cells: Sequence[Step]) -> bool:
         """Run the cells that are not done; returns whether time sufficed."""
         begun = 0
+        trainings = {step.key: step for step in cells if step.stage == "train"}
         for number, step in enumerate(sorted(cells, key=self._turn), 1):
-            if self._ledger.is_done(step) or not self._can_begin(step):
+            if self._ledger.is_done(step):
+                continue
+            if step.stage == "evaluate" and not self._ledger.is_done(trainings[step.key]):
                 continue
             if time.monotonic() > self._deadline - WORTHWHILE:
                 return False
@@ -162,25 +164,27 @@ class Runner:
         Stopped steps come last; otherwise a cell that exceeds the time limit would block all cells after it.
         """
         stopped = step.stage != "train" and self._ledger.is_begun(step)
-        return self._ledger.path(step).stat().st_mtime if stopped else 0.0
-
-    def _can_begin(self, step: Step) -> bool:
-        """Whether a step can begin; an evaluation needs its training to be done."""
-        trainings = [training for training in self._steps if training.stage == "train" and training.key == step.key]
-        return step.stage != "evaluate" or all(map(self._ledger.is_done, trainings))
+        return step.note.stat().st_mtime if stopped else 0.0
 
     def _close(self, cells: Sequence[Step], done: Sequence[Step], archive: Path | None) -> None:
-        """Collect and render the cells that are done, and pack them."""
+        """Collect and render the cells that are done, and pack them; the time for that is beyond the deadline."""
+        self._deadline = math.inf
         statuses = [self._status(step, finished=step in done) for step in cells]
-        unfinished = list_unfinished(statuses)
-        write_json(UNFINISHED, [cell.model_dump() for cell in unfinished])
-        for stage in ("collect", "report"):
-            step = next(step for step in self._steps if step.stage == stage)
-            options = ["--unfinished", str(UNFINISHED)] if stage == "collect" and unfinished else []
-            if self._call(step, *options, deadline=math.inf) != 0:
-                raise UserError(f"the stage {stage} failed; its message is above, and what was trained is kept")
+        untrained = {cell.key for cell in statuses if cell.stage == "train" and not cell.finished}
+        # An evaluation whose training is unfinished needs no mention.
+        unfinished = [
+            Unfinished.model_validate(cell.model_dump()).model_dump()
+            for cell in statuses
+            if not cell.finished and not (cell.stage == "evaluate" and cell.key in untrained)
+        ]
+        write_json(UNFINISHED, unfinished)
+        for step in self._steps:
+            options = ["--unfinished", str(UNFINISHED)] if step.stage == "collect" and unfinished else []
+            if step.stage in ("collect", "report") and self._call(step, *options) != 0:
+                raise UserError(f"the stage {step} failed; its message is above, and what was trained is kept")
         if archive is not None:
-            pack(archive, self._params, [self._mixture, *done], self._ledger, statuses, REPORTS)
+            results = [file for step in (self._mixture, *done) for file in self._ledger.results(step)]
+            pack(archive, self._params, results, statuses, REPORTS)
             say(f"packed into {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
             # A faulty archive is written all the same: on a rented machine, unpacked results would be lost.
             with TemporaryDirectory() as folder:
@@ -192,18 +196,17 @@ class Runner:
     def _status(self, step: Step, *, finished: bool) -> CellStatus:
         training = self._params.recipes[step.key.recipe].training if step.stage == "train" else None
         planned = None if training is None else training.epochs
-        status: Any = "missing"
-        message: str | None = "begun, and stopped before its end" if self._ledger.is_begun(step) else "not begun"
-        epochs: dict[str, float | None] | None = None
+        outcome: tuple[Any, str | None, Any] = "missing", "begun, and stopped before its end", None
         if finished:
-            status, message, epochs = read_outcome(RUNS, self._params, step.stage, step.key)
+            outcome = read_outcome(RUNS, self._params, step.stage, step.key)
         elif str(step) in self._failed:
-            status, message = "failed", f"exit status {self._failed[str(step)]}"
-        elif planned and self._ledger.is_begun(step):
-            reached = self._reached(step)
-            if any(reached.values()):
-                completed = ", ".join(f"{value:g}" for value in reached.values())
-                status, message, epochs = "partial", f"stopped after {completed} of {planned:g} epochs", {**reached}
+            outcome = "failed", f"exit status {self._failed[str(step)]}", None
+        elif not self._ledger.is_begun(step):
+            outcome = "missing", "not begun", None
+        elif planned and any((reached := self._reached(step)).values()):
+            completed = ", ".join(f"{value:g}" for value in reached.values())
+            outcome = "partial", f"stopped after {completed} of {planned:g} epochs", reached
+        status, message, epochs = outcome
         names: dict[str, Any] = {"stage": step.stage, **step.key._asdict()}
         return CellStatus(**names, status=status, message=message, epochs=epochs, planned_epochs=planned)
 
@@ -219,22 +222,21 @@ class Runner:
         options = [] if self._path == Path("params.yaml") else ["--params", str(self._path)]
         return [sys.executable if python == "python" else python, *arguments, *options]
 
-    def _call(self, step: Step, *options: str, deadline: float | None = None) -> int:
+    def _call(self, step: Step, *options: str) -> int:
         """Run a step's command to its end and return its exit status.
 
         Raises:
             TimeIsUpError: If it was stopped at the deadline.
             StoppedError: If it was stopped because of a signal.
         """
-        deadline = self._deadline if deadline is None else deadline
         process = subprocess.Popen([*self._command(step), *options])
         while (status := process.poll()) is None:
-            if self._request.signal is not None or time.monotonic() > deadline:
+            if self._request.signal is not None or time.monotonic() > self._deadline:
                 status = _stop(process)
                 break
             time.sleep(PAUSE)
         self._request.heed(f"{step} is not done; what is done is kept, and the same command goes on from there")
-        if status != 0 and time.monotonic() > deadline:
+        if status != 0 and time.monotonic() > self._deadline:
             raise TimeIsUpError(f"{step} needs more time than --time-limit leaves it; give more")
         return status
 
@@ -246,22 +248,12 @@ def in_order(cells: Iterable[Step], params: Params) -> list[Step]:
     def rank(step: Step) -> tuple[int, ...]:
         kind = "measure" if step.stage == "measure" else "train"
         matches = [i for i, (stage, recipes) in enumerate(ORDER) if stage == kind and step.key.recipe in recipes]
-        position = matches[0] if matches else len(ORDER) + (kind == "measure")
+        position = next(iter(matches), len(ORDER) + (kind == "measure"))
         seed = 0 if step.key.seed is None else grid.seeds.index(step.key.seed)
         names = (grid.datasets.index(step.item["dataset"]), grid.recipes.index(step.key.recipe))
         return seed, position, *names, CELLS.index(step.stage)
 
     return sorted(cells, key=rank)
-
-
-def list_unfinished(statuses: Sequence[CellStatus]) -> list[Unfinished]:
-    """The cells without figures; evaluations whose training is unfinished are omitted."""
-    trainings = {cell.key for cell in statuses if cell.stage == "train" and not cell.finished}
-    return [
-        Unfinished.model_validate(cell.model_dump())
-        for cell in statuses
-        if not cell.finished and not (cell.stage == "evaluate" and cell.key in trainings)
-    ]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, product
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pandas as pd
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import AliasPath, Field, FiniteFloat, ValidationError
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json, sha256
+from pipeline.core.params import mistakes
 from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
-from pipeline.results.statistics import mean_interval, round_significant
+from pipeline.results.statistics import mean_interval
 from pipeline.results.tables import RESULTS, read_table
 
 MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
-THIS_RUN = "This run"
 BITS = "bits_per_dim"
 T = TypeVar("T")
 
@@ -87,11 +86,6 @@ class Provenance(Record):
     cells: list[State]
     environments: list[Group]
 
-    @property
-    def machines(self) -> list[Machine]:
-        """The machines of the grid's cells; the two-dimensional mixture experiment does not count."""
-        return [group.environment for group in self.environments if set(group.cells) != {"mixture"}]
-
 
 class Judged(Record):
     """A claim with its verdict."""
@@ -102,18 +96,6 @@ class Judged(Record):
     label: str
 
 
-class Claims(Record):
-    """The part of `claims.json` that is read."""
-
-    claims: list[Judged]
-
-
-class Timings(Record):
-    """`timings.json`: figures by data set, recipe and quantity."""
-
-    found: dict[str, dict[str, dict[str, Figure]]]
-
-
 class Published(Record):
     """The part of `manifest.json` that is read; its commit, if given, replaces those of the cells."""
 
@@ -122,21 +104,32 @@ class Published(Record):
     files: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One column of the tables: a run's name, its provenance, and its figures by data set, recipe and quantity."""
+class Run(Record):
+    """One column of the tables: a run's name and what its files contain, figures by data set and recipe."""
 
     name: str
+    manifest: Published | None
     provenance: Provenance
-    verdicts: Mapping[str, Judged]
-    figures: Mapping[tuple[str, str, str], Mapping[str, Any]]
-    commits: Sequence[str]
+    claims: Annotated[list[Judged], Field(validation_alias=AliasPath("claims", "claims"))]
+    timings: dict[str, dict[str, dict[str, Figure]]]
+    bits: dict[tuple[str, str], dict[str, Any]]
+
+    @property
+    def machines(self) -> list[Machine]:
+        """The machines of the grid's cells; the two-dimensional mixture experiment does not count."""
+        return [group.environment for group in self.provenance.environments if set(group.cells) != {"mixture"}]
 
     @property
     def devices(self) -> list[str]:
         """The devices that the cells of the grid ran on: the GPU, or the processor."""
-        machines = self.provenance.machines
-        return sorted({machine.gpu or f"{machine.processor}, {machine.device.upper()}" for machine in machines})
+        return sorted({machine.gpu or f"{machine.processor}, {machine.device.upper()}" for machine in self.machines})
+
+    @property
+    def commits(self) -> list[str]:
+        """The commits of the code, each with a + if it had changes that were not committed."""
+        sources = [self.manifest] if self.manifest and self.manifest.commit is not None else self.machines
+        states = {(source.commit, "+" if source.dirty else "") for source in sources}
+        return sorted({"unknown commit" if commit is None else commit[:12] + mark for commit, mark in states})
 
     @property
     def subsets(self) -> list[str]:
@@ -150,8 +143,9 @@ class Run:
 
     def value(self, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
         """A figure, and the status of each unfinished cell that it depends on: a measurement, or all others."""
+        timing = self.timings.get(dataset, {}).get(recipe, {}).get(quantity)
         return {
-            "found": self.figures.get((dataset, recipe, quantity)),
+            "found": self.bits.get((dataset, recipe)) if quantity == BITS else timing and timing.model_dump(),
             "trouble": [
                 (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
                 for cell in self.unfinished
@@ -170,7 +164,7 @@ def read_published(folder: Path) -> tuple[list[Run], list[str]]:
         if path.name.startswith(".") or not any((path / name).exists() for name in (MANIFEST, *FILES)):
             continue
         try:
-            runs.append(_read_checked(path))
+            runs.append(_read(path, path.name, _manifest(path)))
         except UserError as error:
             warnings.append(
                 f"The published run {path.name} cannot be shown: {error}. Publish it again with: "
@@ -179,26 +173,8 @@ def read_published(folder: Path) -> tuple[list[Run], list[str]]:
     return runs, warnings
 
 
-def read_this(reports: Path) -> Run:
-    """This run, read from the same files as the published runs.
-
-    Raises:
-        UserError: If a file is missing or damaged.
-    """
-    try:
-        return _read(reports, THIS_RUN)
-    except ValidationError as error:
-        raise UserError(
-            f"{reports} is damaged ({_first_mistake(error)}): write it again with python -m pipeline.collect"
-        ) from None
-
-
-def _read_checked(folder: Path) -> Run:
-    """Read a published run and check its files against the manifest.
-
-    Raises:
-        UserError: If a file is missing, changed or invalid; the message is a clause.
-    """
+def _manifest(folder: Path) -> Published:
+    """The manifest of a published run, whose files it agrees with; as with `_read`, an error is a clause."""
     try:
         manifest = Published.model_validate(_content(folder / MANIFEST))
         for name in FILES:
@@ -206,28 +182,26 @@ def _read_checked(folder: Path) -> Run:
                 raise UserError(f"it has no {name}")
             if sha256(folder / name) != manifest.files.get(name):
                 raise UserError(f"{name} is not what was published, its SHA-256 is another")
-        return _read(folder, folder.name, manifest)
     except ValidationError as error:
-        raise UserError(_first_mistake(error)) from None
-    except ValueError as error:
-        raise UserError(f"its results.csv: {error}") from None
+        raise UserError(f"its {mistakes(error, (), 'manifest')[0]}") from None
     except OSError as error:
         raise UserError(f"{Path(str(error.filename or folder)).name}: {error.strerror}") from None
+    return manifest
 
 
-def _read(folder: Path, name: str, manifest: Published | None = None) -> Run:
-    provenance = Provenance.model_validate(_content(folder / "provenance.json"))
-    claims = Claims.model_validate(_content(folder / "claims.json")).claims
-    bits = _bits(_content(folder / "results.csv"))
-    timings = {
-        (dataset, recipe, quantity): figure.model_dump()
-        for dataset, recipes in Timings.model_validate({"found": _content(folder / "timings.json")}).found.items()
-        for recipe, figures in recipes.items()
-        for quantity, figure in figures.items()
-    }
-    sources = [manifest] if manifest and manifest.commit is not None else provenance.machines
-    commits = sorted({_commit(source) for source in sources})
-    return Run(name, provenance, {claim.id: claim for claim in claims}, {**timings, **bits}, commits)
+def _read(folder: Path, name: str, manifest: Published | None) -> Run:
+    """A run from its files.
+
+    Raises:
+        UserError: If a file is missing or invalid; the message is a clause.
+    """
+    contents = {Path(file).stem: _content(folder / file) for file in FILES}
+    try:
+        return Run.model_validate({**contents, "name": name, "manifest": manifest, "bits": _bits(contents["results"])})
+    except ValidationError as error:
+        raise UserError(f"its {mistakes(error, ())[0]}") from None
+    except ValueError as error:
+        raise UserError(f"its results.csv: {error}") from None
 
 
 def _content(path: Path) -> Any:
@@ -239,16 +213,14 @@ def _content(path: Path) -> Any:
         raise UserError(f"its {path.name} {damage if path.exists() else 'is missing'}") from error
 
 
-def _bits(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _bits(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """Test bits/dim by data set and recipe: the mean over complete seeds, its interval and the raw values."""
     complete = table[(table["class"] == "all") & table["bits_per_dim_mean"].notna()]
     bits = {}
     for (dataset, recipe), rows in complete.groupby(["dataset", "recipe"]):
-        values = rows["bits_per_dim_mean"].tolist()
-        interval = mean_interval(values)
-        ends = {"mean": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-        rounded = {name: None if end is None else round_significant(end) for name, end in ends.items()}
-        bits[str(dataset), str(recipe), BITS] = {**rounded, "n": interval.n, "raw": seeds(rows["seed"], values)}
+        mean = mean_interval(rows["bits_per_dim_mean"].tolist()).rounded()
+        figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
+        bits[str(dataset), str(recipe)] = {**figure, "raw": seeds(rows["seed"], rows["bits_per_dim_mean"])}
     return bits
 
 
@@ -257,50 +229,55 @@ def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
     return {"what": "seed", "values": list(values), "names": [str(number) for number in numbers]}
 
 
-def _commit(source: Machine | Published) -> str:
-    return "unknown commit" if source.commit is None else source.commit[:12] + ("+" if source.dirty else "")
+def compare_runs(reports: Path, quantities: Mapping[str, str]) -> dict[str, Any]:
+    """This run and the published runs, a column for each, and a warning for each run that cannot be read.
+
+    The rows are of likelihoods, of verdicts, and of those ``quantities`` that any run has: times and memory, with
+    their names for readers. Without published runs there are none.
+
+    Raises:
+        UserError: If a file of this run is missing or damaged.
+    """
+    published, warnings = read_published(reports / "published")
+    if not published:
+        return {"runs": [], "warnings": warnings}
+    try:
+        runs = [_read(reports, "This run", None), *published]
+    except UserError as error:
+        raise UserError(f"{reports} is damaged ({error}): write it again with python -m pipeline.collect") from None
+    verdicts = [{claim.id: claim for claim in run.claims} for run in runs]
+    timings = [{**row, "quantity": label} for name, label in quantities.items() for row in _rows(runs, name)]
+    return {
+        "runs": runs,
+        "warnings": warnings,
+        "likelihood": _rows(runs, BITS),
+        "timings": [row for row in timings if any(value["found"] for value in row["values"])],
+        "verdicts": [
+            {"title": claim.title, "values": [by_id.get(name) for by_id in verdicts]}
+            for name, claim in _first(verdicts).items()
+        ],
+    }
 
 
-def _first_mistake(error: ValidationError) -> str:
-    """The first validation error as a clause."""
-    mistake = error.errors(include_url=False)[0]
-    return f"its {error.title.lower()} {'.'.join(map(str, mistake['loc']))}: {mistake['msg'].lower()}"
-
-
-def likelihood_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each data set and recipe of any of the runs, a column for each run."""
-    return list(_rows(runs, BITS))
-
-
-def timing_rows(runs: Sequence[Run], quantities: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row for each quantity, data set and recipe of which any of the runs has a figure, a column for each run."""
-    return [
-        {**row, "quantity": label}
-        for quantity, label in quantities.items()
-        for row in _rows(runs, quantity)
-        if any(value["found"] for value in row["values"])
-    ]
-
-
-def verdict_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each claim that any of the runs judges, a column for each run."""
-    claims = _first(run.verdicts for run in runs)
-    return [{"title": claims[name].title, "values": [run.verdicts.get(name) for run in runs]} for name in claims]
-
-
-def _rows(runs: Sequence[Run], quantity: str) -> Iterator[dict[str, Any]]:
+def _rows(runs: Sequence[Run], quantity: str) -> list[dict[str, Any]]:
     """A row of a quantity for each data set and recipe that are in the same run."""
     datasets = _first(run.provenance.datasets for run in runs)
     recipes = _first(run.provenance.recipes for run in runs)
-    for dataset, recipe in product(datasets, recipes):
-        if any(recipe in run.provenance.recipes and dataset in run.provenance.datasets for run in runs):
-            titles = {"dataset": datasets[dataset].title, "recipe": recipe, "look": recipes[recipe]}
-            yield {**titles, "values": [run.value(dataset, recipe, quantity) for run in runs]}
+    return [
+        {
+            "dataset": datasets[dataset].title,
+            "recipe": recipe,
+            "look": recipes[recipe],
+            "values": [run.value(dataset, recipe, quantity) for run in runs],
+        }
+        for dataset, recipe in product(datasets, recipes)
+        if any(recipe in run.provenance.recipes and dataset in run.provenance.datasets for run in runs)
+    ]
 
 
 def _first(parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
     """The first value of each name, in order of first occurrence."""
     merged: dict[str, T] = {}
-    for name, value in chain.from_iterable(part.items() for part in parts):
-        merged.setdefault(name, value)
+    for part in parts:
+        merged = {**merged, **part, **merged}
     return merged

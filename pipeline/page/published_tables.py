@@ -57,6 +57,7 @@ def _read(folder: Path) -> dict[str, Any]:
     times = pd.read_csv(folder / "cost_times.csv", usecols=list(COST), dtype=COST)
     wide = times[(times["axis"] == "features") & (times["value"] >= WIDE)]
     medians = wide.groupby(["work", "value"])["ms"].median()
+    rivals = pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE).to_dict("records")
     return {
         "environment": read_environment(folder / "cost_environment.csv"),
         "figures": {
@@ -66,7 +67,18 @@ def _read(folder: Path) -> dict[str, Any]:
             label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
         },
         "rivals_environment": read_environment(folder / "times_environment.csv"),
-        "rivals": benchmark_rows(pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE)),
+        # Ratios are to the first model of each work and batch.
+        "rivals": [
+            {
+                **row,
+                "work": WORKS.get(row["work"], row["work"]),
+                **{
+                    name: {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
+                    for name in ("ms", "ratio")
+                },
+            }
+            for row in rivals
+        ],
     }
 
 
@@ -76,34 +88,16 @@ def read_environment(path: Path) -> dict[str, str]:
     return {name: values[name] for name in ENVIRONMENT}
 
 
-def benchmark_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of `benchmarks`' table as estimates; ratios are to the first model of each work and batch."""
-    return [
-        {
-            **{name: row[name] for name in ("batch", "model", "n")},
-            "work": WORKS.get(row["work"], row["work"]),
-            **{
-                name: {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
-                for name in ("ms", "ratio")
-            },
-        }
-        for row in table.to_dict("records")
-    ]
-
-
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
     """The tables of all published sweeps; a sweep that cannot be read has ``trouble``, a sentence, instead of rows."""
-    sweeps: list[dict[str, Any]] = []
-    for name, caption in SWEEPS.items():
-        path = folder / f"{name}.csv"
-        if not path.is_file():
-            continue
-        sweep: dict[str, Any] = {"name": name, "what": caption}
-        try:
-            table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
-            table["commit"] = table["commit"].str[:8]
-            sweep["rows"] = table.astype(object).where(table.notna(), None).to_dict("records")
-        except (OSError, ValueError) as error:
-            sweep["trouble"] = f"The sweep {name} cannot be shown ({error})."
-        sweeps.append(sweep)
-    return sweeps
+    paths = [path for name in SWEEPS if (path := folder / f"{name}.csv").is_file()]
+    return [{"name": path.stem, "what": SWEEPS[path.stem], **_sweep(path)} for path in paths]
+
+
+def _sweep(path: Path) -> dict[str, Any]:
+    try:
+        table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
+    except (OSError, ValueError) as error:
+        return {"trouble": f"The sweep {path.stem} cannot be shown ({error})."}
+    table["commit"] = table["commit"].str[:8]
+    return {"rows": table.astype(object).where(table.notna(), None).to_dict("records")}

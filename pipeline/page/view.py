@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
-from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined, TemplateError
-from jinja2.bccache import Bucket
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
+from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
-from pipeline.page.filters import COLLECT, as_yaml, data_uri, day, duration, inline_svg, number
-from pipeline.page.published_runs import likelihood_rows, read_published, read_this, seeds, timing_rows, verdict_rows
+from pipeline.page.published_runs import compare_runs, seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import LABELS
 from pipeline.results.reading import Grid
+from pipeline.results.statistics import format_number
 from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
 
+COLLECT = "python -m pipeline.collect (or dvc repro)"
 TEMPLATES = Path(__file__).with_name("templates")
 # What `render` raises, besides `UserError`, if a file holds something else than collect writes.
 DAMAGES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TemplateError)
@@ -47,24 +50,6 @@ MEMORY = {
 }
 
 
-class Compiled(BytecodeCache):
-    """A cache of compiled templates, for further pages in this process."""
-
-    def __init__(self) -> None:
-        self._codes: dict[str, bytes] = {}
-
-    def load_bytecode(self, bucket: Bucket) -> None:
-        """Load a compiled template; the bucket ignores it if there is none, or the template has changed since."""
-        bucket.bytecode_from_string(self._codes.get(bucket.key, b""))
-
-    def dump_bytecode(self, bucket: Bucket) -> None:
-        """Store a compiled template."""
-        self._codes[bucket.key] = bucket.bytecode_to_string()
-
-
-COMPILED = Compiled()
-
-
 def render(reports: Path, title: str) -> str:
     """The report as HTML; equal files give equal text.
 
@@ -77,39 +62,30 @@ def render(reports: Path, title: str) -> str:
     """
     provenance = read_content(reports / "provenance.json", PROVENANCE)
     claims = read_content(reports / "claims.json", CLAIMS)
-    figures = [read_content(reports / name, provenance["datasets"]) for name in ("metrics.json", "timings.json")]
+    metrics = read_content(reports / "metrics.json", provenance["datasets"])
+    medians = read_content(reports / "timings.json", provenance["datasets"])
     mixture = read_content(reports / "mixture.json", MIXTURE)
     results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
     latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
-    raw = raw_values(results, timings)
-    metrics, medians = (with_raw_values(content, raw) for content in figures)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=COMPILED,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, yaml=as_yaml, day=day, duration=duration)
-    environment.globals |= {
-        "count": itertools.count(1).__next__,
-        "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
-        "drawing": lambda path, alt: inline_svg(reports / path, alt),
-        "png": lambda name: data_uri(reports / "figures" / name),
-    }
+    add_raw_values(metrics, medians, results, timings)
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    verdicts = [claim["label"] for claim in claims["claims"]]
+    params = provenance["params"]["recipes"]
+    return template(reports).render(
         title=title,
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         **{key: claims[key] for key in ("conversion", "paper", "principle", "references")},
         poster={row["quantity"]: row for row in claims["poster"]},
-        chosen_on_test=chosen_on_test(provenance),
+        chosen_on_test=[
+            look["label"]
+            for name, look in provenance["recipes"].items()
+            if (params[name]["training"] or {}).get("holdout") == "test"
+        ],
         recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in claims["claims"]],
-        counts=count_verdicts(claims["claims"]),
+        counts={label: verdicts.count(label) for label in LABELS.values() if label in verdicts},
         provenance=provenance,
         stages={row["stage"]: row for row in provenance.get("stages", [])},
         recipes=provenance["recipes"],
@@ -119,7 +95,7 @@ def render(reports: Path, title: str) -> str:
         memory=MEMORY,
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
-        others=published_view(reports),
+        others=compare_runs(reports, COMPARED),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),
@@ -135,52 +111,41 @@ def render(reports: Path, title: str) -> str:
     )
 
 
-def published_view(reports: Path) -> dict[str, Any]:
-    """This run and the published runs, a column for each, and a warning for each run that cannot be read."""
-    published, warnings = read_published(reports / "published")
-    if not published:
-        return {"runs": [], "warnings": warnings}
-    runs = [read_this(reports), *published]
-    return {
-        "runs": runs,
-        "warnings": warnings,
-        "likelihood": likelihood_rows(runs),
-        "timings": timing_rows(runs, COMPARED),
-        "verdicts": verdict_rows(runs),
+def template(reports: Path) -> Template:
+    """The template of the page, which embeds the figures in ``reports``."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "day": lambda time: time[:16].replace("T", " ") + " UTC",
+        "duration": duration,
+        "yaml": as_yaml,
     }
+    environment.globals |= {
+        "count": itertools.count(1).__next__,
+        "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
+        "drawing": lambda path, alt: inline_svg(reports / path, alt),
+        "png": lambda name: data_uri(reports / "figures" / name),
+    }
+    return environment.get_template("page.html")
 
 
-def raw_values(results: pd.DataFrame, timings: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The raw values behind the means over seeds and the medians, by data set, recipe and quantity."""
-    raw = {}
-    all_classes = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
+def add_raw_values(
+    metrics: Mapping[str, Any], medians: Mapping[str, Any], results: pd.DataFrame, timings: pd.DataFrame
+) -> None:
+    """Give each mean over seeds in `metrics.json`, and each median in `timings.json`, the raw values behind it."""
+    whole = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
     for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
-        for (dataset, recipe), rows in all_classes.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
-            raw[str(dataset), str(recipe), quantity] = seeds(rows["seed"], rows[quantity])
+        for (dataset, recipe), rows in whole.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
+            metrics[str(dataset)][str(recipe)][quantity]["raw"] = seeds(rows["seed"], rows[quantity])
     for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
-        raw[str(dataset), str(recipe), f"{time}_{unit}"] = {"what": unit, "values": values.tolist()}
-    return raw
-
-
-def with_raw_values(content: Mapping[str, Any], raw: Mapping[tuple[str, str, str], Any]) -> dict[str, Any]:
-    """The content of `metrics.json` or `timings.json`, with the raw values of each mean or median."""
-    return {
-        dataset: {
-            recipe: {name: {**figure, "raw": raw.get((dataset, recipe, name), {})} for name, figure in figures.items()}
-            for recipe, figures in recipes.items()
-        }
-        for dataset, recipes in content.items()
-    }
-
-
-def chosen_on_test(provenance: Mapping[str, Any]) -> list[str]:
-    """The labels of the recipes whose weights were chosen on the test set."""
-    recipes = provenance["params"]["recipes"]
-    return [
-        look["label"]
-        for name, look in provenance["recipes"].items()
-        if (training := recipes[name]["training"]) and training["holdout"] == "test"
-    ]
+        if median := medians[str(dataset)][str(recipe)].get(f"{time}_{unit}"):
+            median["raw"] = {"what": unit, "values": values.tolist()}
 
 
 def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -208,74 +173,57 @@ def dataset_view(
         results: The table of all results.
         latents: The table of all latents, a row for each seed.
     """
-    recipes = provenance["recipes"]
+    recipes, params = provenance["recipes"], provenance["params"]["recipes"]
     rows = results[results["dataset"] == name]
-    worst = rows[rows["class"] == "all"].groupby("recipe")["worst_percent_share"].mean().dropna()
+    cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()].copy()
+    cells["half"] = (cells["bits_per_dim_draws_high"] - cells["bits_per_dim_draws_low"]) / 2
+    by_recipe = cells.groupby("recipe").agg(
+        worst=("worst_percent_share", "mean"), n=("draws", "min"), half=("half", "max")
+    )
+    summaries = by_recipe.astype(object).where(by_recipe.notna(), None).to_dict("index")
     figures: dict[str, str | None] = defaultdict(lambda: None)
     figures |= {path.stem.removesuffix(f"-{name}"): path.name for path in folder.glob(f"*-{name}.svg")}
-
-    def recipes_with_images(grid: str) -> list[str]:
-        return [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
-
+    # The machines of gradient training.
+    machines = {
+        (group["environment"]["host"], group["environment"]["device"])
+        for group in provenance["environments"]
+        for key in group["cells"].get("train", [])
+        for recipe in recipes
+        if params[recipe]["training"] is not None and key.rpartition("-")[0] == f"{name}-{recipe}"
+    }
     return {
         "name": name,
         "info": provenance["datasets"][name],
         "latents": latents[latents["dataset"] == name].to_dict("records"),
-        "worst": {recipe: worst.get(recipe) for recipe in recipes},
-        "draws": {recipe: draws_of(rows[rows["recipe"] == recipe]) for recipe in recipes},
-        "machines": len(training_machines(name, provenance)),
+        "worst": {recipe: summaries.get(recipe, {}).get("worst") for recipe in recipes},
+        "draws": {recipe: summaries.get(recipe) for recipe in recipes},
+        "machines": len(machines),
         "classes": class_table(rows, recipes),
         "figures": figures,
-        **{grid: recipes_with_images(grid) for grid in get_args(Grid)},
+        **{
+            grid: [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
+            for grid in get_args(Grid)
+        },
     }
 
 
 def standard_error(results: pd.DataFrame) -> float | None:
     """The largest standard error of a mean over test images among all models, in bits/dim; None without results."""
-    all_classes = results[results["class"] == "all"].dropna(subset=["bits_per_dim_std", "images"])
-    errors = all_classes["bits_per_dim_std"] / all_classes["images"].astype("float64").pow(0.5)
-    return float(errors.max()) if len(errors) else None
-
-
-def training_machines(dataset: str, provenance: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """The machines and devices that ran gradient training on a data set."""
-    trained = {name for name, recipe in provenance["params"]["recipes"].items() if recipe["training"] is not None}
-    return {
-        (group["environment"]["host"], group["environment"]["device"])
-        for group in provenance["environments"]
-        for key in group["cells"].get("train", [])
-        if key.startswith(f"{dataset}-") and key.removeprefix(f"{dataset}-").rpartition("-")[0] in trained
-    }
-
-
-def draws_of(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """The number of draws of a recipe's complete cells, and the half-width of the widest interval over draws."""
-    cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()]
-    if not len(cells):
-        return None
-    half = ((cells["bits_per_dim_draws_high"] - cells["bits_per_dim_draws_low"]) / 2).max()
-    return {"n": int(cells["draws"].min()), "half": None if pd.isna(half) else float(half)}
+    whole = results[results["class"] == "all"]
+    error = (whole["bits_per_dim_std"] / whole["images"].astype("float64").pow(0.5)).max()
+    return None if pd.isna(error) else float(error)
 
 
 def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the poster's table with our figures: the honest one, and the one measured as the poster did."""
-
-    def figure(recipe: str, quantity: str | None) -> dict[str, Any] | None:
-        estimate = (metrics.get(recipe, {}) | timings.get(recipe, {})).get(quantity)
-        if estimate is None:
-            return None
-        value = estimate.get("mean", estimate.get("median"))
-        keys = ("ci_low", "ci_high", "n", "raw", "per", "batch")
-        return {"mean": value, **{key: estimate[key] for key in keys if key in estimate}}
-
-    pair = ("lunet", "realnvp")
-    stopwatches = [timings.get(recipe, {}).get(row["stopwatch"], {}) for recipe in pair]
-    scaled = [(time["images"], time["of"]) for time in stopwatches if time.get("images", 0) < time.get("of", 0)]
+    figures = [metrics.get(recipe, {}) | timings.get(recipe, {}) for recipe in ("lunet", "realnvp")]
+    printed = [found.get(row["stopwatch"]) for found in figures]
+    scaled = [(time["images"], time["of"]) for time in printed if time and time.get("images", 0) < time.get("of", 0)]
     return {
         **row,
-        "honest": [figure(recipe, row["ours"]) for recipe in pair],
-        "printed": [figure(recipe, row["stopwatch"]) for recipe in pair],
-        "scaled": scaled[0] if scaled else None,
+        "honest": [found.get(row["ours"]) for found in figures],
+        "printed": printed,
+        "scaled": next(iter(scaled), None),
     }
 
 
@@ -289,12 +237,6 @@ def class_table(rows: pd.DataFrame, recipes: Iterable[str]) -> list[dict[str, An
     ]
 
 
-def count_verdicts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The number of claims with each verdict, by label; verdicts without a claim are left out."""
-    labels = [claim["label"] for claim in claims]
-    return {label: labels.count(label) for label in LABELS.values() if label in labels}
-
-
 def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A claim's evidence, a row for each number and a column for each data set; a missing number is None."""
     columns = [{item["name"]: item for item in dataset["evidence"]} for dataset in claim["datasets"]]
@@ -304,13 +246,67 @@ def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def mixtures(table: pd.DataFrame) -> list[str]:
     """Warnings about a table with several machines, devices or states of the code, which should each be the same."""
-    names = {"host": "machines", "device": "devices", "commit": "states of the code"}
-    values = {name: sorted(table[name].dropna().unique()) for name in names}
-    warnings = [
-        f"This table mixes {len(values[name])} {label}: {', '.join(values[name])}."
-        for name, label in names.items()
-        if len(values[name]) > 1
-    ]
-    if any(commit.endswith("+") for commit in values["commit"]):
+    warnings = []
+    for name, label in {"host": "machines", "device": "devices", "commit": "states of the code"}.items():
+        values = sorted(table[name].dropna().unique())
+        if len(values) > 1:
+            warnings.append(f"This table mixes {len(values)} {label}: {', '.join(values)}.")
+    if table["commit"].str.endswith("+").any():
         warnings.append("Some rows come from code with changes that were not committed (marked +).")
     return warnings
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for readers, or a dash for None."""
+    return "–" if value is None else format_number(value, digits)
+
+
+def as_yaml(value: Any, *, sort: bool = False) -> str:
+    """A value as block YAML, with the keys of each mapping in their order or sorted."""
+    text = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = sort  # type: ignore[assignment]
+    writer.dump(value, text)
+    return text.getvalue().removesuffix("...\n")
+
+
+def duration(seconds: float) -> str:
+    """A time for readers: in seconds below two minutes, then in minutes and seconds, then in hours and minutes."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{format_number(seconds, 2)} s" if seconds < 9.95 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as a data URI."""
+    content = _bytes(path)
+    if not (content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")):
+        raise UserError(f"{path} is damaged: write it again with {COLLECT}")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def inline_svg(path: Path, alt: str) -> Markup:
+    """A figure for inlining: its ids become unique, its ink the text colour, and the page sets its size."""
+    text = _bytes(path).decode("utf-8", errors="replace")
+    body = text[text.find("<svg") :]
+    box = re.search(r'viewBox="[\d. ]+"', body)
+    if box is None or not body.rstrip().endswith("</svg>"):
+        raise UserError(f"{path} is not a figure of collect, or a damaged one: write it again with {COLLECT}")
+    inner = body[body.index(">") + 1 :]
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r'\bid="', f'id="{path.stem}-', inner)
+    inner = re.sub(r"url\(#", f"url(#{path.stem}-", inner)
+    inner = re.sub(r'xlink:href="#', f'href="#{path.stem}-', inner)
+    inner = inner.replace(looks.INK, "currentColor")
+    opening = Markup('<svg xmlns="http://www.w3.org/2000/svg" {} role="img" aria-label="{}">')
+    return opening.format(Markup(box[0]), alt) + Markup(inner)  # noqa: S704 - drawn by collect, which escapes text
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: write it with {COLLECT}") from None

@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -16,19 +16,17 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from pipeline.core.cell import COMMANDS, Key
+from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
-from pipeline.core.params import Params, Section, load_params
+from pipeline.core.params import Params, Section, load_params, mistakes
 from pipeline.core.record import Status
-from pipeline.page.filters import as_yaml
 from pipeline.page.published_runs import MANIFEST
-from pipeline.page.view import DAMAGES, render
+from pipeline.page.view import DAMAGES, as_yaml, render
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
 from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
-from pipeline.runner.dvc_file import Step
-from pipeline.runner.ledger import Ledger, digest_of, files_under
+from pipeline.runner.steps import digest_of, files_under
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
@@ -89,22 +87,19 @@ def code_digests() -> dict[str, str]:
     return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
 
 
-def pack(
-    archive: Path, params: Params, done: Sequence[Step], ledger: Ledger, cells: Sequence[CellStatus], reports: Path
-) -> None:
-    """Write the archive of the finished steps, without weights; equal results give equal bytes, except for the time.
+def pack(archive: Path, params: Params, results: Iterable[Path], cells: Sequence[CellStatus], reports: Path) -> None:
+    """Write the archive of a run; equal results give equal bytes, except for the time.
 
     Args:
         archive: The file to write, a gzipped tar.
         params: The parameters.
-        done: The finished steps.
-        ledger: The record of each step's files.
+        results: The files of the finished steps, without weights.
         cells: The status of each cell.
         reports: The folder that collect wrote.
     """
     files = {name: reports / name for name in COLLECTED}
     files |= {f"figures/{file.name}": file for file in files_under(reports / "figures")}
-    files |= {file.as_posix(): file for step in done for file in [ledger.path(step), *ledger.results(step)]}
+    files |= {file.as_posix(): file for file in results}
     contents = {name: file.read_bytes() for name, file in files.items()}
     contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
     environments = json.loads(contents["provenance.json"])["environments"]
@@ -174,11 +169,11 @@ def _read(archive: Path) -> dict[str, bytes]:
                     )
                 if name in contents:
                     raise UserError(f"{archive} holds {name!r} twice")
-                total += member.size
                 if member.size > LARGEST_FILE:
                     raise UserError(
                         f"{archive}: {name} has {member.size:,} bytes; at most {LARGEST_FILE:,} are allowed"
                     )
+                total += member.size
                 if total > LARGEST_ARCHIVE:
                     raise UserError(f"{archive} holds more than the {LARGEST_ARCHIVE:,} bytes that are allowed in all")
                 file = tar.extractfile(member)
@@ -195,10 +190,7 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(contents[MANIFEST])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(
-            f"{archive}: {MANIFEST}: {'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg'].lower()}"
-        ) from None
+        raise UserError(f"{archive}: {MANIFEST}: {mistakes(error, Manifest.model_fields)[0]}") from None
     packed, listed = set(contents) - {MANIFEST}, set(manifest.files)
     if packed != listed:
         differing = ", ".join(sorted(packed ^ listed)[:5])
@@ -218,11 +210,9 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
 def path_in(text: str) -> str | None:
     """The first absolute path in a text, or None; web addresses are not paths."""
     text = re.sub(r"\bhttps?://[\w./#-]+", "", text)
-    cleaned = without_paths(text)
-    if cleaned == text:
-        return None
-    start = next(i for i, (old, new) in enumerate(zip(text, f"{cleaned} ", strict=False)) if old != new)
-    return text[start : start + 60].split()[0].rstrip("\"',;")
+    pairs = zip(text, without_paths(text), strict=False)
+    start = next((i for i, (old, new) in enumerate(pairs) if old != new), None)
+    return None if start is None else text[start : start + 60].split()[0].rstrip("\"',;")
 
 
 def _check_results(folder: Path, manifest: Manifest) -> None:
@@ -240,16 +230,13 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     if cells != {*product(["measure"], pairs), *product(["train", "evaluate"], keys)}:
         raise UserError(f"{MANIFEST} does not tell of exactly the cells that the grid of {PARAMS} has")
     reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
-    finished: dict[str, set[Key]] = {stage: set() for stage in COMMANDS}
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)
-        if cell.finished:
-            finished[cell.stage].add(cell.key)
+    finished = {(cell.stage, cell.key) for cell in manifest.cells if cell.finished}
     tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}
-    expected = {"results.csv": finished["train"] & finished["evaluate"], "timings.csv": finished["measure"]}
-    for name, known in expected.items():
+    for name, stages in {"results.csv": ("train", "evaluate"), "timings.csv": ("measure",)}.items():
         columns = [tables[name][field] for field in Key._fields if field in tables[name]]
-        if unexpected := set(map(Key, *columns)) - known:
+        if unexpected := {key for key in map(Key, *columns) if not finished.issuperset(product(stages, [key]))}:
             raise UserError(f"{name} has figures of {unexpected.pop()}, which {MANIFEST} does not call finished")
     try:
         render(folder, params.report.title)

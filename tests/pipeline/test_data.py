@@ -22,7 +22,7 @@ from pipeline.core.files import sha256
 from pipeline.core.params import read_yaml
 from pipeline.data import npy_bytes
 from pipeline.presets.merged import preset_values
-from pipeline.runner.dvc_file import read_steps
+from pipeline.runner.steps import read_steps
 from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from pipeline.core.params import read_yaml
 from pipeline.presets.merged import load_preset, preset_text, preset_values
 from pipeline.run import CELLS, in_order
 from pipeline.runner.archive import unpack
-from pipeline.runner.dvc_file import read_steps
+from pipeline.runner.steps import read_steps
 
 ALL = [
     "measure mnist-lunet",

@@ -15,7 +15,7 @@ from parsed_page import HOSTILE, Page
 from published_run import publish, seal
 
 from pipeline.collect import collect
-from pipeline.page.published_runs import read_published, read_this
+from pipeline.page.published_runs import read_published
 from pipeline.page.view import render
 from pipeline.results.reading import Unfinished
 
@@ -159,18 +159,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "manifest.json").write_text('{"commit": ', encoding="utf-8"),
         "its manifest.json cannot be read as JSON",
     ),
-    "a list": (lambda folder: (folder / "manifest.json").write_text("[]", encoding="utf-8"), "its published : input"),
+    "a list": (
+        lambda folder: (folder / "manifest.json").write_text("[]", encoding="utf-8"),
+        "its manifest: is []; input should be a valid",
+    ),
     "a colour": (
         resealed("provenance.json", lambda found: found["recipes"]["lunet"].update(colour="red; background: url(x)")),
-        "its provenance recipes.lunet.colour: string should match",
+        "its provenance.recipes.lunet.colour: is 'red; background: url(x)'; string should match",
     ),
     "a number": (
         resealed("timings.json", lambda found: found["mnist"]["lunet"]["step_ms"].update(median=float("nan"))),
-        "its timings found.mnist.lunet.step_ms.median: input should be a finite number",
+        "its timings.mnist.lunet.step_ms.median: is nan; input should be a finite number",
     ),
     "a verdict": (
         resealed("claims.json", lambda found: found["claims"][0].update(verdict=HOSTILE)),
-        "its claims claims.0.verdict: input should be",
+        "its claims.claims.0.verdict: is ",
     ),
     "a table": (without_table, "its results.csv is damaged"),
 }
@@ -213,4 +216,3 @@ def test_names_that_start_with_a_dot_are_left_alone(reports: Path, other: Path) 
     publish(other, reports, ".half-written")
     assert read_published(reports / "published") == ([], [])
     assert read_published(reports / "nowhere") == ([], [])
-    assert read_this(reports).name == "This run"

@@ -16,7 +16,7 @@ from parsed_page import HOSTILE, Page
 
 from pipeline.core.console import UserError
 from pipeline.core.files import sha256
-from pipeline.page.view import TEMPLATES, mixtures, poster_row, render
+from pipeline.page.view import TEMPLATES, duration, inline_svg, mixtures, poster_row, render
 
 
 def collected(root: Path, **changes: Any) -> Project:
@@ -284,8 +284,7 @@ def test_the_poster_s_density_is_what_its_stopwatch_has_said() -> None:
     printed = {"median": 41.5, "ci_low": None, "ci_high": None, "n": 1, "images": 1024, "of": 60_000}
     timings = {"density_large_ms": honest, "released_density_ms": printed}
     shown_row = poster_row(row, {}, {"lunet": timings})
-    assert shown_row["honest"] == [{"mean": 0.16, "ci_low": 0.1, "ci_high": 0.2, "n": 20}, None]
-    assert shown_row["printed"] == [{"mean": 41.5, "ci_low": None, "ci_high": None, "n": 1}, None]
+    assert (shown_row["honest"], shown_row["printed"]) == ([honest, None], [printed, None])
     assert shown_row["scaled"] == (1024, 60_000)
     whole = {**timings, "released_density_ms": {**printed, "images": 60_000}}
     assert poster_row(row, {}, {"lunet": whole})["scaled"] is None
@@ -309,3 +308,17 @@ def test_a_missing_file_is_named(project: Project, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match=r"figures.*is missing"):
         render(tmp_path, "t")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.040 s"), (9.94, "9.9 s"), (42.4, "42 s"), (119.4, "119 s"), (192, "3 min 12 s"), (7384, "2 h 3 min")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_figure_without_a_box_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.svg").write_text("<svg></svg>", encoding="utf-8")
+    with pytest.raises(UserError, match="not a figure"):
+        inline_svg(tmp_path / "x.svg", "alt")
