@@ -32,6 +32,7 @@ repro: setup ## Run the pipeline and say where the report is
 
 paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=540, again and again; see the README
 	grep -q '^preset: paper$$' params.yaml || $(PYTHON) -m pipeline.preset paper
+	$(PYTHON) -m pipeline.preset --check
 	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
 
 test: setup ## Run the tests but those of page and faults, one whole run of the pipeline on a small subset included

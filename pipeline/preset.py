@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core.console import exit_with, say
 from pipeline.core.files import write_text
-from pipeline.core.params import load_params
+from pipeline.core.params import load_params, refusal
 from pipeline.presets.merged import PRESETS, headline, load_preset, preset_text
 
 
@@ -28,7 +28,10 @@ def main() -> None:
         # DVC reads a parameter only when a stage needs it, perhaps minutes later.
         from pipeline.training.models import check  # imports torch, seconds that writing a preset does not need
 
-        check(load_params(arguments.params), str(arguments.params))
+        params = load_params(arguments.params)
+        if params.preset not in PRESETS:
+            raise refusal(str(arguments.params), [f"preset: is {params.preset!r}; there are: {', '.join(PRESETS)}"])
+        check(params, str(arguments.params))
         return
     name, path = arguments.preset, arguments.params
     load_preset(name)

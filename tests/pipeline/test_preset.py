@@ -70,6 +70,21 @@ def test_a_mistake_anywhere_in_a_parameter_file_is_refused(tmp_path: Path) -> No
     assert "grid.recipes names 'realnpv', which recipes lacks" in finished.stderr
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("preset: laptop", "preset: lapotp", "preset: is 'lapotp'; there are: laptop, overnight, paper, smoke"),
+        ("kind: realnvp\n", "kind: realnpv\n", "recipes.realnvp.model.kind: is 'realnpv'"),
+    ],
+)
+def test_names_that_only_the_code_knows_are_checked(tmp_path: Path, before: str, after: str, words: str) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(preset_text("laptop").replace(before, after, 1), encoding="utf-8")
+    finished = check(params)
+    assert finished.returncode == 1
+    assert words in finished.stderr
+
+
 def test_a_preset_and_the_check_exclude_each_other() -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "pipeline.preset", "smoke", "--check"], capture_output=True, text=True, check=False
