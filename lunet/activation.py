@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lunet.registry import register
+from lunet.registry import find, register, whole_config
 
 
 class Activation(nn.Module, ABC):
@@ -48,7 +48,7 @@ class Activation(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Kind and arguments, from which `activation_from` constructs an equal activation."""
-        return {"kind": self.kind, **self.config()}
+        return {"kind": self.kind, **whole_config(self)}
 
     @torch.no_grad()
     def evaluate_(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,13 +68,10 @@ def activation_from(description: Mapping[str, Any]) -> Activation:
     """A new activation from the result of `Activation.describe`, without learned parameters.
 
     Raises:
-        ValueError: If the kind is unknown.
+        UnknownKindError: If the kind is unknown.
     """
     options = dict(description)
-    kind = options.pop("kind", None)
-    if kind not in Activation.kinds:
-        raise ValueError(f"activation kind is {kind!r}; there are: {', '.join(Activation.kinds)}")
-    return Activation.kinds[kind](**options)
+    return find(Activation.kinds, options.pop("kind", None))(**options)
 
 
 def _leaky_softplus(x: Tensor, a: float) -> Tensor:

@@ -28,7 +28,7 @@ class LUNet(Flow, kind="lunet"):
     Args:
         features: The number :math:`D` of features.
         layers: The number :math:`M` of LU layers.
-        slope: The lower slope of the leaky softplus.
+        slope: The lower slope of the leaky softplus, 0.1 by default; not together with ``activation``.
         activation: Another :math:`\phi`, or its description; each layer gets a copy.
         leading: An activation before the first layer, or its description; none if ``None``.
 
@@ -56,7 +56,7 @@ class LUNet(Flow, kind="lunet"):
         self,
         features: int,
         layers: int = 4,
-        slope: float = 0.1,
+        slope: float | None = None,
         *,
         activation: Activation | Mapping[str, Any] | None = None,
         leading: Activation | Mapping[str, Any] | None = None,
@@ -64,7 +64,9 @@ class LUNet(Flow, kind="lunet"):
         super().__init__(features)
         if layers < 1:
             raise ValueError(f"layers is {layers}; an LU-Net needs at least 1")
-        template = LeakySoftplus(slope) if activation is None else _copy(activation)
+        if None not in (slope, activation):
+            raise ValueError("slope and activation are both given; a slope is one of the leaky softplus alone")
+        template = LeakySoftplus(0.1 if slope is None else slope) if activation is None else _copy(activation)
         self._activation = template.describe()
         self.leading = None if leading is None else _copy(leading)
         activations = [_copy(template) for _ in range(layers - 1)]
@@ -75,9 +77,8 @@ class LUNet(Flow, kind="lunet"):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         leading = None if self.leading is None else self.leading.describe()
-        return {
-            "features": self.features, "layers": len(self.layers), "activation": self._activation, "leading": leading
-        }  # fmt: skip
+        sizes = {"features": self.features, "layers": len(self.layers)}
+        return {**sizes, "slope": None, "activation": self._activation, "leading": leading}
 
     def check_invertible(self) -> None:
         """Raise `NonFiniteError`, which names the layer, for a zero on a diagonal or a value that is not finite."""

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from types import CodeType, FunctionType
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class UnknownKindError(ValueError):
+    """Raised for the name of a class that no imported module has."""
+
+
+class Configured(Protocol):
+    """An object that tells the arguments of its constructor."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as values that JSON can represent."""
 
 
 def register(kinds: dict[str, type[T]], name: str, cls: type[T]) -> None:
@@ -29,6 +42,28 @@ def register(kinds: dict[str, type[T]], name: str, cls: type[T]) -> None:
             f"give it another: class {cls.__name__}(..., kind=...)"
         )
     kinds[name] = cls
+
+
+def find(kinds: Mapping[str, type[T]], name: object) -> type[T]:
+    """The class that has a name; raises an `UnknownKindError` that lists the known names if there is none."""
+    if isinstance(name, str) and name in kinds:
+        return kinds[name]
+    raise UnknownKindError(
+        f"no class called {name!r} is imported; import its module first. There are: {', '.join(kinds)}"
+    )
+
+
+def whole_config(configured: Configured) -> dict[str, Any]:
+    """An object's ``config()``, which must have every argument of its constructor.
+
+    Raises:
+        ValueError: If one is missing; an object made of the configuration would have its default and be another.
+    """
+    cls, config = type(configured), configured.config()
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in config and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"{cls.__qualname__}.config() lacks {name!r}, an argument of the constructor")
+    return config
 
 
 def _of_one_definition(one: type, other: type) -> bool:

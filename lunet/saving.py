@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lunet.base import Flow
 from lunet.class_flows import ClassFlows
 from lunet.image_flow import ImageFlow
+from lunet.registry import find, whole_config
 
 FORMAT = 1
 FILES = ("config.json", "weights.safetensors")
@@ -37,6 +38,7 @@ def save_flow(model: Flow | ImageFlow | ClassFlows, path: str | Path) -> None:
 
     Raises:
         TypeError: If ``model`` is something else, is parametrized, or has a configuration with values that JSON lacks.
+        ValueError: If the configuration lacks an argument of the constructor.
     """
     config, tensors = _describe(model)
     config = {"format": FORMAT, **json.loads(json.dumps(config))}
@@ -110,7 +112,7 @@ def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dic
     config: dict[str, Any] = {"dtype": str(flow.dtype).removeprefix("torch.")}
     if isinstance(model, ImageFlow):
         config["image"] = model.config()
-    config |= {"kind": flow.kind, "flow": flow.config()}
+    config |= {"kind": flow.kind, "flow": whole_config(flow)}
     return config, {name: tensor.clone().contiguous() for name, tensor in flow.state_dict().items()}
 
 
@@ -124,12 +126,11 @@ def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow |
         flows = {name: _restore(part, tensors_of[name]) for name, part in config["classes"].items()}
         return ClassFlows({name: flow for name, flow in flows.items() if isinstance(flow, ImageFlow)})
     kind, options = config["kind"], dict(config["flow"])
-    if kind not in Flow.kinds:
-        raise LookupError(f"no class called {kind!r} is imported; import its module first. There are: {[*Flow.kinds]}")
+    flow_class = find(Flow.kinds, kind)
     if kind == "realnvp" and "shared" in options:  # as saved by version 0.1
         options["networks"] = "shared" if options.pop("shared") else "separate"
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    flow = Flow.kinds[kind](**options).to(getattr(torch, config["dtype"]))
+    flow = flow_class(**options).to(getattr(torch, config["dtype"]))
     for name, buffer in flow.named_buffers():
         if name in tensors:
             buffer.data = buffer.data.to(tensors[name].dtype)

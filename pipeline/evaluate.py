@@ -16,9 +16,8 @@ from pipeline.core.environment import (
     choose_device,
     describe_environment,
     determinism,
-    is_out_of_memory,
     keep_freed_memory,
-    out_of_memory_message,
+    memory_errors,
 )
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.params import load_params
@@ -52,15 +51,13 @@ def main() -> None:
     grids = {"samples": np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)}
     if trained.models:
         try:
-            with determinism(params):
+            with determinism(params), memory_errors():
                 scores, grids = evaluate(trained.models, dataset, recipe, params.evaluate, arguments.seed)
             results |= scores
         except NonFiniteError as error:
             results = {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            results = {"status": "out_of_memory", "message": out_of_memory_message(error)}
+        except MemoryError as error:
+            results = {"status": "out_of_memory", "message": str(error)}
     evaluation = Evaluation.model_validate(
         {
             **dict.fromkeys(Evaluation.model_fields),
@@ -78,8 +75,11 @@ def main() -> None:
         for name, grid in grids.items():
             np.save(folder / f"{name}.npy", grid, allow_pickle=False)
     write_json(arguments.out, evaluation.model_dump(mode="json", exclude_unset=True), sealed=True)
-    bits = f", {evaluation.test.bits_per_dim.mean:.4f} bits/dim on the test set" if evaluation.test else ""
-    say(f"{key}: {evaluation.status}{bits}, written to {arguments.out}")
+    figures = ""
+    if evaluation.test and evaluation.round_trip:
+        bits, exact = evaluation.test.bits_per_dim.mean, 100 * evaluation.round_trip.pixels_exact
+        figures = f", {bits:.4f} bits/dim on the test set, {exact:.3f} % of pixels come back exactly"
+    say(f"{key}: {evaluation.status}{figures}, written to {arguments.out}")
 
 
 if __name__ == "__main__":

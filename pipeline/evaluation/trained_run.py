@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lunet import ImageFlow, SavedFlowError, load_flow
+from lunet.registry import UnknownKindError
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
@@ -71,7 +72,8 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
         names = run.models if run.status == "complete" else ()
         return TrainedRun(folder.name, run, {name: load_flow(folder / "flows" / name, device) for name in names})
     except SavedFlowError as error:
-        raise UserError(f"{error}; {RETRAIN}") from None
+        advice = "" if isinstance(error.__cause__, UnknownKindError) else f"; {RETRAIN}"
+        raise UserError(f"{error}{advice}") from None
 
 
 def model_for(models: Models, label: int) -> ImageFlow:

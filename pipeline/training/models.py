@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
 from lunet import Activation, Flow, ImageFlow, LUNet
+from lunet.registry import whole_config
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Model, Params, Recipe, mistakes, refusal
@@ -21,8 +24,10 @@ from pipeline.training.objectives import RELEASED
 from pipeline.training.optimisation import OPTIMIZERS
 
 Shape = tuple[int, int, int]
+T = TypeVar("T", Flow, Activation)
 # Sizes of images on which the settings of a model are tried.
 TRIED_SIZES = (28, 32)
+BY_IMAGES = ("features", "shape")  # the arguments that images determine
 LARGEST = 4096  # a number of layers or channels beyond it is a typing error
 
 
@@ -82,24 +87,40 @@ def _settings_mistakes(key: str, model: Model) -> Iterator[str]:
         for start in flow_class.starts
         if not hasattr(flow_class, f"{start}_")
     )
+    yield from _argument_mistakes(key, flow_class, model.options)
+
+
+def _argument_mistakes(key: str, cls: type[Flow | Activation], settings: Mapping[str, Any]) -> Iterator[str]:
+    """The mistakes in the arguments of a constructor, those of an activation among them included."""
+    schema = _schema(cls)
     try:
-        _options(model)
+        _validated(schema, settings)
     except ValidationError as error:
-        yield from mistakes(error, _schema(flow_class).model_fields, *key.split("."))
+        yield from mistakes(error, schema.model_fields, *key.split("."))
+    for name, kind, options in _activations(cls, settings):
+        if kind in Activation.kinds:
+            yield from _argument_mistakes(f"{key}.{name}", Activation.kinds[kind], options)
+        else:
+            yield f"{key}.{name}.kind: is {kind!r}; input should be {_one_of(Activation.kinds)}"
 
 
 def _refusals(key: str, model: Model) -> Iterator[str]:
     """What the constructor says of settings that it takes for no size of images, without memory for the weights."""
-    first: Exception | None = None
+    flow_class = Flow.kinds[model.kind]
+    first = ""
     for size in TRIED_SIZES:
         try:
             with torch.device("meta"):
-                _flow(model, (1, size, size))
+                whole_config(_construct(flow_class, model.options, (1, size, size)))
             return
+        except ValueError as error:
+            first = first or str(error)
         except Exception as error:
             if "meta" in str(error):  # a constructor that computes with values is only called in earnest
                 return
-            first = first or error
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+            first = first or f"{flow_class.__name__} itself fails with these settings: {said}"
     yield f"{key}: {first}"
 
 
@@ -109,42 +130,56 @@ def _one_of(names: object) -> str:
 
 
 @cache
-def _schema(flow_class: type[Flow]) -> type[BaseModel]:
-    """The settings of a flow: the arguments of its constructor that images do not determine, and its ``start``."""
-    starts = (*flow_class.starts,) if "fit" in flow_class.starts else (*flow_class.starts, "identity")
-    fields: dict[str, Any] = {"start": (Literal[starts], starts[0])}
-    hints = get_type_hints(flow_class.__init__)
-    for name, parameter in inspect.signature(flow_class).parameters.items():
-        if name not in ("features", "shape") and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
+def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
+    """The arguments of a constructor that images do not determine, and the ``start`` of a flow."""
+    fields: dict[str, Any] = {}
+    if issubclass(cls, Flow):
+        starts = (*cls.starts,) if "fit" in cls.starts else (*cls.starts, "identity")
+        fields["start"] = (Literal[starts], starts[0])
+    hints = get_type_hints(cls.__init__)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in BY_IMAGES and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             hint = hints.get(name, Any)
             if hint is int:
                 hint = Annotated[int, Field(le=LARGEST)]
-            elif Activation in get_args(hint):  # in YAML, its description
+            elif _is_activation(hint):  # in YAML, its description
                 hint = dict[str, Any] | None
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
     )
-    return create_model(flow_class.__name__, __config__=config, **fields)
+    return create_model(cls.__name__, __config__=config, **fields)
 
 
-def _options(model: Model) -> dict[str, Any]:
-    """The settings of a model, validated."""
-    # As JSON, whose arrays may be the lists or the tuples of a constructor.
-    settings = _schema(Flow.kinds[model.kind]).model_validate_json(json.dumps(model.options, default=repr))
-    return {name: getattr(settings, name) for name in type(settings).model_fields}
+def _is_activation(hint: Any) -> bool:
+    return hint is Activation or Activation in get_args(hint)
 
 
-def _flow(model: Model, shape: Shape) -> Flow:
-    """An untrained flow for images of a shape (channels, height, width)."""
-    flow_class, options = Flow.kinds[model.kind], _options(model)
-    del options["start"]
-    by_shape = "shape" in inspect.signature(flow_class).parameters
-    size: dict[str, Any] = {"shape": shape} if by_shape else {"features": math.prod(shape)}
-    return flow_class(**size, **options)
+def _activations(
+    cls: type[Flow | Activation], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The activations among the settings of a flow: the name of the argument, and their kind and arguments."""
+    for name, hint in get_type_hints(cls.__init__).items():
+        if _is_activation(hint) and isinstance(settings.get(name), dict):
+            options = dict(settings[name])
+            yield name, options.pop("kind", None), options
+
+
+def _validated(schema: type[BaseModel], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the types of the arguments; JSON's arrays may be the lists or the tuples of a constructor."""
+    validated = schema.model_validate_json(json.dumps(settings, default=repr))
+    return {name: getattr(validated, name) for name in schema.model_fields}
+
+
+def _construct(cls: type[T], settings: Mapping[str, Any], shape: Shape) -> T:
+    """A flow or an activation for images of a shape (channels, height, width)."""
+    sizes = {"shape": shape, "features": math.prod(shape)}
+    arguments: dict[str, Any] = {name: sizes[name] for name in BY_IMAGES if name in inspect.signature(cls).parameters}
+    arguments |= _validated(_schema(cls), settings)
+    arguments.pop("start", None)
+    for name, kind, options in _activations(cls, settings):
+        arguments[name] = _construct(Activation.kinds[kind], options, shape)
+    return cls(**arguments)
 
 
 def build(recipe: Recipe, shape: Shape) -> ImageFlow:
@@ -156,7 +191,7 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
     if sentences := [*_settings_mistakes("model", recipe.model)]:
         raise refusal("the recipe", sentences)
     try:
-        flow = _flow(recipe.model, shape)
+        flow = _construct(Flow.kinds[recipe.model.kind], recipe.model.options, shape)
     except ValueError as error:
         raise UserError(
             f"a {recipe.model.kind} cannot take images of {shape[2]}x{shape[1]} pixels: {error}; take the recipe or "
@@ -177,7 +212,7 @@ def initialise_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: tor
     Raises:
         UserError: If the images cannot determine the model, for example a covariance from too few of them.
     """
-    start = _options(recipe.model)["start"]
+    start = _validated(_schema(type(model.flow)), recipe.model.options)["start"]
     if start == "identity":
         return
     method, rows = getattr(model.flow, f"{start}_"), model.flow.starts[start]

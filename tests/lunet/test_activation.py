@@ -146,5 +146,5 @@ def test_second_derivatives_of_value_slope_and_inverse() -> None:
 
 @pytest.mark.parametrize("description", [{"kind": "Tanh"}, {"slope": 0.1}])
 def test_unknown_kind_raises_and_lists_the_kinds(description: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"activation kind is .*LeakySoftplus, LearnedMonotone"):
+    with pytest.raises(ValueError, match=r"no class called .*LeakySoftplus, LearnedMonotone"):
         activation_from(description)

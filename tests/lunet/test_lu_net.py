@@ -174,7 +174,8 @@ def test_parameter_that_is_not_finite_raises_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"features": 0}, "features is 0"), ({"features": 3, "layers": 0}, "layers is 0"),
-     ({"features": 3, "slope": 1.5}, "slope is 1.5")],
+     ({"features": 3, "slope": 1.5}, "slope is 1.5"),
+     ({"features": 3, "slope": 0.1, "activation": LeakySoftplus()}, "slope and activation are both given")],
 )  # fmt: skip
 def test_bad_arguments_raise_and_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

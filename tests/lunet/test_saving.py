@@ -63,8 +63,12 @@ def test_folder_contains_config_and_weights(tmp_path: Path) -> None:
     assert config["kind"] == "lunet"
     assert config["dtype"] == "float32"
     assert config["flow"] == {
-        "features": 4, "layers": 4, "activation": {"kind": "LeakySoftplus", "slope": 0.1}, "leading": None
-    }  # fmt: skip
+        "features": 4,
+        "layers": 4,
+        "slope": None,
+        "activation": {"kind": "LeakySoftplus", "slope": 0.1},
+        "leading": None,
+    }
 
 
 def test_save_replaces_a_saved_flow(tmp_path: Path) -> None:
@@ -121,6 +125,29 @@ def test_a_flow_of_ones_own_is_saved(flow: Flow, tmp_path: Path) -> None:
     assert torch.equal(loaded.log_prob(data(flow)), flow.eval().log_prob(data(flow)))
     save_flow(ImageFlow(flow, (1, 2, 2)), tmp_path)
     assert torch.equal(load_flow(tmp_path).sample(3, seeded()), ImageFlow(flow, (1, 2, 2)).sample(3, seeded()))
+
+
+class Forgetful(Shift, kind="forgetful-of-this-test"):
+    """A flow whose configuration would make another."""
+
+    def __init__(self, features: int, bound: float = 1.0) -> None:
+        super().__init__(features)
+        self.bound = bound
+
+
+class ForgetfulStretch(Stretch):
+    """An activation whose configuration would make another."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+
+
+def test_a_configuration_that_lacks_an_argument_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Forgetful\.config\(\) lacks 'bound', an argument of the constructor"):
+        save_flow(ImageFlow(Forgetful(4), (1, 2, 2)), tmp_path / "flow")
+    assert not (tmp_path / "flow").exists()
+    with pytest.raises(ValueError, match=r"ForgetfulStretch\.config\(\) lacks 'factor'"):
+        LUNet(4, activation=ForgetfulStretch())
 
 
 def test_a_flow_whose_class_is_not_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

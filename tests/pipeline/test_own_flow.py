@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def test_it_is_trained_saved_evaluated_measured_and_sampled(
     call(pipeline.train.main, *cell, "runs/train/mnist-own-0")
     holdout = pd.read_csv("runs/train/mnist-own-0/history.csv")["holdout_bits_per_dim"]
     assert holdout.nunique() == 4
-    call(pipeline.evaluate.main, *cell, "runs/evaluate/mnist-own-0.json")
+    said = call(pipeline.evaluate.main, *cell, "runs/evaluate/mnist-own-0.json")
+    assert re.search(r"complete, \d\.\d{4} bits/dim on the test set, (100\.000|99\.9\d\d) % of pixels come back", said)
     evaluation = read_json(tmp_path / "runs/evaluate/mnist-own-0.json")
     assert evaluation["status"] == "complete"
     assert 0 < evaluation["test"]["bits_per_dim"]["mean"] < 8  # that of uniform pixels

@@ -10,6 +10,7 @@ from small_flows import flow
 from small_trainings import CPU
 from trained_runs import run_record, write_run
 
+from lunet import Flow
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
@@ -56,6 +57,16 @@ def test_missing_and_damaged_runs_are_refused(tmp_path: Path) -> None:
     write_json(folder / "run.json", run_record({"all": 128}, seed="zero"))
     with pytest.raises(UserError, match=r"run\.json is not of a trained run, seed: .* valid integer"):
         load_run(folder, CPU)
+
+
+def test_a_model_of_a_class_that_is_not_imported_need_not_be_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "one", {"all": 128})
+    monkeypatch.delitem(Flow.kinds, "gaussian")
+    with pytest.raises(UserError, match=r"no class called 'gaussian' is imported; import its module") as caught:
+        load_run(folder, CPU)
+    assert "train it again" not in str(caught.value)
 
 
 def test_each_image_has_the_model_of_its_class_or_the_only_one() -> None:

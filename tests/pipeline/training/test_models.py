@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_trainings import recipe_of
 
-from lunet import Flow, Gaussian
+from lunet import Activation, Flow, Gaussian
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params, validate
@@ -58,6 +58,9 @@ def test_images_that_do_not_determine_a_model_are_refused(smoke_values: Any) -> 
 
 # Settings
 
+ACTIVATION = "lunet.model.activation"
+SOFTPLUS, SPLINE = {"kind": "LeakySoftplus"}, {"kind": "LearnedMonotone"}
+
 
 @pytest.fixture(scope="module")
 def laptop() -> Any:
@@ -78,7 +81,13 @@ def test_presets_are_accepted(preset: str) -> None:
         ("lunet.model.layers", 10**30, ["recipes.lunet.model.layers", "less than or equal to 4096"]),
         ("lunet.model.layerz", 3, ["recipes.lunet.model.layerz", "unknown key", "'layers'"]),
         ("lunet.model.start", "fit", ["recipes.lunet.model.start", "'fit'", "'copula'", "'identity'"]),
-        ("lunet.model.activation", {"kind": "Sine"}, ["recipes.lunet.model", "'Sine'", "LeakySoftplus"]),
+        (ACTIVATION, {"kind": "Sine"}, [f"recipes.{ACTIVATION}.kind: is 'Sine'", "LeakySoftplus"]),
+        (ACTIVATION, {"slope": 0.1}, [f"recipes.{ACTIVATION}.kind: is None", "LeakySoftplus"]),
+        (ACTIVATION, {**SOFTPLUS, "slope": "x"}, [f"recipes.{ACTIVATION}.slope: is 'x'", "number"]),
+        (ACTIVATION, {**SOFTPLUS, "slop": 0.1}, [f"recipes.{ACTIVATION}.slop", "unknown", "'slope'"]),
+        (ACTIVATION, {**SPLINE, "features": 3}, [f"recipes.{ACTIVATION}.features: unknown key"]),
+        (ACTIVATION, {**SPLINE, "bins": 8}, ["recipes.lunet.model: slope and activation are both given"]),
+        ("lunet.model.leading", {**SPLINE, "bins": 1}, ["recipes.lunet.model: bins is 1"]),
         ("lunet_learned.model.start", "copula", ["recipes.lunet_learned.model.start", "'copula'", "'whiten'"]),
         ("lunet_learned.model.bins", 1, ["recipes.lunet_learned.model", "bins is 1"]),
         ("realnvp.model.couplings", [3, 3], ["recipes.realnvp.model.couplings.2", "missing"]),
@@ -140,6 +149,42 @@ class Odd(Gaussian, kind="odd_of_this_test"):
         torch.randperm(features).tolist()
         super().__init__(features)
         self.given = (sizes, pairs, free, more)
+
+
+class Activated(Gaussian, kind="activated_of_this_test"):
+    """A flow that takes an activation, and no description of one."""
+
+    def __init__(self, features: int, activation: Activation, *, wrong: bool = False) -> None:
+        super().__init__(features)
+        self.activation = activation
+        if wrong:
+            self.missing  # noqa: B018
+
+
+def with_own_model(**model: Any) -> Params:
+    values = preset_values("smoke")
+    values["recipes"]["gaussian"]["model"] = model
+    return validate(values, "params.yaml")
+
+
+def test_any_flow_is_given_the_activation_that_its_recipe_describes() -> None:
+    params = with_own_model(kind="activated_of_this_test", activation={**SPLINE, "bins": 4})
+    flow = build(params.recipe("gaussian"), (1, 4, 4)).flow
+    assert isinstance(flow, Activated)
+    assert flow.activation.describe() == {"kind": "LearnedMonotone", "features": 16, "bins": 4, "bound": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (False, r"recipes\.gaussian\.model: Activated\.config\(\) lacks 'activation', an argument of the constructor"),
+        (True, r"recipes\.gaussian\.model: Activated itself fails .*AttributeError: .*'missing' .*\.py, line \d+\)"),
+    ],
+)
+def test_a_mistake_in_a_flow_is_told_from_one_in_the_parameters(wrong: bool, words: str) -> None:
+    params = with_own_model(kind="activated_of_this_test", activation=SOFTPLUS, wrong=wrong)
+    with pytest.raises(UserError, match=words):
+        check(params, "params.yaml")
 
 
 def test_any_constructor_is_checked_and_called() -> None:
