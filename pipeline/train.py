@@ -42,7 +42,7 @@ def main() -> None:
     keep_freed_memory()
     refuse_foreign(arguments.out, "run.json")
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
-    name = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
+    title = f"{arguments.dataset} {arguments.recipe} {arguments.seed}"
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": arguments.seed,
@@ -64,7 +64,7 @@ def main() -> None:
         def checkpoint(model: str) -> Checkpoint:
             return Checkpoint(checkpoint_path / f"{model}.pt", params.checkpoint_seconds, request)
 
-        fits, parameters = train(dataset, recipe, arguments.seed, device, folder / "flows", name, checkpoint)
+        fits, parameters = train(dataset, recipe, arguments.seed, device, folder / "flows", title, checkpoint)
         write_history(folder / "history.csv", fits)
         failed = next((fit for fit in fits.values() if fit.status != "complete"), None)
         run = Run(
@@ -80,7 +80,7 @@ def main() -> None:
             environment=describe_environment(device),
         )
         write_json(folder / "run.json", run.model_dump(mode="json"), sealed=True)
-    say(f"{name}: {run.status} in {run.seconds:.0f} s, written to {arguments.out}")
+    say(f"{title}: {run.status} in {run.seconds:.0f} s, written to {arguments.out}")
 
 
 def train(
@@ -89,7 +89,7 @@ def train(
     seed: int,
     device: torch.device,
     flows: Path,
-    name: str,
+    title: str,
     checkpoint: Callable[[str], Checkpoint] = lambda _: Checkpoint(),
 ) -> tuple[dict[str, Fit], Parameters]:
     """Fit every model of a recipe and write those that are complete to ``flows/<model>``.
@@ -102,17 +102,17 @@ def train(
     """
     parts = [(dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)]
     fits = {}
-    for key, label in groups(dataset, recipe).items():
-        torch.manual_seed(stream_seed("weights", seed, key))
+    for name, label in groups(dataset, recipe).items():
+        torch.manual_seed(stream_seed("weights", seed, name))
         model = build(recipe, (1, *dataset.train_images.shape[1:]))
         chosen = [images if label is None else images[labels == label] for images, labels in parts]
         images, test = map(torch.from_numpy, chosen)
-        model_name = name if label is None else f"{name} class {key}"
-        fits[key] = fit(model, recipe, images, test, device, seed, model_name, checkpoint(key), key)
-        if label is not None and fits[key].message:
-            fits[key] = fits[key].model_copy(update={"message": f"class {key}: {fits[key].message}"})
-        if fits[key].status == "complete":
-            save_flow(model, flows / key)
+        model_title = title if label is None else f"{title} class {name}"
+        fits[name] = fit(model, recipe, images, test, device, seed, model_title, checkpoint(name), name)
+        if label is not None and fits[name].message:
+            fits[name] = fits[name].model_copy(update={"message": f"class {name}: {fits[name].message}"})
+        if fits[name].status == "complete":
+            save_flow(model, flows / name)
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     return fits, Parameters(stored=stored, free=model.flow.free_parameters())
 

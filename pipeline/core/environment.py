@@ -44,15 +44,16 @@ def choose_device(params: Params) -> torch.device:
     return torch.device("cuda" if available and params.device != "cpu" else "cpu")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the machine ran out of memory."""
-    # On a CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def out_of_memory_message(error: BaseException) -> str:
-    """The first line of an error that `is_out_of_memory` recognises; Python's own has no text."""
-    return (str(error).splitlines() or ["memory does not suffice"])[0]
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise a `MemoryError` with one line of text wherever the block runs out of memory, on any device."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError((str(error).splitlines() or ["memory does not suffice"])[0]) from None
+        raise
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from pipeline.core.console import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block succeeds.
 
     The block may write a file or make a folder there. If it fails, ``path`` is unchanged and no temporary files remain.
-    The next call removes the temporary files of a process that was killed.
+    The next call removes the temporary files of a process that was killed. A ``durable`` file outlives a power cut.
     """
     path = Path(path)
     try:
@@ -35,6 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary, old = holder / path.name, holder / "old" / path.name
     try:
         yield temporary
+        if durable:
+            _synchronise(temporary)
         # Only a file can replace another in one operation.
         if path.is_dir() or (temporary.is_dir() and path.exists()):
             old.parent.mkdir()
@@ -45,12 +47,23 @@ def replacing(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            _synchronise(path.parent)
     except OSError as error:
         # The error of a full disk names no file.
         error.filename = error.filename or str(path)
         raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -90,27 +103,6 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically as UTF-8 with plain newlines."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_durably(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file atomically and synchronise it to the disk; one process at a time may write a path."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:

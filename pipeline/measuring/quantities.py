@@ -10,13 +10,7 @@ import numpy as np
 import torch
 
 from lunet import ImageFlow, LUNet, triangular
-from pipeline.core.environment import (
-    choose_device,
-    describe_environment,
-    is_out_of_memory,
-    keep_freed_memory,
-    out_of_memory_message,
-)
+from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory, memory_errors
 from pipeline.core.params import Params, Training
 from pipeline.measuring.memory import MIB, weigh
 from pipeline.measuring.record import Determinant, Memory, Timing
@@ -35,12 +29,8 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
     """
     keep_freed_memory()
     work = Work(params.recipe(recipe), torch.from_numpy(images), choose_device(params), params.measure)
-    try:
+    with memory_errors():
         return QUANTITIES[quantity](work)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(out_of_memory_message(error)) from None
 
 
 def about(work: Work) -> dict[str, Any]:

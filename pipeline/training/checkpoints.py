@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipeline.core.console import StopRequest, UserError, say
-from pipeline.core.files import sha256, write_durably
+from pipeline.core.files import replacing, sha256
 
 FOLDER = Path(".checkpoints")
 # The interval between checkpoints, in multiples of the time that writing one takes: their cost stays below 1 %.
@@ -78,9 +78,12 @@ class Checkpoint:
             try:
                 buffer = io.BytesIO()
                 torch.save(dict(state), buffer)
-                write_durably(self._path, sha256(buffer.getbuffer()).encode(), buffer.getbuffer())
-            except (OSError, MemoryError) as error:
-                reason = getattr(error, "strerror", None) or error or "memory does not suffice"
+                with replacing(self._path, durable=True) as temporary, temporary.open("wb") as file:
+                    file.write(sha256(buffer.getbuffer()).encode())
+                    file.write(buffer.getbuffer())
+            except (OSError, UserError, MemoryError) as error:
+                cause = error.__cause__ or error
+                reason = getattr(cause, "strerror", None) or cause or "memory does not suffice"
                 outcome = f"{self._path} cannot be written: {reason}"
                 say(f"{progress}: {outcome}; the training goes on without this checkpoint")
         self._written = time.monotonic()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lunet import ImageFlow
-from pipeline.core.environment import is_out_of_memory
+from pipeline.core.environment import memory_errors
 from pipeline.core.params import Training
 from pipeline.training.objectives import loss_and_bits
 from pipeline.training.optimisation import NonFiniteStepError
@@ -69,12 +69,11 @@ def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | No
         if batch.is_cuda:
             torch.cuda.empty_cache()
         try:
-            step(batch[:size])
+            with memory_errors():
+                step(batch[:size])
         except NonFiniteStepError:
             return size  # its memory sufficed
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except MemoryError:
             size //= 2
         else:
             return size

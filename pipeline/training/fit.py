@@ -18,7 +18,7 @@ from torch import Tensor
 from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP
 from lunet.pixels import mean_bits
 from pipeline.core.console import UserError, say
-from pipeline.core.environment import is_out_of_memory, out_of_memory_message
+from pipeline.core.environment import memory_errors
 from pipeline.core.params import Recipe, Training
 from pipeline.core.progress import Progress
 from pipeline.core.record import Status
@@ -44,14 +44,15 @@ def fit(
     test: Tensor,
     device: torch.device,
     seed: int,
-    name: str,
+    title: str,
     checkpoint: Checkpoint,
-    part: str = "all",
+    name: str = "all",
 ) -> Fit:
     """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
     ``test`` is used only if the recipe selects the weights on the test set. With a checkpoint, training resumes there
-    as if it had never stopped. ``part`` is the model's name among the models of a run.
+    as if it had never stopped. ``title`` is what messages call the training, ``name`` the name of the model among those
+    of the run.
 
     Raises:
         UserError: If the images cannot determine the model's initialisation.
@@ -61,33 +62,32 @@ def fit(
         model.load_state_dict(saved["model"])
         if "fit" in saved:
             result = Fit(**saved["fit"])
-            say(f"{name}: {result.status} already, taken from its checkpoint")
+            say(f"{title}: {result.status} already, taken from its checkpoint")
             return result
-    trainer = Trainer(model, recipe, *split(images, test, recipe.training, seed, part), seed, name, part)
+    trainer = Trainer(model, recipe, *split(images, test, recipe.training, seed, name), seed, title, name)
     status: Status = "complete"
     message = None
     try:
-        trainer.run(device, checkpoint, None if saved is None else saved["trainer"])
+        with memory_errors():
+            trainer.run(device, checkpoint, None if saved is None else saved["trainer"])
     except DivergedError as error:
         status, message = "diverged", str(error)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        status, message = "out_of_memory", out_of_memory_message(error)
+    except MemoryError as error:
+        status, message = "out_of_memory", str(error)
     result = trainer.outcome(status, message)
     if status != "complete":
-        say(f"{name}: {status}: {result.message}")
+        say(f"{title}: {status}: {result.message}")
     if status != "out_of_memory":
         done = {**result.model_dump(mode="json"), "history": result.history}
-        checkpoint.write({"epochs": trainer.epoch, "model": model.state_dict(), "fit": done}, f"{name} is trained")
+        checkpoint.write({"epochs": trainer.epoch, "model": model.state_dict(), "fit": done}, f"{title} is trained")
     return result
 
 
 def split(
-    images: Tensor, test: Tensor, training: Training | None, seed: int, part: str = "all"
+    images: Tensor, test: Tensor, training: Training | None, seed: int, name: str = "all"
 ) -> tuple[Tensor, Tensor]:
     """The training images, in a random order, and the held-out images, on which the best weights are selected."""
-    order = torch.randperm(len(images), generator=generator("split", seed, part))
+    order = torch.randperm(len(images), generator=generator("split", seed, name))
     if training is not None and training.holdout == "test":
         return images[order], test
     holdout_size = 0 if training is None else max(1, round(training.holdout * len(images)))
@@ -105,8 +105,8 @@ class Trainer:
         images: The training images, uint8, with shape (N, H, W).
         holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
         seed: The seed of initialisation, order of the images, and noise, each a stream of its own.
-        name: The name of the training in messages.
-        part: The model's name among the models of a run.
+        title: What messages call the training.
+        name: The name of the model among those of the run.
 
     Attributes:
         steps: The number of optimisation steps.
@@ -115,10 +115,10 @@ class Trainer:
     """
 
     def __init__(
-        self, model: ImageFlow, recipe: Recipe, images: Tensor, holdout: Tensor, seed: int, name: str, part: str
+        self, model: ImageFlow, recipe: Recipe, images: Tensor, holdout: Tensor, seed: int, title: str, name: str
     ) -> None:
-        self._model, self._recipe, self._name, self._images, self._holdout = model, recipe, name, images, holdout
-        self._stream = partial(generator, seed=seed, model=part)
+        self._model, self._recipe, self._title, self._images, self._holdout = model, recipe, title, images, holdout
+        self._stream = partial(generator, seed=seed, model=name)
         training = recipe.training
         self._per_epoch = 1 if training is None else math.ceil(len(images) / training.batch_size)
         self.steps = 0 if training is None else max(1, round(training.epochs * self._per_epoch))
@@ -162,10 +162,10 @@ class Trainer:
             self.validate()
         else:
             self.restore(saved)
-            say(f"{self._name}: goes on after step {self.done}")
+            say(f"{self._title}: goes on after step {self.done}")
         self._model.train()
         note = self._note()
-        with Progress(self._name, self.steps, self.done) as progress:
+        with Progress(self._title, self.steps, self.done) as progress:
             while self.done < self.steps:
                 with self._timed():
                     self.step(training)
@@ -177,7 +177,7 @@ class Trainer:
                 progress.step(note)
                 if due:
                     state = {"epochs": self.epoch, "model": self._model.state_dict(), "trainer": self.state()}
-                    checkpoint.write(state, f"{self._name} after step {self.done} of {self.steps}")
+                    checkpoint.write(state, f"{self._title} after step {self.done} of {self.steps}")
         self._model.load_state_dict(self._best_weights)
 
     def step(self, training: Training) -> None:
@@ -191,14 +191,13 @@ class Trainer:
         noise = self._streams["training"]
         before = noise.get_state()
         try:
-            self._last = optimise(self._model, self._optimizer, batch, noise, training)
+            with memory_errors():
+                self._last = optimise(self._model, self._optimizer, batch, noise, training)
         except NonFiniteStepError:
             failure = describe_failure(self._model, batch, noise.set_state(before), training)
             raise DivergedError(f"{failure}; {self._describe_step()}") from None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            message = out_of_memory_message(error)
+        except MemoryError as error:
+            message = str(error)
         else:
             self._loss_sum, self._loss_count = self._loss_sum + self._last.bits, self._loss_count + 1
             if self._counts_infinite_pixels:
@@ -207,7 +206,7 @@ class Trainer:
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        fits = batch_that_fits(lambda part: optimise(self._model, self._optimizer, part, noise, training), batch)
+        fits = batch_that_fits(lambda some: optimise(self._model, self._optimizer, some, noise, training), batch)
         raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
     def validate(self) -> None:

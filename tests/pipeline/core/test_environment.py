@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.core.console import UserError
-from pipeline.core.environment import choose_device, describe_environment, is_out_of_memory
+from pipeline.core.environment import choose_device, describe_environment, memory_errors
 from pipeline.core.params import Params
 
 
@@ -21,17 +21,23 @@ def test_a_missing_gpu_is_refused(params: Params) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("error", "kind", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (MemoryError(), True),
-        (RuntimeError("shapes differ"), False),
-        (ValueError("can it?"), False),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError, "CUDA out of memory."),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            MemoryError,
+            "DefaultCPUAllocator: .*tried",
+        ),
+        (MemoryError(), MemoryError, "memory does not suffice"),
+        (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
+        (ValueError("can it?"), ValueError, "can it"),
     ],
 )
-def test_memory_errors_are_recognised(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) == expected
+def test_memory_errors_are_recognised(error: Exception, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=rf"^{message}\??$") as caught, memory_errors():
+        raise error
+    assert type(caught.value) is kind
 
 
 def test_the_record_hides_the_host_name() -> None:

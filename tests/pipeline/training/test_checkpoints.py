@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def test_a_full_disk_spoils_neither_the_training_nor_the_last_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["all.pt"]
 
 
+def test_a_folder_that_cannot_be_made_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    Checkpoint(tmp_path / "file/all.pt", 0).write({"step": 1}, "there")
+    assert re.search(r"all\.pt cannot be written: .*; the training goes on", capsys.readouterr().out)
+
+
 # Interval
 
 
@@ -131,7 +140,7 @@ def test_checkpoints_cost_less_than_two_percent_of_the_time(tmp_path: Path, monk
     def slow(*_: object) -> None:
         clock[0] += 3
 
-    monkeypatch.setattr(checkpoints, "write_durably", slow)
+    monkeypatch.setattr(torch, "save", slow)
     checkpoint, spent = Checkpoint(tmp_path / "all.pt", 60), 0.0
     for _ in range(10_000):
         clock[0] += 1
