@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -58,6 +59,21 @@ def test_top_level_modules_are_stages_and_commands() -> None:
     for name, path in top.items():
         assert f'prog="python -m pipeline.{name}"' in (text := (ROOT / path).read_text()) or "cell_parser(" in text
         assert text.rstrip().endswith('if __name__ == "__main__":\n    exit_with(main)')
+
+
+@pytest.mark.parametrize(
+    "module", sorted(path for path in MODULES if path.parent in (Path("pipeline"), Path("tools"))), ids=str
+)
+def test_help_of_every_command_prints_its_usage(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = ".".join(module.with_suffix("").parts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module.name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(name).main()
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m {name} [-h]")
 
 
 def test_packages_of_the_pipeline_are_empty() -> None:

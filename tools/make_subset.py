@@ -1,10 +1,8 @@
-"""Makes the bundled subset again from the full data sets: `python -m tools.make_subset`.
-
-The subset contains the first 100 training and the first 20 test images of each class, in their original order.
-"""
+"""Makes the bundled subset again from the full data sets."""
 
 from __future__ import annotations
 
+import argparse
 import gzip
 
 import numpy as np
@@ -26,6 +24,12 @@ def first_of_each_class(labels: Bytes, count: int) -> np.ndarray[tuple[int], np.
 
 def main() -> None:
     """Write the compressed IDX files of both subsets and print the SHA-256 of their uncompressed bytes."""
+    argparse.ArgumentParser(
+        prog="python -m tools.make_subset",
+        description=f"Write the bundled subset again from the full data sets, which it fetches: the first "
+        f"{TRAIN_PER_CLASS} training and the first {TEST_PER_CLASS} test images of each class, in their original "
+        "order. It prints the SHA-256 of each uncompressed file, for pipeline/sources/published.yaml.",
+    ).parse_args()
     for name in ORIGINS:
         files, _ = fetch(name, DataSource(source="auto", folder=None))
         train_images, train_labels, test_images, test_labels = (files[file] for file in FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ LOCKS = Path(".dvc/tmp/rwlock")
 
 def main() -> None:
     """Remove DVC's lock file unless a process that it names is still running."""
+    argparse.ArgumentParser(
+        prog="python -m tools.unlock_dvc",
+        description=f"Remove DVC's lock file, {LOCKS}, unless a process that it names is still running. A dvc process "
+        "that was killed leaves it; DVC itself keeps the locks of a zombie, and refuses a file that was cut off. Run it "
+        "in the root of the repository; make repro runs it first.",
+    ).parse_args()
     try:
         locks = json.loads(LOCKS.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from tools import unlock_dvc as unlock
 @pytest.fixture
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unlock_dvc"])
     unlock.LOCKS.parent.mkdir(parents=True)
     return unlock.LOCKS
 
