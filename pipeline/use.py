@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ IMAGES = (
     "the run was trained on"
 )
 Scores = Callable[[ClassFlows, Tensor, int, torch.Generator], Tensor]
+FAILURES = {"diverged": "diverged", "out_of_memory": "ran out of memory"}
 
 
 def main() -> None:
@@ -42,8 +44,8 @@ def main() -> None:
     keep_freed_memory()
     trained = load_run(arguments.run, choose(arguments.device))
     if not trained.models:
-        status = trained.record.status.replace("_", " ")
-        raise UserError(f"{arguments.run} has no model to use: its training is {status}: {trained.record.message}")
+        failure = f"its training {FAILURES[trained.record.status]}: {trained.record.message}"
+        raise UserError(f"{arguments.run} has no model to use: {failure}")
     try:
         with torch.no_grad():
             arguments.do(trained, arguments)
@@ -117,7 +119,7 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npy", ".npz"):
         raise UserError(f"--out {out}: the name must end in .png, .npy or .npz")
     models, count, batch = _models(trained, arguments.label), arguments.count, arguments.batch
-    shares = [len(part) for part in np.array_split(np.arange(count), len(models.names))]
+    shares = [len(part) for part in np.array_split(range(count), len(models.names))]
     parts = [
         (name, min(batch, share - start))
         for name, share in zip(models.names, shares, strict=True)
@@ -143,12 +145,11 @@ def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:
 
 def grid_of(images: Bytes, shares: Sequence[int]) -> Bytes:
     """Images as a grid (rows, columns, H, W), padded with grey: a row for each share, or about square for one share."""
-    columns = math.isqrt(len(images) - 1) + 1
-    ends = np.cumsum(shares) if len(shares) > 1 else range(columns, len(images) + columns, columns)
-    rows = [row for row in np.split(images, ends[:-1]) if len(row)]
-    grid = np.full((len(rows), max(map(len, rows)), *images.shape[1:]), 128, dtype=np.uint8)
-    for padded, row in zip(grid, rows, strict=True):
-        padded[: len(row)] = row
+    side = math.isqrt(len(images) - 1) + 1
+    rows = shares if len(shares) > 1 else [side] * (len(images) // side) + [len(images) % side]
+    has_image = np.arange(max(rows)) < np.array([row for row in rows if row])[:, None]
+    grid = np.full((*has_image.shape, *images.shape[1:]), 128, dtype=np.uint8)
+    grid[has_image] = images
     return grid
 
 
@@ -212,10 +213,11 @@ def _models(trained: TrainedRun, label: str | None) -> ClassFlows:
 def _titles(trained: TrainedRun) -> dict[str, str]:
     """The names of the classes for readers, by the names of their models; without the data set, the latter."""
     try:
-        classes = dict(enumerate(read_json(Path("data", trained.record.dataset, DESCRIPTION))["class_names"]))
+        titles = read_json(Path("data", trained.record.dataset, DESCRIPTION))["class_names"]
+        by_label = {str(label): str(title) for label, title in enumerate(titles)}
     except (UserError, LookupError, TypeError):
-        classes = {}
-    return {name: str(classes.get(int(name), name)) if name.isdigit() else name for name in trained.models}
+        by_label = {}
+    return {name: by_label.get(name, name) for name in trained.models}
 
 
 def _write(out: Path | None, columns: Mapping[str, Sequence[str]]) -> None:
@@ -230,14 +232,11 @@ def _number(least: int, most: int, kind: type[int] | type[float] = int) -> Calla
     """A parser of numbers, whole ones unless ``kind`` is float, within bounds."""
 
     def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            whole = "whole " if kind is int else ""
-            raise argparse.ArgumentTypeError(f"{text!r}: a {whole}number from {least} to {most} is wanted")
-        return value
+        with contextlib.suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        whole = "whole " if kind is int else ""
+        raise argparse.ArgumentTypeError(f"{text!r}: a {whole}number from {least} to {most} is wanted")
 
     return read
 

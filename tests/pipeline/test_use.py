@@ -27,11 +27,12 @@ Use = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run with a model for all, one with a model for each of three classes, and one that diverged."""
+    """One run with a model for all, one with a model for each of three classes, and two that failed."""
     folder = tmp_path_factory.mktemp("train")
     write_run(folder / "all", {"all": 128})
     write_run(folder / "each", {"0": 40, "1": 128, "2": 215})
     write_run(folder / "lost", {}, status="diverged", message="the loss is not finite at step 7")
+    write_run(folder / "large", {}, status="out_of_memory", message="99 GiB are needed")
     return folder
 
 
@@ -157,10 +158,12 @@ def refused(run: Use, *arguments: Any) -> str:
 
 def test_unusable_runs_are_refused(runs: Path, run: Use) -> None:
     np.save("a.npy", blots(128, 2).numpy())
-    assert "has: all, each, lost" in refused(run, runs / "nope", "sample")
+    assert "has: all, each, large, lost" in refused(run, runs / "nope", "sample")
     assert "train one with: dvc repro" in refused(run, "nowhere/x", "sample")
     message = refused(run, runs / "lost", "sample")
-    assert "no model to use: its training is diverged: the loss is not finite at step 7" in message
+    assert "no model to use: its training diverged: the loss is not finite at step 7" in message
+    message = refused(run, runs / "large", "sample")
+    assert "no model to use: its training ran out of memory: 99 GiB are needed" in message
     assert "classes: each" in refused(run, runs / "all", "classify", "a.npy")
     assert "one model for all" in refused(run, runs / "all", "score", "a.npy", "--class", 1)
     assert "it has: 0, 1, 2" in refused(run, runs / "each", "score", "a.npy", "--class", 3)
