@@ -24,7 +24,7 @@ from pipeline.core.console import UserError
 from pipeline.page.view import render
 from pipeline.presets.merged import load_preset
 from pipeline.results.image_grid import write_grid
-from pipeline.sources.custom import as_images, read_custom, read_pictures
+from pipeline.sources.custom import as_bytes, read_custom, read_pictures
 from pipeline.sources.published import idx_bytes
 from pipeline.training.models import build
 
@@ -149,7 +149,7 @@ def test_grey_is_read_from_every_kind_of_8_bit_png(tmp_path: Path, images: NDArr
 @pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 4, 5, 1), (6, 4, 5)])
 def test_the_channel_axis_may_be_first_or_last(shape: tuple[int, ...]) -> None:
     values = np.arange(120, dtype=np.int64).reshape(shape)
-    np.testing.assert_array_equal(as_images(values, "x"), np.arange(120, dtype=np.uint8).reshape(6, 4, 5))
+    np.testing.assert_array_equal(as_bytes(values, "x", images=True), np.arange(120, dtype=np.uint8).reshape(6, 4, 5))
 
 
 def test_the_array_of_a_npz_file_is_guessed_or_named(tmp_path: Path, images: NDArray[np.uint8]) -> None:
