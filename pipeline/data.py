@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,17 @@ def main() -> None:
 
 def write_published(name: str, settings: DataSource, out: Path) -> str:
     """Write one of the paper's data sets, verified, unless the folder contains it already; returns a message."""
-    subset = settings.source == "bundled"
-    if is_current(out.resolve(), name, subset=subset):
-        return f"{out} already holds the verified data; nothing fetched"
+    origin, subset = ORIGINS[name], settings.source == "bundled"
+    description = partial(describe, name, origin.title, origin.licence, origin.class_names, subset=subset)
+    with contextlib.suppress(UserError):
+        dataset = load_dataset(out.resolve())
+        expected = description({array: getattr(dataset, array) for array in ARRAYS})
+        if dataset.info == expected and expected["idx_sha256"] == origin.known(subset=subset):
+            return f"{out} already holds the verified data; nothing fetched"
     refuse_foreign(out.resolve(), DESCRIPTION)
     files, source = fetch(name, settings)
     arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
-    write_dataset(out.resolve(), arrays, describe(name, arrays, subset=subset))
+    write_dataset(out.resolve(), arrays, description(arrays))
     return f"from {source}, every checksum verified, written to {out}"
 
 
@@ -70,46 +76,25 @@ def write_custom(name: str, settings: CustomData, out: Path) -> str:
         raise UserError(f"data.{name}.path is {path}, within {out}, which this stage writes; keep it elsewhere")
     refuse_foreign(out.resolve(), DESCRIPTION)
     arrays, class_names = read_custom(path)
-    names = {"name": name, "title": settings.title or name, "licence": "not known: a data set of your own"}
-    write_dataset(out.resolve(), arrays, _describe(names, class_names, arrays, subset=False) | {"custom": True})
+    licence = "not known: a data set of your own"
+    description = describe(name, settings.title or name, licence, class_names, arrays, subset=False)
+    write_dataset(out.resolve(), arrays, description | {"custom": True})
     counts = ", ".join(f"{len(arrays[array]):,} {array.replace('_', ' ')}" for array in ("train_images", "test_images"))
     return f"{counts} of {len(class_names)} classes from {path}, checksums recorded, written to {out}"
 
 
-def is_current(out: Path, name: str, *, subset: bool) -> bool:
-    """Whether a folder contains exactly what this stage would write for one of the paper's data sets."""
-    try:
-        dataset = load_dataset(out)
-    except UserError:
-        return False
-    expected = describe(name, {array: getattr(dataset, array) for array in ARRAYS}, subset=subset)
-    return dataset.info == expected and expected["idx_sha256"] == ORIGINS[name].known(subset=subset)
-
-
-def write_dataset(out: Path, arrays: Mapping[str, Bytes], description: Mapping[str, Any]) -> None:
-    """Write the arrays and their description atomically."""
-    with replacing(out) as folder:
-        folder.mkdir()
-        for array, values in arrays.items():
-            (folder / f"{array}.npy").write_bytes(npy_bytes(values))
-        write_json(folder / DESCRIPTION, dict(description), sealed=True)
-
-
-def describe(name: str, arrays: Mapping[str, Bytes], *, subset: bool) -> dict[str, Any]:
-    """The content of `dataset.json`: names, licence, sizes, classes, and checksums of the .npy and the IDX files."""
-    origin = ORIGINS[name]
-    names = {"name": name, "title": origin.title, "licence": origin.licence}
-    return _describe(names, origin.class_names, arrays, subset=subset)
-
-
-def _describe(
-    names: Mapping[str, str], class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
+def describe(
+    name: str, title: str, licence: str, class_names: Sequence[str], arrays: Mapping[str, Bytes], *, subset: bool
 ) -> dict[str, Any]:
+    """The content of `dataset.json`: names, licence, sizes, classes, and checksums of the .npy and the IDX files."""
+
     def per_class(labels: Bytes) -> dict[str, int]:
-        return {str(label): n for label, n in enumerate(np.bincount(labels, minlength=len(class_names)).tolist())}
+        return {str(label): int((labels == label).sum()) for label in range(len(class_names))}
 
     return {
-        **names,
+        "name": name,
+        "title": title,
+        "licence": licence,
         "shape": list(arrays["train_images"].shape[1:]),
         "class_names": list(class_names),
         "train": len(arrays["train_images"]),
@@ -120,6 +105,15 @@ def _describe(
         "train_per_class": per_class(arrays["train_labels"]),
         "test_per_class": per_class(arrays["test_labels"]),
     }
+
+
+def write_dataset(out: Path, arrays: Mapping[str, Bytes], description: Mapping[str, Any]) -> None:
+    """Write the arrays and their description atomically."""
+    with replacing(out) as folder:
+        folder.mkdir()
+        for array, values in arrays.items():
+            (folder / f"{array}.npy").write_bytes(npy_bytes(values))
+        write_json(folder / DESCRIPTION, dict(description), sealed=True)
 
 
 def npy_bytes(array: Bytes) -> bytes:

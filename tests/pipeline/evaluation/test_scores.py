@@ -100,7 +100,7 @@ def test_a_trained_lu_net_reconstructs_images(tmp_path: Path) -> None:
     params = load_preset("smoke")
     files, _ = fetch("mnist", params.data.mnist)
     arrays = {array: files[file] for array, file in zip(ARRAYS, FILES, strict=True)}
-    write_dataset(tmp_path / "mnist", arrays, describe("mnist", arrays, subset=True))
+    write_dataset(tmp_path / "mnist", arrays, describe("mnist", "MNIST", "", "0123456789", arrays, subset=True))
     dataset = load_dataset(tmp_path / "mnist")
     fits, _ = train(dataset, params.recipe("lunet_learned"), 0, CPU, tmp_path / "flows", "lunet_learned")
     assert fits["all"].best_epoch

