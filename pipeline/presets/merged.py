@@ -21,13 +21,10 @@ def preset_text(name: str) -> str:
 
     In this format, `dvc exp run -S` of one value changes one line.
     """
-    text = (FOLDER / f"{BASE}.yaml").read_text(encoding="utf-8")
-    if name == BASE:
-        return text
     yaml, merged = YAML(), StringIO()
     yaml.default_flow_style = False
-    values = yaml.load(text)
-    _merge(values, read_yaml(FOLDER / f"{name}.yaml"))
+    values = yaml.load(FOLDER / f"{BASE}.yaml")
+    _merge(values, {} if name == BASE else read_yaml(FOLDER / f"{name}.yaml"))
     yaml.dump(values, merged)
     return f"# {headline(name)}\n" + merged.getvalue().removeprefix(f"# {headline(BASE)}\n")
 
@@ -39,8 +36,7 @@ def headline(name: str) -> str:
 
 def preset_values(name: str) -> dict[str, Any]:
     """A preset as plain values."""
-    values: dict[str, Any] = YAML(typ="safe", pure=True).load(preset_text(name))
-    return values
+    return YAML(typ="safe", pure=True).load(preset_text(name))
 
 
 def load_preset(name: str) -> Params:
@@ -51,7 +47,7 @@ def load_preset(name: str) -> Params:
 def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Apply changes to values in place, section by section."""
     for key, change in changes.items():
-        if isinstance(change, Mapping) and isinstance(values.get(key), MutableMapping):
-            _merge(values[key], change)
+        if isinstance(change, Mapping):
+            _merge(values.setdefault(key, {}), change)
         else:
             values[key] = change
