@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core.console import exit_with, say
 from pipeline.core.files import write_text
 from pipeline.core.params import load_params, refusal
-from pipeline.presets.merged import PRESETS, headline, load_preset, preset_text
+from pipeline.presets.merged import PRESETS, load_preset, preset_text
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.preset",
         description="Write a complete set of parameters, comments included, and print what changes. The presets: "
-        + " ".join(f"{name}: {headline(name)}" for name in PRESETS),
+        + " ".join(f"{name}: {purpose}" for name, purpose in PRESETS.items()),
     )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("preset", nargs="?", choices=PRESETS)

@@ -18,8 +18,8 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m tools.unlock_dvc",
         description=f"Remove DVC's lock file, {LOCKS}, unless a process that it names is still running. A dvc process "
-        "that was killed leaves it; DVC itself keeps the locks of a zombie, and refuses a file that was cut off. Run it "
-        "in the root of the repository; make repro runs it first.",
+        "that was killed leaves it; DVC itself keeps the locks of a zombie, and refuses a file that was cut off. Run "
+        "it in the root of the repository; make repro runs it first.",
     ).parse_args()
     try:
         locks = json.loads(LOCKS.read_text(encoding="utf-8"))

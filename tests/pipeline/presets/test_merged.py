@@ -13,12 +13,12 @@ from dvc.utils.hydra import apply_overrides
 from pipeline.core.params import read_yaml
 from pipeline.presets.merged import BASE, FOLDER, PRESETS, preset_text, preset_values
 
-CHANGED = PRESETS[1:]
+CHANGED = [*PRESETS][1:]
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
 def test_the_presets_are_the_files_and_the_whole_one_is_the_first() -> None:
-    assert PRESETS[0] == BASE
+    assert next(iter(PRESETS)) == BASE
     assert sorted(PRESETS) == sorted(path.stem for path in FOLDER.glob("*.yaml"))
     assert {"laptop", "overnight", "paper", "smoke"} <= set(PRESETS)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_sources import posix, write_idx_files
+from idx_sources import posix, replace_mirrors, write_idx_files
 
 from pipeline.core.console import UserError
 from pipeline.core.params import DataSource
@@ -114,7 +114,7 @@ def test_a_good_mirror_follows_a_bad_one(
 ) -> None:
     bad = write_idx_files(tmp_path / "bad", idx_files | {FILES[0]: b"<html>"}, packed=True)
     good = write_idx_files(tmp_path / "good", idx_files, packed=True)
-    monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: [f"{bad.as_uri()}/", f"{good.as_uri()}/"])
+    replace_mirrors(monkeypatch, f"{bad.as_uri()}/", f"{good.as_uri()}/")
     arrays, source = fetch("mnist", DataSource(source="mirrors", folder=None))
     assert {file: idx_bytes(array) for file, array in arrays.items()} == idx_files
     assert source == f"mirror {good.as_uri()}/"
@@ -126,7 +126,7 @@ def test_silent_mirror_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "ALL_MIRRORS_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        monkeypatch.setattr(sources, "_mirror_addresses", lambda dataset: [address, address])
+        replace_mirrors(monkeypatch, address, address)
         start = time.monotonic()
         with pytest.raises(UserError, match=r"no answer within 0\.1 s"):
             fetch("mnist", DataSource(source="mirrors", folder=None))
