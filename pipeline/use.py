@@ -30,10 +30,6 @@ EXAMPLES = """examples:
   python -m pipeline.use runs/train/mnist-lunet_released-0 classify folder/of/pngs
 
 RUN is a folder that the train stage wrote: runs/train/<data set>-<recipe>-<seed>."""
-IMAGES = (
-    "a .npz, .npy, IDX (plain or .gz) or .png file, or a folder with .png files: 8-bit grey images of the size that "
-    "the run was trained on"
-)
 Scores = Callable[[ClassFlows, Tensor, int, torch.Generator], Tensor]
 FAILURES = {"diverged": "diverged", "out_of_memory": "ran out of memory"}
 
@@ -67,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is")
     shared.add_argument("--batch", type=_number(1, 100_000), default=128, help="images at once (default: %(default)s)")
     images = argparse.ArgumentParser(add_help=False)
-    images.add_argument("images", type=Path, metavar="IMAGES", help=IMAGES)
+    images.add_argument(
+        "images", type=Path, metavar="IMAGES", help="a .npz, .npy, IDX (plain or .gz) or .png file, or a folder with "
+        ".png files: 8-bit grey images of the size that the run was trained on"
+    )  # fmt: skip
     images.add_argument("--array", help="which array of a .npz file (default: images, test_images, or the only one)")
     images.add_argument("--draws", type=_number(1, 10_000), default=1, help="of dequantisation noise, averaged (1)")
     images.add_argument("--out", type=Path, help="write a row for each image into this CSV file")

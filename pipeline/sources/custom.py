@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +16,7 @@ from PIL import Image
 from pipeline.core.console import UserError
 from pipeline.core.dataset import ARRAYS, Bytes
 from pipeline.core.progress import Progress
-from pipeline.sources.published import FILES, SourceError, find_idx, parse_idx
+from pipeline.sources.published import FILES, find_idx, parse_idx
 
 LARGEST_SIDE = 64
 LARGEST_IDX = 1 << 31
@@ -28,8 +25,6 @@ KINDS = (
     "train/<class>/*.png and test/<class>/*.png"
 )
 PNG_START = b"\x89PNG\r\n\x1a\n"
-DAMAGE = (OSError, EOFError, SyntaxError, IndexError, ValueError, struct.error, zlib.error)
-DAMAGE += (zipfile.BadZipFile, Image.DecompressionBombError, SourceError)
 
 
 def read_custom(path: Path) -> tuple[dict[str, Bytes], tuple[str, ...]]:
@@ -38,8 +33,7 @@ def read_custom(path: Path) -> tuple[dict[str, Bytes], tuple[str, ...]]:
     Labels are renumbered from 0; the class names are the original labels or the names of the folders.
 
     Args:
-        path: A .npz file with the four arrays; a folder with the four IDX files, plain or .gz; or a folder with PNG
-            files in train/<class>/ and test/<class>/.
+        path: One of the `KINDS`.
 
     Raises:
         UserError: If the path has none of these forms, or the data set cannot train and test a model. It needs square
@@ -189,7 +183,10 @@ def _opened(path: Path, refusal: str) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             yield file
-    except DAMAGE as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # NumPy, zipfile and Pillow raise errors of a dozen kinds for a damaged file.
         unreadable = isinstance(error, OSError) and error.errno
         reason = f" cannot be read: {error.strerror}" if unreadable else refusal.format(error)
         raise UserError(f"{path}{reason}") from None

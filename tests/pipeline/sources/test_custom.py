@@ -205,6 +205,22 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         read_pictures(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("a.npy", b"}", b"{"), ("a.npz", b"PK\1\2", b"PK\1\2\0\0\x99\0")]
+)
+def test_whatever_error_a_damaged_array_raises_it_is_named(
+    tmp_path: Path, images: NDArray[np.uint8], name: str, before: bytes, after: bytes
+) -> None:
+    """The first is a TokenError of Python's parser, the second, of a future version of zip, a NotImplementedError."""
+    path = tmp_path / name
+    (np.save if name == "a.npy" else np.savez)(path, images)
+    content = path.read_bytes()
+    start = content.index(before)
+    path.write_bytes(content[:start] + after + content[start + len(after) :])
+    with pytest.raises(UserError, match=rf"{name} is damaged or not a whole \.np[yz] file"):
+        read_pictures(path)
+
+
 def test_a_png_that_was_cut_off_is_damaged(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     write_png(tmp_path / "a.png", images[0])
     content = (tmp_path / "a.png").read_bytes()
