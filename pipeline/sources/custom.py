@@ -187,8 +187,8 @@ def _opened(path: Path, refusal: str) -> Iterator[IO[bytes]]:
         raise
     except Exception as error:
         # NumPy, zipfile and Pillow raise errors of a dozen kinds for a damaged file.
-        unreadable = isinstance(error, OSError) and error.errno
-        reason = f" cannot be read: {error.strerror}" if unreadable else refusal.format(error)
+        unreadable = getattr(error, "strerror", None)
+        reason = f" cannot be read: {unreadable}" if unreadable else refusal.format(error)
         raise UserError(f"{path}{reason}") from None
 
 

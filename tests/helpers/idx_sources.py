@@ -25,7 +25,7 @@ def replace_mirrors(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Replace torchvision by one that knows only these mirrors of both data sets."""
     mirrors = SimpleNamespace(mirrors=[*addresses])
     datasets = SimpleNamespace(MNIST=mirrors, FashionMNIST=mirrors)
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
