@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.dataset import ARRAYS, DESCRIPTION, Bytes, load_dataset
 from pipeline.core.files import refuse_foreign, replacing, sha256, write_json
 from pipeline.core.params import CustomData, DataSource, load_params
@@ -22,19 +21,16 @@ from pipeline.sources.published import FILES, ORIGINS, fetch, idx_bytes
 
 def main() -> None:
     """Write the data set that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.data",
-        description="Fetch a data set, verify every file against its known SHA-256, and write it as .npy files with a "
+    parser = command_parser(
+        "data",
+        "Fetch a data set, verify every file against its known SHA-256, and write it as .npy files with a "
         "dataset.json. The bytes are the same whatever the source; data.<dataset> in the parameter file chooses it, or "
         "names the path of a data set of your own. A folder that already holds the data is left as it is.",
-        epilog="example: python -m pipeline.data --dataset fashion_mnist --out data/fashion_mnist",
+        example="--dataset fashion_mnist --out data/fashion_mnist",
     )
     parser.add_argument("--dataset", required=True, help="which data set of the parameter file")
     parser.add_argument(
         "--out", required=True, type=Path, help="the folder to write; an older data set there is replaced"
-    )
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="the parameter file (default: %(default)s)"
     )
     arguments = parser.parse_args()
     params = load_params(arguments.params)
@@ -42,7 +38,7 @@ def main() -> None:
     if params.preset == "paper":
         from pipeline.core.environment import choose_device  # it imports torch, which takes seconds
 
-        choose_device(params)
+        choose_device(params.device, params.preset)
     try:
         if isinstance(settings, CustomData):
             outcome = write_custom(arguments.dataset, settings, arguments.out)

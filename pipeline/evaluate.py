@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     key = Key(arguments.dataset, arguments.recipe, arguments.seed)
     params = load_params(arguments.params)
-    recipe, device = params.recipe(key.recipe), choose_device(params)
+    recipe, device = params.recipe(key.recipe), choose_device(params.device, params.preset)
     keep_freed_memory()  # a RealNVP scores twice as fast
     samples_folder = arguments.samples or Path("runs/samples", str(key))
     refuse_foreign(samples_folder, "samples.npy")

@@ -5,7 +5,6 @@ The mixture's density is known, and so is its entropy, a lower bound of every mo
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from scipy.special import logsumexp, xlogy
 from torch import Tensor
 
 from lunet import Flow, Gaussian, LUNet
-from pipeline.core.console import exit_with, say
+from pipeline.core.console import command_parser, exit_with, say
 from pipeline.core.environment import describe_environment
 from pipeline.core.files import replacing, sha256, write_json
 from pipeline.core.params import Mixture as Settings
@@ -47,14 +46,13 @@ class DivergedError(Exception):
 
 def main() -> None:
     """Run the experiment that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.mixture",
-        description="Fit an LU-Net and a Gaussian to points of a mixture of four Gaussians in two dimensions. Writes "
+    parser = command_parser(
+        "mixture",
+        "Fit an LU-Net and a Gaussian to points of a mixture of four Gaussians in two dimensions. Writes "
         "a JSON file and, beside it, the densities on a grid as .npy.",
-        epilog="example: python -m pipeline.mixture --out runs/mixture.json",
+        example="--out runs/mixture.json",
     )
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     # The tensors are small: more threads would only wait for each other.
     torch.set_num_threads(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.dataset import load_dataset
 from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory
 from pipeline.core.params import Params, load_params, read_yaml, validate
@@ -33,11 +32,12 @@ KEY_COLUMNS = COLUMNS[:6]
 
 def main() -> None:
     """Run the sweep that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.sweep",
-        description="Train the variants of a sweep of pipeline/sweeps.yaml, each on most of the training images, and "
+    parser = command_parser(
+        "sweep",
+        "Train the variants of a sweep of pipeline/sweeps.yaml, each on most of the training images, and "
         "write how it does on the rest; the test set is not looked at. A variant that the table has is not run again.",
-        epilog="example: python -m pipeline.sweep ablation --dataset mnist",
+        example="ablation --dataset mnist",
+        params=False,
     )
     sweeps: dict[str, Any] = read_yaml(SWEEPS)
     parser.add_argument("sweep", choices=list(sweeps))
@@ -76,7 +76,7 @@ def train(variant: str, params: Params, recipe_name: str, images: Tensor, seed: 
     Raises:
         UserError: If the recipe has a wrong value, holds out the test set, or trains a model for each class.
     """
-    recipe, device = checked_recipe(params, recipe_name, str(SWEEPS)), choose_device(params)
+    recipe, device = checked_recipe(params, recipe_name, str(SWEEPS)), choose_device(params.device, params.preset)
     if recipe.training is None or recipe.training.holdout == "test":
         raise UserError(f"{variant}: a sweep is judged on held-out training images; training.holdout must be a share")
     if recipe.classes != "all":

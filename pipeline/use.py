@@ -16,7 +16,7 @@ from torch import Tensor
 from lunet import ClassFlows, NonFiniteError
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import DESCRIPTION, Bytes
-from pipeline.core.environment import keep_freed_memory
+from pipeline.core.environment import choose_device, keep_freed_memory
 from pipeline.core.files import read_json, replacing
 from pipeline.core.progress import Progress
 from pipeline.core.streams import generator
@@ -38,7 +38,7 @@ def main() -> None:
     """Run the command that the command line names."""
     arguments = _parser().parse_args()
     keep_freed_memory()
-    trained = load_run(arguments.run, choose(arguments.device))
+    trained = load_run(arguments.run, choose_device(arguments.device))
     if not trained.models:
         failure = f"its training {FAILURES[trained.record.status]}: {trained.record.message}"
         raise UserError(f"{arguments.run} has no model to use: {failure}")
@@ -102,14 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     classify.set_defaults(do=classify_images, label=None)
     return parser
-
-
-def choose(device: str) -> torch.device:
-    """The requested device; ``auto`` is a GPU if one is available, else the CPU."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("--device cuda: no CUDA GPU is here; give cpu or auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def sample_images(trained: TrainedRun, arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.core.console import command_parser
 from pipeline.core.params import Seed
 
 
@@ -21,18 +22,13 @@ def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: 
         out_help: The help text of ``--out``.
         seed: Whether the cell has a seed.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m pipeline.{stage}",
-        description=description,
-        epilog=f"example: python -m pipeline.{stage} --dataset mnist --recipe lunet --out {out}",
-    )
+    parser = command_parser(stage, description, f"--dataset mnist --recipe lunet --out {out}")
     parser.add_argument("--dataset", required=True, help="which data set of the parameter file")
     parser.add_argument("--recipe", required=True, help="which recipe of the parameter file")
     if seed:
         parser.add_argument("--seed", type=_seed, default=0, help="which seed of training (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help=out_help)
     parser.add_argument("--data", type=Path, help="the folder of the data set (default: data/<dataset>)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     return parser
 
 

@@ -1,13 +1,31 @@
-"""Messages, errors and signals of the stages."""
+"""Command lines, messages, errors and signals of the commands."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
+
+
+def command_parser(command: str, description: str, example: str, *, params: bool = True) -> argparse.ArgumentParser:
+    """The parser of ``python -m pipeline.<command>``.
+
+    Args:
+        command: The name of the command.
+        description: What it does, for ``--help``.
+        example: The arguments of an example.
+        params: Whether it reads the parameter file, which ``--params`` then names.
+    """
+    prog = f"python -m pipeline.{command}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=f"example: {prog} {example}")
+    if params:
+        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+    return parser
 
 
 class UserError(Exception):

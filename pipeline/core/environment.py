@@ -27,21 +27,21 @@ from pipeline.core.record import Environment
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, RETAINED_BYTES = -1, -3, 2**30
 
 
-def choose_device(params: Params) -> torch.device:
-    """The device that the parameters ask for.
+def choose_device(device: str, preset: str | None = None) -> torch.device:
+    """The device that is asked for: ``cpu``, ``cuda`` or ``auto``, which is a GPU if there is one.
 
     Raises:
-        UserError: If they ask for a GPU, by ``device: cuda`` or the paper's preset, and none is available.
+        UserError: If a GPU is asked for, by ``cuda`` or the paper's preset, and none is available.
     """
     available = torch.cuda.is_available()
-    if params.preset == "paper" and (not available or params.device == "cpu"):
+    if preset == "paper" and (not available or device == "cpu"):
         raise UserError(
-            "the preset 'paper' needs a CUDA GPU, and none is in use here (device: "
-            f"{params.device}); go back with: python -m pipeline.preset laptop"
+            f"the preset 'paper' needs a CUDA GPU, and none is in use here (device: {device}); "
+            "go back with: python -m pipeline.preset laptop"
         )
-    if params.device == "cuda" and not available:
-        raise UserError("params.yaml has device: cuda, but no CUDA GPU is here; auto or cpu are allowed")
-    return torch.device("cuda" if available and params.device != "cpu" else "cpu")
+    if device == "cuda" and not available:
+        raise UserError("device: cuda is asked for, but no CUDA GPU is here; auto or cpu are allowed")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 @contextmanager

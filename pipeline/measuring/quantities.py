@@ -28,7 +28,8 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
         MemoryError: If the memory of the device or of the machine did not suffice.
     """
     keep_freed_memory()
-    work = Work(params.recipe(recipe), torch.from_numpy(images), choose_device(params), params.measure)
+    device = choose_device(params.device, params.preset)
+    work = Work(params.recipe(recipe), torch.from_numpy(images), device, params.measure)
     with memory_errors():
         return QUANTITIES[quantity](work)
 

@@ -9,15 +9,14 @@ import torch
 
 from pipeline.core.console import UserError
 from pipeline.core.environment import choose_device, describe_environment, memory_errors
-from pipeline.core.params import Params
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_refused(params: Params) -> None:
-    assert choose_device(params.model_copy(update={"device": "auto"})) == torch.device("cpu")
-    for changes in ({"device": "cuda"}, {"preset": "paper"}):
+def test_a_missing_gpu_is_refused() -> None:
+    assert choose_device("auto", "laptop") == torch.device("cpu")
+    for device, preset in (("cuda", "laptop"), ("auto", "paper")):
         with pytest.raises(UserError, match="CUDA GPU"):
-            choose_device(params.model_copy(update=changes))
+            choose_device(device, preset)
 
 
 @pytest.mark.parametrize(
