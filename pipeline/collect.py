@@ -14,7 +14,7 @@ from pipeline.results import figures
 from pipeline.results.image_grid import write_images
 from pipeline.results.metrics import by_recipe, metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
-from pipeline.results.reading import Unfinished, read_densities, read_results, read_unfinished
+from pipeline.results.reading import CellStatus, read_densities, read_results, read_unfinished
 from pipeline.results.tables import curves_table, latents_table, results_table, timings_table, write_table
 from pipeline.results.verdicts import claims_of
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def collect(
-    params: Path, data: Path, runs: Path, out: Path, *, paper: str = "paper", unfinished: Sequence[Unfinished] = ()
+    params: Path, data: Path, runs: Path, out: Path, *, paper: str = "paper", unfinished: Sequence[CellStatus] = ()
 ) -> None:
     """Read the grid's cells and write the files of the report.
 

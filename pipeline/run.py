@@ -21,8 +21,8 @@ from pipeline.core.cell import COMMANDS
 from pipeline.core.console import StopRequest, UserError, exit_with, say
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
-from pipeline.results.reading import Unfinished
-from pipeline.runner.archive import CellStatus, pack, read_outcome, unpack
+from pipeline.results.reading import RECORDS, CellStatus, read_record
+from pipeline.runner.archive import epochs_of, pack, unpack
 from pipeline.runner.steps import Ledger, Step, read_steps
 
 CELLS = tuple(COMMANDS)
@@ -173,7 +173,7 @@ class Runner:
         untrained = {cell.key for cell in statuses if cell.stage == "train" and not cell.finished}
         # An evaluation whose training is unfinished needs no mention.
         unfinished = [
-            Unfinished.model_validate(cell.model_dump()).model_dump()
+            cell.model_dump()
             for cell in statuses
             if not cell.finished and not (cell.stage == "evaluate" and cell.key in untrained)
         ]
@@ -198,7 +198,8 @@ class Runner:
         planned = None if training is None else training.epochs
         outcome: tuple[Any, str | None, Any] = "missing", "begun, and stopped before its end", None
         if finished:
-            outcome = read_outcome(RUNS, self._params, step.stage, step.key)
+            record = read_record(RECORDS[step.stage], RUNS, self._params, step.key)
+            outcome = record.status, record.message, epochs_of(record)
         elif str(step) in self._failed:
             outcome = "failed", f"exit status {self._failed[str(step)]}", None
         elif not self._ledger.is_begun(step):

@@ -15,6 +15,7 @@ from pipeline.core.files import read_json, sha256
 from pipeline.core.params import mistakes
 from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
+from pipeline.results.reading import CellStatus
 from pipeline.results.statistics import mean_interval
 from pipeline.results.tables import RESULTS, read_table
 
@@ -48,17 +49,6 @@ class Titled(Record):
     subset: bool
 
 
-class State(Record):
-    """The status of a cell."""
-
-    stage: str
-    dataset: str
-    recipe: str
-    seed: int | None
-    status: str
-    message: str | None
-
-
 class Machine(Record):
     """The machine that cells ran on, and the commit of the code."""
 
@@ -83,7 +73,7 @@ class Provenance(Record):
     separate_noise: bool = False
     datasets: dict[str, Titled]
     recipes: dict[str, Look]
-    cells: list[State]
+    cells: list[CellStatus]
     environments: list[Group]
 
 
@@ -137,7 +127,7 @@ class Run(Record):
         return [dataset.title for dataset in self.provenance.datasets.values() if dataset.subset]
 
     @property
-    def unfinished(self) -> list[State]:
+    def unfinished(self) -> list[CellStatus]:
         """The cells that have no figures."""
         return [cell for cell in self.provenance.cells if cell.status != "complete"]
 

@@ -26,7 +26,7 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
-    failures = [status for status in results.statuses if status["status"] != "complete"]
+    failures = [cell for cell in results.statuses if cell.status != "complete"]
     for dataset, recipe in product(results.datasets, results.params.grid.recipes):
         pair = (dataset, recipe)
         cells = [cell for cell in results.cells if cell.key[:2] == pair]
@@ -36,7 +36,11 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
             name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
             for name in next(iter(by_seed.values()), ())
         }
-        troubles = [_description(row) for row in failures if (row["dataset"], row["recipe"]) == pair]
+        troubles = [
+            f"{'the measurement' if cell.seed is None else f'seed {cell.seed}'} of {recipe}: {cell.status}"
+            for cell in failures
+            if cell.key[:2] == pair
+        ]
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
             times=measured_times(measured) if measured else {},
@@ -47,11 +51,6 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
             trouble="; ".join(troubles).replace("out_of_memory", "out of memory") or None,
         )
     return subjects
-
-
-def _description(failure: Mapping[str, Any]) -> str:
-    part = "the measurement" if failure["seed"] is None else f"seed {failure['seed']}"
-    return f"{part} of {failure['recipe']}: {failure['status']}"
 
 
 def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | None]:

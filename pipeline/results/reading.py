@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,23 +24,36 @@ from pipeline.training.record import Run
 
 MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
 Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
+Stage = Literal["train", "evaluate", "measure"]
+RECORDS: dict[str, type[StageRecord]] = {"train": Run, "evaluate": Evaluation, "measure": Measurement}
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=StageRecord)
 
 
-class Unfinished(Record):
-    """A cell of the grid that has no figures yet: its training is partial, or its stage is missing or failed."""
+class CellStatus(Record):
+    """The status of a cell; for a training, the ``epochs`` that each model has completed of ``planned_epochs``.
 
-    stage: Literal["train", "evaluate", "measure"]
+    Both are null for cells without training steps. Epochs of an incomplete training have no results.
+    """
+
+    stage: Stage
     dataset: str
     recipe: str
     seed: int | None = None
-    status: Literal["partial", "missing", "failed"]
-    message: Message
+    status: Literal[Status, "partial", "missing", "failed"]
+    message: Message | None
+    epochs: dict[str, float | None] | None = None
+    planned_epochs: float | None = None
 
     @property
     def key(self) -> Key:
-        """The key of the cell."""
+        """The cell of the grid."""
         return Key(self.dataset, self.recipe, self.seed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell has ended, successfully or not."""
+        return self.status in get_args(Status)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Results:
     cells: list[Cell]
     measurements: list[Measurement]
     mixture: Mixture
-    unfinished: tuple[Unfinished, ...] = ()
+    unfinished: tuple[CellStatus, ...] = ()
 
     @property
     def records(self) -> list[tuple[str, StageRecord]]:
@@ -84,18 +97,18 @@ class Results:
         return records + [("measure", measured) for measured in self.measurements]
 
     @property
-    def statuses(self) -> list[dict[str, Any]]:
+    def statuses(self) -> list[CellStatus]:
         """The status of each cell of the grid: of a training with its evaluation, and of a measurement."""
-        cells: list[tuple[str, Cell | Measurement | Unfinished]] = [("train", cell) for cell in self.cells]
+        cells: list[tuple[Stage, Cell | Measurement]] = [("train", cell) for cell in self.cells]
         cells += [("measure", measured) for measured in self.measurements]
-        cells += [(cell.stage, cell) for cell in self.unfinished]
-        return [
-            {"stage": stage, **cell.key._asdict(), "status": cell.status, "message": cell.message}
+        read = [
+            CellStatus(stage=stage, **cell.key._asdict(), status=cell.status, message=cell.message)
             for stage, cell in cells
         ]
+        return [*read, *self.unfinished]
 
 
-def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Unfinished] = ()) -> Results:
+def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[CellStatus] = ()) -> Results:
     """Read exactly the grid's cells.
 
     Args:
@@ -115,44 +128,46 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Un
         params,
         {name: load_dataset(data / name) for name in grid.datasets},
         [read_cell(runs, params, key) for key in keys if key not in left_out],
-        [read_measurement(runs, pair) for pair in pairs if pair not in left_out],
+        [read_record(Measurement, runs, params, pair) for pair in pairs if pair not in left_out],
         read_mixture(runs, params),
         tuple(unfinished),
     )
 
 
-def read_unfinished(path: Path) -> list[Unfinished]:
+def read_unfinished(path: Path) -> list[CellStatus]:
     """Read the list of unfinished cells from a JSON file.
 
     Raises:
         UserError: If the file is missing or contains something else.
     """
     try:
-        return TypeAdapter(list[Unfinished]).validate_python(read_json(path))
+        cells = TypeAdapter(list[CellStatus]).validate_python(read_json(path))
     except ValidationError as error:
         raise UserError(f"{path} is no list of unfinished cells: {mistakes(error, ())[0]}") from None
+    for cell in cells:
+        if cell.finished:
+            raise UserError(f"{path} is no list of unfinished cells: {cell.stage} {cell.key} is {cell.status}")
+    return cells
 
 
-def read_measurement(runs: Path, key: Key) -> Measurement:
-    """Read the measurement of a recipe on a data set."""
-    return _read(Measurement, runs / "measure" / f"{key}.json", key.command("measure"), key)
+def record_path(runs: Path, stage: str, key: Key) -> Path:
+    """The JSON file that a stage writes for a cell."""
+    return runs / stage / (f"{key}/run.json" if stage == "train" else f"{key}.json")
 
 
-def read_run(runs: Path, params: Params, key: Key) -> Run:
-    """Read one training, which must have been made with the parameters of its recipe."""
-    path = runs / "train" / str(key) / "run.json"
-    run = _read(Run, path, key.command("train"), key)
-    if run.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
+def read_record(kind: type[S], runs: Path, params: Params, key: Key) -> S:
+    """Read the record of a cell; a training must have been made with the parameters of its recipe."""
+    stage = next(stage for stage, record in RECORDS.items() if record is kind)
+    path, command = record_path(runs, stage, key), key.command(stage)
+    record = _read(kind, path, command)
+    if record.key != key:
+        raise UserError(f"{path} is about {record.key} and not {key}; run: {command}")
+    if isinstance(record, Run) and record.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
         raise UserError(
             f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
-            f"train it again with: {key.command('train')}"
+            f"train it again with: {command}"
         )
-    return run
-
-
-def read_evaluation(runs: Path, key: Key) -> Evaluation:
-    """Read the evaluation of one training."""
-    return _read(Evaluation, runs / "evaluate" / f"{key}.json", key.command("evaluate"), key)
+    return record
 
 
 def read_mixture(runs: Path, params: Params) -> Mixture:
@@ -174,7 +189,7 @@ def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32
 
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
-    run, evaluation = read_run(runs, params, key), read_evaluation(runs, key)
+    run, evaluation = read_record(Run, runs, params, key), read_record(Evaluation, runs, params, key)
     history = _existing(runs / "train" / str(key) / "history.csv", key.command("train"))
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
@@ -195,15 +210,12 @@ def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
     return grid
 
 
-def _read(kind: type[R], path: Path, command: str, key: Key | None = None) -> R:
-    """The record in a file, which must be about the cell ``key``; errors name the command that writes the file."""
+def _read(kind: type[R], path: Path, command: str) -> R:
+    """The record in a file; errors name the command that writes the file."""
     try:
-        record = kind.model_validate(read_json(_existing(path, command)))
+        return kind.model_validate(read_json(_existing(path, command)))
     except ValidationError as error:
         raise UserError(f"{path}: {mistakes(error, ())[0]}; write it again with: {command}") from None
-    if isinstance(record, StageRecord) and record.key != key:
-        raise UserError(f"{path} is about {record.key} and not {key}; run: {command}")
-    return record
 
 
 def _existing(path: Path, command: str) -> Path:

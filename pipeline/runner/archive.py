@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,13 +20,15 @@ from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
 from pipeline.core.params import Params, Section, load_params, mistakes
-from pipeline.core.record import Status
+from pipeline.core.record import StageRecord
 from pipeline.page.published_runs import MANIFEST
 from pipeline.page.view import DAMAGES, as_yaml, render
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
+from pipeline.results.reading import RECORDS, CellStatus, read_record, record_path
 from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
 from pipeline.runner.steps import digest_of, files_under
+from pipeline.training.record import Run
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
@@ -37,32 +39,6 @@ LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
 SUFFIXES = TEXTS | {".png", ".npy"}
-
-
-class CellStatus(Section):
-    """The status of a cell; for a training, the ``epochs`` that each model has completed of ``planned_epochs``.
-
-    Both are null for cells without training steps. Epochs of an incomplete training have no results.
-    """
-
-    stage: Literal["train", "evaluate", "measure"]
-    dataset: str
-    recipe: str
-    seed: int | None
-    status: Literal[Status, "partial", "missing", "failed"]
-    message: str | None
-    epochs: dict[str, float | None] | None = None
-    planned_epochs: float | None = None
-
-    @property
-    def key(self) -> Key:
-        """The cell of the grid."""
-        return Key(self.dataset, self.recipe, self.seed)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the cell has ended, successfully or not."""
-        return self.status in get_args(Status)
 
 
 class Manifest(Section):
@@ -246,28 +222,22 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
 
 def _check_cell(runs: Path, params: Params, cell: CellStatus) -> None:
     """Check that a cell's files exist and agree with the manifest if it is finished, and do not exist otherwise."""
-    file = runs / cell.stage / (f"{cell.key}/run.json" if cell.stage == "train" else f"{cell.key}.json")
+    file = record_path(runs, cell.stage, cell.key)
     if not cell.finished:
         if file.exists():
             raise UserError(f"{file} is there, though {MANIFEST} calls that cell {cell.status}")
         return
-    status, _, epochs = read_outcome(runs, params, cell.stage, cell.key)
-    if epochs != cell.epochs:
+    record = read_record(RECORDS[cell.stage], runs, params, cell.key)
+    if epochs_of(record) != cell.epochs:
         raise UserError(f"{file} has other epochs than {MANIFEST}")
     if cell.stage == "evaluate":
         results = reading.read_cell(runs, params, cell.key)
-        if status == "complete":
+        if record.status == "complete":
             reading.read_samples(results)
-    if status != cell.status:
-        raise UserError(f"{file} is {status}, but {MANIFEST} calls it {cell.status}")
+    if record.status != cell.status:
+        raise UserError(f"{file} is {record.status}, but {MANIFEST} calls it {cell.status}")
 
 
-def read_outcome(
-    runs: Path, params: Params, stage: str, key: Key
-) -> tuple[Status, str | None, dict[str, float | None] | None]:
-    """The status and the message in the file of a finished cell, and the epochs of each model of a training."""
-    if stage == "train":
-        run = reading.read_run(runs, params, key)
-        return run.status, run.message, {name: model.epochs for name, model in run.models.items()}
-    record = reading.read_evaluation(runs, key) if stage == "evaluate" else reading.read_measurement(runs, key)
-    return record.status, record.message, None
+def epochs_of(record: StageRecord) -> dict[str, float | None] | None:
+    """The epochs of each model of a training; None for another stage."""
+    return {name: model.epochs for name, model in record.models.items()} if isinstance(record, Run) else None

@@ -17,7 +17,7 @@ from published_run import publish, seal
 from pipeline.collect import collect
 from pipeline.page.published_runs import read_published
 from pipeline.page.view import render
-from pipeline.results.reading import Unfinished
+from pipeline.results.reading import CellStatus
 
 GPU = {**ENVIRONMENT, "device": "cuda", "gpu": "NVIDIA H100", "commit": None, "dirty": None}
 
@@ -41,9 +41,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about: dict[str, Any] = {"dataset": "mnist", "recipe": "realnvp"}
     missing: dict[str, Any] = {"dataset": "fashion_mnist", "recipe": "lunet", "message": "not begun"}
     unfinished = [
-        Unfinished(stage="train", **about, seed=2, status="partial", message="12.5 of 100 epochs"),
-        Unfinished(stage="measure", **about, status="failed", message="exit status 3"),
-        *(Unfinished(stage="train", **missing, status="missing", seed=seed) for seed in range(3)),
+        CellStatus(stage="train", **about, seed=2, status="partial", message="12.5 of 100 epochs"),
+        CellStatus(stage="measure", **about, status="failed", message="exit status 3"),
+        *(CellStatus(stage="train", **missing, status="missing", seed=seed) for seed in range(3)),
     ]
     collect(project.params, project.data, project.runs, project.reports, unfinished=unfinished)
     return project.reports

@@ -11,7 +11,7 @@ import pytest
 from fake_results import SMALL, Project, parameters
 
 from pipeline.core.console import UserError
-from pipeline.results.reading import Unfinished, read_samples
+from pipeline.results.reading import CellStatus, read_samples
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def test_samples_that_are_no_grid_are_refused(small: Project) -> None:
 
 def test_messages_lose_the_paths_of_the_machine() -> None:
     names = {"stage": "train", "dataset": "mnist", "recipe": "lunet", "seed": 0, "status": "failed"}
-    cell = Unfinished.model_validate({**names, "message": "no room in /home/someone/runs"})
+    cell = CellStatus.model_validate({**names, "message": "no room in /home/someone/runs"})
     assert cell.message == "no room in <path>"
     assert str(cell.key) == "mnist-lunet-0"
