@@ -17,7 +17,7 @@ from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
 from pipeline.results.reading import CellStatus
 from pipeline.results.statistics import mean_interval
-from pipeline.results.tables import RESULTS, read_table
+from pipeline.results.tables import read_table
 
 MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
@@ -197,7 +197,7 @@ def _read(folder: Path, name: str, manifest: Published | None) -> Run:
 def _content(path: Path) -> Any:
     """The content of a JSON file or of `results.csv`; its error is a clause, without the command of this run's file."""
     try:
-        return read_json(path) if path.suffix == ".json" else read_table(path, RESULTS)
+        return read_json(path) if path.suffix == ".json" else read_table(path)
     except UserError as error:
         damage = "cannot be read as JSON" if path.suffix == ".json" else "is damaged"
         raise UserError(f"its {path.name} {damage if path.exists() else 'is missing'}") from error

@@ -25,7 +25,7 @@ from pipeline.results import looks
 from pipeline.results.claims import LABELS
 from pipeline.results.reading import Grid
 from pipeline.results.statistics import format_number
-from pipeline.results.tables import LATENTS, RESULTS, TIMINGS, read_table
+from pipeline.results.tables import read_table
 
 COLLECT = "python -m pipeline.collect (or dvc repro)"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -65,8 +65,8 @@ def render(reports: Path, title: str) -> str:
     metrics = read_content(reports / "metrics.json", provenance["datasets"])
     medians = read_content(reports / "timings.json", provenance["datasets"])
     mixture = read_content(reports / "mixture.json", MIXTURE)
-    results, timings = read_table(reports / "results.csv", RESULTS), read_table(reports / "timings.csv", TIMINGS)
-    latents = read_table(reports / "latents.csv", LATENTS).drop_duplicates(["dataset", "recipe", "seed"])
+    results, timings = read_table(reports / "results.csv"), read_table(reports / "timings.csv")
+    latents = read_table(reports / "latents.csv").drop_duplicates(["dataset", "recipe", "seed"])
     add_raw_values(metrics, medians, results, timings)
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     verdicts = [claim["label"] for claim in claims["claims"]]

@@ -24,29 +24,12 @@ from numpy.typing import NDArray
 from pipeline.results.looks import INK, KNOWN, TIMES, Look, looks
 from pipeline.results.reading import Results
 
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "axes.axisbelow": True,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 Looks = Mapping[str, Look]
 # Figures of each recipe under a second name, or the other way round.
 Figures = Mapping[str, Mapping[str, float]]
 Json = Mapping[str, Any]
 Density = NDArray[np.float32]
-WIDTH = 5.4
 MASSES = (0.99, 0.9, 0.5)
 # The offset and the opacity of each phase's bars of memory.
 PHASES = {"training": (-0.19, 1.0), "sampling": (0.19, 0.4)}
@@ -76,8 +59,7 @@ def draw(folder: Path, results: Results, tables: Mapping[str, pd.DataFrame], con
         }
         peaks = {recipe: by_phase for recipe, by_phase in peaks.items() if by_phase}
         if peaks:
-            measured = [measurement for measurement in results.measurements if measurement.dataset == dataset]
-            floors = {measurement.recipe: measurement.floors_mib or {} for measurement in measured}
+            floors = {cell.recipe: cell.floors_mib or {} for cell in results.measurements if cell.dataset == dataset}
             memory(folder / f"memory-{dataset}.svg", peaks, floors, recipes)
         matrices = timings[timings["quantity"].str.startswith("determinant_")]
         if len(matrices):
@@ -97,19 +79,12 @@ def poster_times(poster: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 
 @contextmanager
-def figure(path: Path, height: float) -> Iterator[Axes]:
-    """The axes of a figure that is written to ``path``; see `_canvas`."""
-    with _canvas(path, WIDTH, height) as canvas:
-        yield canvas.add_subplot()
-
-
-@contextmanager
-def _canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written to ``path`` as SVG: no date, and ids that depend only on the file name."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+def figure(path: Path, height: float, *, width: float = 5.4, panels: int = 1) -> Iterator[Sequence[Axes]]:
+    """The panels of a figure that is written to ``path`` as SVG: no date, and ids that depend only on the file name."""
+    with mpl.rc_context({"svg.hashsalt": path.stem}, STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure
+        yield figure.subplots(1, panels, squeeze=False)[0]
         figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
@@ -135,7 +110,7 @@ def _note(axes: Axes, text: str, x: float, y: float, offset: int = 4, **style: A
 
 def curves(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out (solid) and training (dashed) bits/dim against the epoch, with bands; see `bundle`."""
-    with figure(path, 3.4) as axes:
+    with figure(path, 3.4) as [axes]:
         shown: list[float] = []
         for recipe, look in recipes.items():
             recipe_rows = rows[rows["recipe"] == recipe]
@@ -156,7 +131,7 @@ def curves(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
 def progress(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Held-out bits/dim against the seconds of training, logarithmic, with bands; see `bundle`."""
     trained = rows[(rows["step"] > 0) & (rows["seconds"] > 0)].dropna(subset=["holdout_bits_per_dim"])
-    with figure(path, 3.4) as axes:
+    with figure(path, 3.4) as [axes]:
         for recipe, look in recipes.items():
             _draw_bundle(axes, bundle(trained[trained["recipe"] == recipe], "seconds", "holdout_bits_per_dim"), look)
         axes.set_xscale("log")
@@ -188,7 +163,7 @@ def likelihoods(path: Path, figures: Mapping[str, Json], references: Sequence[Js
     ours = [(interval["mean"], recipe, interval) for recipe, interval in figures.items()]
     published = [(reference["value"], reference["label"], None) for reference in references]
     bars = sorted([*ours, *published], key=lambda bar: (bar[0], bar[1]))
-    with figure(path, 0.9 + 0.25 * len(bars)) as axes:
+    with figure(path, 0.9 + 0.25 * len(bars)) as [axes]:
         for position, (value, name, interval) in enumerate(bars):
             if interval is None:
                 axes.barh(position, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
@@ -211,7 +186,7 @@ def likelihoods(path: Path, figures: Mapping[str, Json], references: Sequence[Js
 def latents(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
     """Quantiles of projected test latents minus those of the standard normal, a line for each recipe's first seed."""
     first = rows[rows["seed"] == rows.groupby("recipe")["seed"].transform("min")]
-    with figure(path, 3.2) as axes:
+    with figure(path, 3.2) as [axes]:
         axes.axhline(0, color=INK, linewidth=0.9)
         for recipe, line in first.groupby("recipe", sort=False):
             difference = line["projection_quantile"] - line["normal_quantile"]
@@ -238,7 +213,7 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
             titles.append((position, title))
             lines += [(position + 1 + number, quantity, recipe) for number, recipe in enumerate(measured)]
             position += len(measured) + 1.4
-    with figure(path, 0.8 + 0.2 * position) as axes:
+    with figure(path, 0.8 + 0.2 * position) as [axes]:
         for height, quantity, recipe in lines:
             values = samples.get_group((quantity, recipe)).to_numpy()
             look = recipes[recipe]
@@ -263,7 +238,7 @@ def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
         floors: The lower bounds in MiB, in the same form.
         recipes: The recipes' looks.
     """
-    with figure(path, 0.9 + 0.42 * len(peaks)) as axes:
+    with figure(path, 0.9 + 0.42 * len(peaks)) as [axes]:
         for position, (recipe, by_phase) in enumerate(peaks.items()):
             for phase, (offset, alpha) in PHASES.items():
                 if phase in by_phase:
@@ -281,7 +256,7 @@ def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
 
 def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
     """Median times of both log-determinants against the width, both axes logarithmic."""
-    with figure(path, 3.0) as axes:
+    with figure(path, 3.0) as [axes]:
         styles = {
             "determinant_diagonal": (look.colour, "o", "LU layer: sum of the log-diagonal"),
             "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
@@ -311,10 +286,10 @@ def mixture(
         points: Test points.
     """
     left, right, bottom, top = box
-    panels = {"truth": Look("the mixture itself", INK, "o"), **{name: KNOWN[name] for name in ("lunet", "gaussian")}}
-    shown = {name: look for name, look in panels.items() if name in densities}
-    with _canvas(path, 2.7 * len(shown), 3.7) as figure:
-        for axes, (name, look) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    known = {"truth": Look("the mixture itself", INK, "o"), **{name: KNOWN[name] for name in ("lunet", "gaussian")}}
+    shown = {name: look for name, look in known.items() if name in densities}
+    with figure(path, 3.7, width=2.7 * len(shown), panels=len(shown)) as panels:
+        for axes, (name, look) in zip(panels, shown.items(), strict=True):
             rows, columns = densities[name].shape
             x, y = np.linspace(left, right, columns), np.linspace(bottom, top, rows)
             levels = _levels(densities[name], (x[1] - x[0]) * (y[1] - y[0]))

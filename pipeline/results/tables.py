@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ TIMINGS = (
     | ORIGIN
 )
 CURVES = SEEDED | HISTORY
+TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
 # Keys that are no column of a table are left out of it.
 Row = dict[str, Any]
 
@@ -57,20 +58,17 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Read a table that `write_table` has written.
-
-    Args:
-        path: The CSV file.
-        columns: The type of each column: `RESULTS`, `LATENTS`, `TIMINGS` or `CURVES`.
+def read_table(path: Path) -> pd.DataFrame:
+    """Read one of the `TABLES`, as `write_table` has written it.
 
     Raises:
         UserError: If the file is missing or damaged.
     """
+    types = TABLES[path.name]
     try:
         text = _complete_text(path)
         return pd.read_csv(
-            text, usecols=list(columns), dtype=columns, keep_default_na=False, na_values=[""], lineterminator="\n"
+            text, usecols=list(types), dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n"
         )
     except FileNotFoundError:
         raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None

@@ -26,14 +26,13 @@ from pipeline.page.view import DAMAGES, as_yaml, render
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
 from pipeline.results.reading import RECORDS, CellStatus, read_record, record_path
-from pipeline.results.tables import CURVES, LATENTS, RESULTS, TIMINGS, read_table
+from pipeline.results.tables import TABLES, read_table
 from pipeline.runner.steps import digest_of, files_under
 from pipeline.training.record import Run
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
 PARAMS = "params.yaml"
-TABLES = {"results.csv": RESULTS, "latents.csv": LATENTS, "timings.csv": TIMINGS, "curves.csv": CURVES}
 COLLECTED = ("metrics.json", "timings.json", "claims.json", "mixture.json", "provenance.json", *TABLES)
 LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
@@ -209,7 +208,7 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)
     finished = {(cell.stage, cell.key) for cell in manifest.cells if cell.finished}
-    tables = {name: read_table(folder / name, columns) for name, columns in TABLES.items()}
+    tables = {name: read_table(folder / name) for name in TABLES}
     for name, stages in {"results.csv": ("train", "evaluate"), "timings.csv": ("measure",)}.items():
         columns = [tables[name][field] for field in Key._fields if field in tables[name]]
         if unexpected := {key for key in map(Key, *columns) if not finished.issuperset(product(stages, [key]))}:
