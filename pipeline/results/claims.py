@@ -36,7 +36,7 @@ class Bounds(Section):
 
 
 class Statistic(Section):
-    """What is computed: a key of `pipeline.results.evidence.STATISTICS`, with the quantity and recipes to compare."""
+    """What is computed: a key of `pipeline.results.verdicts.STATISTICS`, with the quantity and recipes to compare."""
 
     kind: Kind
     quantity: str = ""

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline.measuring.record import Measurement
-from pipeline.results.evidence import Subject, Times
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import Estimate, mean_interval, median_interval
 from pipeline.results.tables import LATENT
+from pipeline.results.verdicts import Subject, Subjects, Times
 from pipeline.training.record import Run
 
 # The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
 FOR_CLAIMS = ("holdout_improvement", "pixels_lost", *(f"latent_{name}" for name in LATENT))
-Subjects = Mapping[str, Mapping[str, Subject]]
 
 
 def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, Subject]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pipeline.results.claims import load_claims
-from pipeline.results.evidence import Subject, Times
-from pipeline.results.verdicts import Scale, judge
+from pipeline.results.verdicts import Scale, Subject, Times, judge
 
 CLAIMS = {claim.id: claim for claim in load_claims().claims}
 LAPTOP = Scale("laptop", "MNIST", subset=False, as_in_paper=frozenset())
