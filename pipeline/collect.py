@@ -14,11 +14,9 @@ from pipeline.results import figures
 from pipeline.results.image_grid import write_images
 from pipeline.results.metrics import by_recipe, metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
-from pipeline.results.reading import CellStatus, read_densities, read_results, read_unfinished
+from pipeline.results.reading import SHOWN, CellStatus, read_densities, read_results, read_unfinished
 from pipeline.results.tables import curves_table, latents_table, results_table, timings_table, write_table
 from pipeline.results.verdicts import claims_of
-
-MIXTURE = {"status", "message", "settings", "entropy", "printed", "printed_honest", "models"}
 
 
 def main() -> None:
@@ -72,7 +70,7 @@ def collect(
         "timings.json": by_recipe(subjects, timings_of),
         "claims.json": claims_of(results, paper_params, subjects),
         "provenance.json": provenance_of(results, paper_params),
-        "mixture.json": mixture.model_dump(include=MIXTURE),
+        "mixture.json": mixture.model_dump(include=set(SHOWN)),
     }
     for name, table in tables.items():
         write_table(out / name, table)

@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.git import git
-from pipeline.page.published_runs import MANIFEST
-from pipeline.runner.archive import CODE, Manifest, code_digests, unpack
+from pipeline.page.published_runs import MANIFEST, Manifest
+from pipeline.runner.archive import CODE, code_digests, unpack
 
 PUBLISHED = Path("reports/published")
 

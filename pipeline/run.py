@@ -196,20 +196,19 @@ class Runner:
     def _status(self, step: Step, *, finished: bool) -> CellStatus:
         training = self._params.recipes[step.key.recipe].training if step.stage == "train" else None
         planned = None if training is None else training.epochs
-        outcome: tuple[Any, str | None, Any] = "missing", "begun, and stopped before its end", None
+        cell: dict[str, Any] = {"stage": step.stage, **step.key._asdict(), "planned_epochs": planned}
         if finished:
             record = read_record(RECORDS[step.stage], RUNS, self._params, step.key)
-            outcome = record.status, record.message, epochs_of(record)
-        elif str(step) in self._failed:
-            outcome = "failed", f"exit status {self._failed[str(step)]}", None
-        elif not self._ledger.is_begun(step):
-            outcome = "missing", "not begun", None
-        elif planned and any((reached := self._reached(step)).values()):
+            return CellStatus(**cell, status=record.status, message=record.message, epochs=epochs_of(record))
+        if str(step) in self._failed:
+            return CellStatus(**cell, status="failed", message=f"exit status {self._failed[str(step)]}")
+        if not self._ledger.is_begun(step):
+            return CellStatus(**cell, status="missing", message="not begun")
+        if planned and any((reached := self._reached(step)).values()):
             completed = ", ".join(f"{value:g}" for value in reached.values())
-            outcome = "partial", f"stopped after {completed} of {planned:g} epochs", reached
-        status, message, epochs = outcome
-        names: dict[str, Any] = {"stage": step.stage, **step.key._asdict()}
-        return CellStatus(**names, status=status, message=message, epochs=epochs, planned_epochs=planned)
+            message = f"stopped after {completed} of {planned:g} epochs"
+            return CellStatus(**cell, status="partial", message=message, epochs=dict(reached))
+        return CellStatus(**cell, status="missing", message="begun, and stopped before its end")
 
     def _reached(self, step: Step) -> dict[str, float]:
         """The epochs of each model in the checkpoints of a training; empty if they cannot be read."""

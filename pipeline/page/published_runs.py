@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
 from pydantic import AliasPath, Field, FiniteFloat, ValidationError
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json, sha256
-from pipeline.core.params import mistakes
+from pipeline.core.params import Section, mistakes
 from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
 from pipeline.results.reading import CellStatus
@@ -23,6 +23,23 @@ MANIFEST = "manifest.json"
 FILES = ("claims.json", "provenance.json", "results.csv", "timings.json")
 BITS = "bits_per_dim"
 T = TypeVar("T")
+
+
+class Manifest(Section):
+    """`manifest.json`: a description of the run, and the SHA-256 of every other file in the archive.
+
+    ``code`` contains the SHA-256 of every file of the code that was run; ``commit`` is null without git.
+    """
+
+    format: Literal[1]
+    created: str
+    preset: str
+    commit: str | None
+    dirty: bool | None
+    environments: list[dict[str, Any]]
+    cells: list[CellStatus]
+    code: dict[str, str]
+    files: dict[str, str]
 
 
 class Figure(Record):
@@ -86,19 +103,11 @@ class Judged(Record):
     label: str
 
 
-class Published(Record):
-    """The part of `manifest.json` that is read; its commit, if given, replaces those of the cells."""
-
-    commit: str | None
-    dirty: bool | None
-    files: dict[str, str]
-
-
 class Run(Record):
     """One column of the tables: a run's name and what its files contain, figures by data set and recipe."""
 
     name: str
-    manifest: Published | None
+    manifest: Manifest | None
     provenance: Provenance
     claims: Annotated[list[Judged], Field(validation_alias=AliasPath("claims", "claims"))]
     timings: dict[str, dict[str, dict[str, Figure]]]
@@ -163,10 +172,10 @@ def read_published(folder: Path) -> tuple[list[Run], list[str]]:
     return runs, warnings
 
 
-def _manifest(folder: Path) -> Published:
+def _manifest(folder: Path) -> Manifest:
     """The manifest of a published run, whose files it agrees with; as with `_read`, an error is a clause."""
     try:
-        manifest = Published.model_validate(_content(folder / MANIFEST))
+        manifest = Manifest.model_validate(_content(folder / MANIFEST))
         for name in FILES:
             if not (folder / name).is_file():
                 raise UserError(f"it has no {name}")
@@ -179,7 +188,7 @@ def _manifest(folder: Path) -> Published:
     return manifest
 
 
-def _read(folder: Path, name: str, manifest: Published | None) -> Run:
+def _read(folder: Path, name: str, manifest: Manifest | None) -> Run:
     """A run from its files.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.results.statistics import log_log_slope
+from pipeline.results.tables import with_none
 
 COST = {"axis": "string", "value": "int64", "work": "string", "ms": "float64"}
 TABLE = {
@@ -48,38 +49,24 @@ def read_benchmark(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     try:
-        return _read(folder)
+        times = pd.read_csv(folder / "cost_times.csv", usecols=list(COST), dtype=COST)
+        wide = times[(times["axis"] == "features") & (times["value"] >= WIDE)]
+        medians = wide.groupby(["work", "value"])["ms"].median()
+        # Ratios are to the first model of each work and batch.
+        rivals = pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE).replace({"work": WORKS})
+        for name in ("ms", "ratio"):
+            intervals = rivals[[name, f"{name}_low", f"{name}_high"]]
+            rivals[name] = pd.Series(intervals.set_axis(["median", "ci_low", "ci_high"], axis=1).to_dict("records"))
+        files = {f"cost-{name}.svg": caption for name, caption in FIGURES.items()}
+        return {
+            "environment": read_environment(folder / "cost_environment.csv"),
+            "figures": {file: caption for file, caption in files.items() if (folder / file).is_file()},
+            "slopes": {name: log_log_slope([*medians[work].index], [*medians[work]]) for work, name in WORKS.items()},
+            "rivals_environment": read_environment(folder / "times_environment.csv"),
+            "rivals": rivals.to_dict("records"),
+        }
     except (OSError, ValueError, LookupError) as error:
         return {"trouble": f"The benchmark in {folder.name} cannot be shown ({error})."}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    times = pd.read_csv(folder / "cost_times.csv", usecols=list(COST), dtype=COST)
-    wide = times[(times["axis"] == "features") & (times["value"] >= WIDE)]
-    medians = wide.groupby(["work", "value"])["ms"].median()
-    rivals = pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE).to_dict("records")
-    return {
-        "environment": read_environment(folder / "cost_environment.csv"),
-        "figures": {
-            f"cost-{name}.svg": caption for name, caption in FIGURES.items() if (folder / f"cost-{name}.svg").is_file()
-        },
-        "slopes": {
-            label: log_log_slope(medians[work].index.tolist(), medians[work].tolist()) for work, label in WORKS.items()
-        },
-        "rivals_environment": read_environment(folder / "times_environment.csv"),
-        # Ratios are to the first model of each work and batch.
-        "rivals": [
-            {
-                **row,
-                "work": WORKS.get(row["work"], row["work"]),
-                **{
-                    name: {"median": row[name], "ci_low": row[f"{name}_low"], "ci_high": row[f"{name}_high"]}
-                    for name in ("ms", "ratio")
-                },
-            }
-            for row in rivals
-        ],
-    }
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -90,14 +77,14 @@ def read_environment(path: Path) -> dict[str, str]:
 
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
     """The tables of all published sweeps; a sweep that cannot be read has ``trouble``, a sentence, instead of rows."""
-    paths = [path for name in SWEEPS if (path := folder / f"{name}.csv").is_file()]
-    return [{"name": path.stem, "what": SWEEPS[path.stem], **_sweep(path)} for path in paths]
-
-
-def _sweep(path: Path) -> dict[str, Any]:
-    try:
-        table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
-    except (OSError, ValueError) as error:
-        return {"trouble": f"The sweep {path.stem} cannot be shown ({error})."}
-    table["commit"] = table["commit"].str[:8]
-    return {"rows": table.astype(object).where(table.notna(), None).to_dict("records")}
+    sweeps: list[dict[str, Any]] = []
+    for name, what in SWEEPS.items():
+        if (path := folder / f"{name}.csv").is_file():
+            sweeps.append({"name": name, "what": what})
+            try:
+                table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
+                table["commit"] = table["commit"].str[:8]
+                sweeps[-1]["rows"] = with_none(table).to_dict("records")
+            except (OSError, ValueError) as error:
+                sweeps[-1]["trouble"] = f"The sweep {name} cannot be shown ({error})."
+    return sweeps

@@ -23,9 +23,9 @@ from pipeline.page.published_runs import compare_runs, seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import LABELS
-from pipeline.results.reading import Grid
+from pipeline.results.reading import SHOWN, Grid
 from pipeline.results.statistics import format_number
-from pipeline.results.tables import read_table
+from pipeline.results.tables import read_table, with_none
 
 COLLECT = "python -m pipeline.collect (or dvc repro)"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -35,7 +35,6 @@ DAMAGES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, 
 PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
 )  # fmt: skip
-MIXTURE = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
 CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
 TIMES = {f"{name}_ms": title.removesuffix(", per image").capitalize() for name, title in looks.TIMES.items()}
 # The quantities that are compared between runs.
@@ -64,7 +63,7 @@ def render(reports: Path, title: str) -> str:
     claims = read_content(reports / "claims.json", CLAIMS)
     metrics = read_content(reports / "metrics.json", provenance["datasets"])
     medians = read_content(reports / "timings.json", provenance["datasets"])
-    mixture = read_content(reports / "mixture.json", MIXTURE)
+    mixture = read_content(reports / "mixture.json", SHOWN)
     results, timings = read_table(reports / "results.csv"), read_table(reports / "timings.csv")
     latents = read_table(reports / "latents.csv").drop_duplicates(["dataset", "recipe", "seed"])
     add_raw_values(metrics, medians, results, timings)
@@ -177,10 +176,11 @@ def dataset_view(
     rows = results[results["dataset"] == name]
     cells = rows[(rows["class"] == "all") & rows["bits_per_dim_mean"].notna()].copy()
     cells["half"] = (cells["bits_per_dim_draws_high"] - cells["bits_per_dim_draws_low"]) / 2
-    by_recipe = cells.groupby("recipe").agg(
-        worst=("worst_percent_share", "mean"), n=("draws", "min"), half=("half", "max")
+    draws = cells.groupby("recipe").agg(worst=("worst_percent_share", "mean"), n=("draws", "min"), half=("half", "max"))
+    # Means over the complete seeds.
+    classes = rows[rows["class"] != "all"].pivot_table(
+        "bits_per_dim_mean", ["class", "class_name"], "recipe", sort=False
     )
-    summaries = by_recipe.astype(object).where(by_recipe.notna(), None).to_dict("index")
     figures: dict[str, str | None] = defaultdict(lambda: None)
     figures |= {path.stem.removesuffix(f"-{name}"): path.name for path in folder.glob(f"*-{name}.svg")}
     # The machines of gradient training.
@@ -195,10 +195,9 @@ def dataset_view(
         "name": name,
         "info": provenance["datasets"][name],
         "latents": latents[latents["dataset"] == name].to_dict("records"),
-        "worst": {recipe: summaries.get(recipe, {}).get("worst") for recipe in recipes},
-        "draws": {recipe: summaries.get(recipe) for recipe in recipes},
+        "draws": with_none(draws.reindex(list(recipes)).astype({"n": "Int64"})).to_dict("index"),
         "machines": len(machines),
-        "classes": class_table(rows, recipes),
+        "classes": with_none(classes.reindex(columns=list(recipes))).to_dict("index"),
         "figures": figures,
         **{
             grid: [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
@@ -225,16 +224,6 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
         "printed": printed,
         "scaled": next(iter(scaled), None),
     }
-
-
-def class_table(rows: pd.DataFrame, recipes: Iterable[str]) -> list[dict[str, Any]]:
-    """Bits/dim of each class, a column for each recipe: the mean over the complete seeds."""
-    class_rows = rows[rows["class"] != "all"]
-    bits = class_rows.groupby(["class", "recipe"])["bits_per_dim_mean"].mean().to_dict()
-    return [
-        {"class": label, "name": name, "bits": {recipe: bits.get((label, recipe)) for recipe in recipes}}
-        for label, name in dict(zip(class_rows["class"], class_rows["class_name"], strict=True)).items()
-    ]
 
 
 def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:

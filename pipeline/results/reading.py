@@ -23,6 +23,8 @@ from pipeline.results.mixture_record import Mixture
 from pipeline.training.record import Run
 
 MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
+# The part of `runs/mixture.json` that `reports/mixture.json` repeats.
+SHOWN = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
 Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
 Stage = Literal["train", "evaluate", "measure"]
 RECORDS: dict[str, type[StageRecord]] = {"train": Run, "evaluate": Evaluation, "measure": Measurement}

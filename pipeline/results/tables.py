@@ -76,6 +76,11 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is damaged ({error}): write it again with python -m pipeline.collect") from None
 
 
+def with_none(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with None for each missing value."""
+    return table.astype(object).where(table.notna(), None)
+
+
 def _complete_text(path: Path) -> StringIO:
     """The text of a table; a `ValueError` if its last line was cut off."""
     text = path.read_bytes().decode("utf-8")

@@ -12,16 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
-from pipeline.core.params import Params, Section, load_params, mistakes
+from pipeline.core.params import Params, load_params, mistakes
 from pipeline.core.record import StageRecord
-from pipeline.page.published_runs import MANIFEST
+from pipeline.page.published_runs import MANIFEST, Manifest
 from pipeline.page.view import DAMAGES, as_yaml, render
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
@@ -38,23 +37,6 @@ LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
 SUFFIXES = TEXTS | {".png", ".npy"}
-
-
-class Manifest(Section):
-    """`manifest.json`: a description of the run, and the SHA-256 of every other file in the archive.
-
-    ``code`` contains the SHA-256 of every file of the code that was run; ``commit`` is null without git.
-    """
-
-    format: Literal[1]
-    created: str
-    preset: str
-    commit: str | None
-    dirty: bool | None
-    environments: list[dict[str, Any]]
-    cells: list[CellStatus]
-    code: dict[str, str]
-    files: dict[str, str]
 
 
 def code_digests() -> dict[str, str]:

@@ -22,5 +22,8 @@ def publish(source: Path, reports: Path, name: str, **fields: Any) -> Path:
 
 
 def seal(folder: Path, **fields: Any) -> None:
+    """Write a manifest with the checksums of the files as they are; ``fields`` replace others."""
     files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in FILES}
-    write_json(folder / "manifest.json", {**fields, "files": files})
+    manifest: dict[str, Any] = {"format": 1, "created": "2026-01-02T03:04:05+00:00", "preset": "laptop"}
+    manifest |= {"environments": [], "cells": [], "code": {}, "files": files}
+    write_json(folder / "manifest.json", manifest | fields)

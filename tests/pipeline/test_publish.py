@@ -14,9 +14,9 @@ from workshop import ROOT, Workshop
 
 from pipeline import publish as publish_module
 from pipeline.core.console import StopRequest, UserError
+from pipeline.page.published_runs import Manifest
 from pipeline.publish import PUBLISHED, publish
 from pipeline.run import Runner
-from pipeline.runner.archive import Manifest
 
 
 def test_an_archive_is_published_whole_with_its_state_environment_and_parameters(

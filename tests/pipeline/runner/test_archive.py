@@ -13,10 +13,11 @@ from archives import Contents, forge, repack, unpacked
 from workshop import ROOT
 
 from pipeline.core.console import StopRequest, UserError
+from pipeline.page.published_runs import Manifest
 from pipeline.publish import PUBLISHED, publish, summary
 from pipeline.run import Runner
 from pipeline.runner import archive as archive_module
-from pipeline.runner.archive import Manifest, path_in
+from pipeline.runner.archive import path_in
 
 Change = Callable[[Contents], object]
 
