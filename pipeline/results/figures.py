@@ -26,7 +26,7 @@ from pipeline.results.reading import Results
 
 STYLE = Path(__file__).with_suffix(".mplstyle")
 Looks = Mapping[str, Look]
-# Figures of each recipe under a second name, or the other way round.
+# Figures by two names, one of them the recipe's.
 Figures = Mapping[str, Mapping[str, float]]
 Json = Mapping[str, Any]
 Density = NDArray[np.float32]
@@ -54,10 +54,11 @@ def draw(folder: Path, results: Results, tables: Mapping[str, pd.DataFrame], con
         if timings["quantity"].isin(list(TIMES)).any():
             times(folder / f"times-{dataset}.svg", timings, recipes, poster_times(claims["poster"]))
         peaks = {
-            recipe: {phase: peak["median"] for phase in PHASES if (peak := medians.get(f"memory_{phase}_mib"))}
+            (recipe, phase): medians[f"memory_{phase}_mib"]["median"]
             for recipe, medians in contents["timings.json"][dataset].items()
+            for phase in PHASES
+            if f"memory_{phase}_mib" in medians
         }
-        peaks = {recipe: by_phase for recipe, by_phase in peaks.items() if by_phase}
         if peaks:
             floors = {cell.recipe: cell.floors_mib or {} for cell in results.measurements if cell.dataset == dataset}
             memory(folder / f"memory-{dataset}.svg", peaks, floors, recipes)
@@ -229,28 +230,28 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
         _plain_numbers(axes.xaxis, LogLocator(numticks=8))
 
 
-def memory(path: Path, peaks: Figures, floors: Figures, recipes: Looks) -> None:
+def memory(path: Path, peaks: Mapping[tuple[str, str], float], floors: Figures, recipes: Looks) -> None:
     """Peak memory: training as full bars, sampling as pale bars; a mark on each bar is the lower bound.
 
     Args:
         path: The file to write.
-        peaks: MiB by recipe, under "training" and "sampling".
-        floors: The lower bounds in MiB, in the same form.
+        peaks: MiB by recipe and phase, "training" or "sampling".
+        floors: The lower bounds in MiB by recipe, under the names of the phases.
         recipes: The recipes' looks.
     """
-    with figure(path, 0.9 + 0.42 * len(peaks)) as [axes]:
-        for position, (recipe, by_phase) in enumerate(peaks.items()):
-            for phase, (offset, alpha) in PHASES.items():
-                if phase in by_phase:
-                    axes.barh(position + offset, by_phase[phase], 0.34, color=recipes[recipe].colour, alpha=alpha)
-                    if (least := floors.get(recipe, {}).get(phase)) is not None:
-                        ends = [position + offset - 0.17, position + offset + 0.17]
-                        axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
-                    label = f"{by_phase[phase]:,.0f} {phase}"
-                    _note(axes, label, by_phase[phase], position + offset, fontsize=8.5)
-        _name_rows(axes, range(len(peaks)), [recipes[recipe].label for recipe in peaks])
+    shown = list(dict.fromkeys(recipe for recipe, _ in peaks))
+    with figure(path, 0.9 + 0.42 * len(shown)) as [axes]:
+        for (recipe, phase), peak in peaks.items():
+            offset, alpha = PHASES[phase]
+            height = shown.index(recipe) + offset
+            axes.barh(height, peak, 0.34, color=recipes[recipe].colour, alpha=alpha)
+            if (least := floors.get(recipe, {}).get(phase)) is not None:
+                ends = [height - 0.17, height + 0.17]
+                axes.plot([least, least], ends, color=INK, linewidth=1.8, solid_capstyle="butt")
+            _note(axes, f"{peak:,.0f} {phase}", peak, height, fontsize=8.5)
+        _name_rows(axes, range(len(shown)), [recipes[recipe].label for recipe in shown])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.35 * max((max(by_phase.values(), default=0) for by_phase in peaks.values()), default=1) or 1)
+        axes.set_xlim(0, 1.35 * max(peaks.values()) or 1)
         axes.set_xlabel("MiB at the peak")
 
 

@@ -7,8 +7,9 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from itertools import product
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,7 @@ def _cells(name: str, stage: Mapping[str, Any], params: Mapping[str, Any]) -> It
 
 def _value(params: Mapping[str, Any], dotted: str) -> Any:
     """The value of a dotted key; raises `KeyError` if it is missing."""
-    value: Any = params
-    for name in dotted.split("."):
-        value = value[name]
-    return value
+    return reduce(getitem, dotted.split("."), params)
 
 
 def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], fields: Mapping[str, Any]) -> Step:

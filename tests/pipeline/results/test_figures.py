@@ -156,7 +156,7 @@ def test_progress_leaves_out_the_untrained_model(tmp_path: Path) -> None:
 
 
 def test_memory_labels_both_phases_and_marks_their_floors(tmp_path: Path) -> None:
-    peaks = {"lunet": {"training": 1127.4, "sampling": 800.0}, "realnvp": {"sampling": 9.0}}
+    peaks = {("lunet", "training"): 1127.4, ("lunet", "sampling"): 800.0, ("realnvp", "sampling"): 9.0}
     floors = {"lunet": {"training": 563.7, "sampling": 9.4}}
     memory(tmp_path / "memory.svg", peaks, floors, LOOKS)
     assert {"1,127 training", "800 sampling", "9 sampling"} <= set(texts(tmp_path / "memory.svg"))
