@@ -15,6 +15,7 @@ from pipeline.core.files import read_json, sha256
 from pipeline.core.params import Section, mistakes
 from pipeline.core.record import Record
 from pipeline.results.claims import Verdict
+from pipeline.results.looks import Look
 from pipeline.results.reading import CellStatus
 from pipeline.results.statistics import mean_interval
 from pipeline.results.tables import read_table
@@ -50,13 +51,6 @@ class Figure(Record):
     ci_high: FiniteFloat | None
     n: int
     batch: int | None = None
-
-
-class Look(Record):
-    """A recipe's name for readers and its colour."""
-
-    label: str
-    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class Titled(Record):

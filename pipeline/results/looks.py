@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,8 @@ class Look:
     """A recipe's name for readers, its colour and its marker, the same in every figure and table."""
 
     label: str
-    colour: str
-    marker: str
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+    marker: str = "*"
 
     @property
     def line(self) -> dict[str, Any]:
@@ -38,7 +40,7 @@ FALLBACK_COLOURS = ("#7d8590", "#b0653a", "#5f8dd3", "#859900")
 def looks(recipes: Sequence[str]) -> dict[str, Look]:
     """The look of each recipe; recipes that are not in `KNOWN` take the colours of `FALLBACK_COLOURS` in turn."""
     colours = cycle(FALLBACK_COLOURS)
-    return {recipe: KNOWN.get(recipe) or Look(recipe, next(colours), "*") for recipe in recipes}
+    return {recipe: KNOWN.get(recipe) or Look(recipe, next(colours)) for recipe in recipes}
 
 
 # The colour of all marks that belong to no recipe; the page replaces it with that of its text.
