@@ -17,26 +17,13 @@ TABLE = {
     **dict.fromkeys(("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high"), "float64"),
 }
 WORKS = {"step": "training step", "log_prob": "density", "sample": "sampling"}
-# The caption of each figure of `benchmarks.cost`.
-FIGURES = {
-    "features": "Time against the number D of features",
-    "batch": "Time against the batch",
-    "layers": "Time against the number of layers",
-    "memory-batch": "Memory of training against the batch",
-    "memory-layers": "Memory of training against the number of layers",
-}
 SWEEP = {
     **dict.fromkeys(("variant", "dataset", "status", "commit"), "string"),
     "seed": "int64",
     **dict.fromkeys(("holdout_bits_per_dim", "train_bits_per_dim", "epochs", "seconds"), "float64"),
 }
 # The sweeps of `sweeps.yaml` in the order of the page.
-SWEEPS = {
-    "ablation": "What each step from the released training to ours buys; each variant keeps the changes before it.",
-    "lunet": "How the paper’s architecture is best trained in a given number of passes.",
-    "margin": "What the logit keeps clear of 0 and 1, at both ends of the range.",
-    "realnvp": "Where RealNVP’s small form is best enlarged.",
-}
+SWEEPS = ("ablation", "lunet", "margin", "realnvp")
 ENVIRONMENT = ("processor", "threads", "torch", "time", "note")
 WIDE = 1024  # features; below this number, constant costs bend the slope
 
@@ -57,10 +44,9 @@ def read_benchmark(folder: Path) -> dict[str, Any] | None:
         for name in ("ms", "ratio"):
             intervals = rivals[[name, f"{name}_low", f"{name}_high"]]
             rivals[name] = pd.Series(intervals.set_axis(["median", "ci_low", "ci_high"], axis=1).to_dict("records"))
-        files = {f"cost-{name}.svg": caption for name, caption in FIGURES.items()}
         return {
             "environment": read_environment(folder / "cost_environment.csv"),
-            "figures": {file: caption for file, caption in files.items() if (folder / file).is_file()},
+            "figures": [path.stem.removeprefix("cost-") for path in folder.glob("cost-*.svg")],
             "slopes": {name: log_log_slope([*medians[work].index], [*medians[work]]) for work, name in WORKS.items()},
             "rivals_environment": read_environment(folder / "times_environment.csv"),
             "rivals": rivals.to_dict("records"),
@@ -78,9 +64,9 @@ def read_environment(path: Path) -> dict[str, str]:
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
     """The tables of all published sweeps; a sweep that cannot be read has ``trouble``, a sentence, instead of rows."""
     sweeps: list[dict[str, Any]] = []
-    for name, what in SWEEPS.items():
+    for name in SWEEPS:
         if (path := folder / f"{name}.csv").is_file():
-            sweeps.append({"name": name, "what": what})
+            sweeps.append({"name": name})
             try:
                 table = pd.read_csv(path, usecols=list(SWEEP), dtype=SWEEP)
                 table["commit"] = table["commit"].str[:8]

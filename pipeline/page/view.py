@@ -40,13 +40,6 @@ TIMES = {f"{name}_ms": title.removesuffix(", per image").capitalize() for name, 
 # The quantities that are compared between runs.
 COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
 COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
-# How peak memory is counted, by the end of its name.
-PEAKS = {"mib": "at the peak", "above_start_mib": "above the start", "gpu_process_mib": "whole process on the GPU"}
-MEMORY = {
-    f"memory_{phase}_{name}": f"{phase.capitalize()}, {label}"
-    for phase in ("training", "sampling")
-    for name, label in PEAKS.items()
-}
 
 
 def render(reports: Path, title: str) -> str:
@@ -82,7 +75,6 @@ def render(reports: Path, title: str) -> str:
             for name, look in provenance["recipes"].items()
             if (params[name]["training"] or {}).get("holdout") == "test"
         ],
-        recipes_of_code={"lunet": "LU-Net", "realnvp": "RealNVP"},
         claims=[{**claim, "evidence": evidence_rows(claim)} for claim in claims["claims"]],
         counts={label: verdicts.count(label) for label in LABELS.values() if label in verdicts},
         provenance=provenance,
@@ -91,7 +83,6 @@ def render(reports: Path, title: str) -> str:
         devices=sorted({group["environment"]["device"] for group in provenance["environments"]}),
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
         times=TIMES,
-        memory=MEMORY,
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(timings)},
         others=compare_runs(reports, COMPARED),
