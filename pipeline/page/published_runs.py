@@ -125,11 +125,6 @@ class Run(Record):
         return sorted({"unknown commit" if commit is None else commit[:12] + mark for commit, mark in states})
 
     @property
-    def subsets(self) -> list[str]:
-        """The titles of the data sets that the run uses only a subset of."""
-        return [dataset.title for dataset in self.provenance.datasets.values() if dataset.subset]
-
-    @property
     def unfinished(self) -> list[CellStatus]:
         """The cells that have no figures."""
         return [cell for cell in self.provenance.cells if cell.status != "complete"]
