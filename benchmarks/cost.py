@@ -173,7 +173,7 @@ def draw(times: pd.DataFrame, memory: pd.DataFrame, folder: Path) -> None:
 @contextmanager
 def _figure(path: Path, axis: str, unit: str) -> Iterator[Axes]:
     """Logarithmic axes with a legend below them."""
-    with figure(path, 3.4) as axes:
+    with figure(path, 3.4) as [axes]:
         yield axes
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
         axes.set_xticks(AXES[axis], [f"{value:,}" for value in AXES[axis]])

@@ -163,22 +163,19 @@ def likelihoods(path: Path, figures: Mapping[str, Json], references: Sequence[Js
     """Test bits/dim of our recipes (bars with intervals) and of published figures (outlined bars), best on top."""
     ours = [(interval["mean"], recipe, interval) for recipe, interval in figures.items()]
     published = [(reference["value"], reference["label"], None) for reference in references]
-    bars = sorted([*ours, *published], key=lambda bar: (bar[0], bar[1]))
+    bars = sorted([*ours, *published], key=lambda bar: bar[:2])
+    outlined: Any = {"fill": False, "edgecolor": INK, "alpha": 0.45, "linewidth": 0.8}
     with figure(path, 0.9 + 0.25 * len(bars)) as [axes]:
         for position, (value, name, interval) in enumerate(bars):
-            if interval is None:
-                axes.barh(position, value, height=0.62, fill=False, edgecolor=INK, alpha=0.45, linewidth=0.8)
-            else:
-                axes.barh(position, value, height=0.62, color=recipes[name].colour)
-                if interval["ci_low"] is not None:
-                    axes.plot([interval["ci_low"], interval["ci_high"]], [position, position], color=INK, linewidth=1.4)
-            end = value if interval is None or interval["ci_high"] is None else max(value, interval["ci_high"])
-            _note(axes, f"{value:.2f}", end, position, fontsize=9)
-        names = [name if interval is None else recipes[name].label for _, name, interval in bars]
-        _name_rows(axes, range(len(bars)), names)
+            style = {"color": recipes[name].colour} if interval else outlined
+            low, high = (interval["ci_low"], interval["ci_high"]) if interval else (None, None)
+            axes.barh(position, value, height=0.62, **style)
+            if low is not None:
+                axes.plot([low, high], [position, position], color=INK, linewidth=1.4)
+            _note(axes, f"{value:.2f}", value if high is None else max(value, high), position, fontsize=9)
+        _name_rows(axes, range(len(bars)), [recipes[name].label if own else name for _, name, own in bars])
         for tick, (_, _, interval) in zip(axes.get_yticklabels(), bars, strict=True):
-            tick.set_alpha(0.7 if interval is None else 1.0)
-            tick.set_fontweight("normal" if interval is None else "bold")
+            tick.set(alpha=1.0 if interval else 0.7, fontweight="bold" if interval else "normal")
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max((value for value, _, _ in bars), default=1))
         axes.set_xlabel("test bits per dimension (shorter is better)")
@@ -220,8 +217,7 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
             look = recipes[recipe]
             axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
             axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
-            printed = poster.get(quantity, {}).get(recipe)
-            if printed is not None:
+            if (printed := poster.get(quantity, {}).get(recipe)) is not None:
                 axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:
             _note(axes, title, 0, height, 5, xycoords=("axes fraction", "data"), fontweight="bold")

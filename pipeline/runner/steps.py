@@ -181,8 +181,7 @@ class Ledger:
 
     def _outs(self, step: Step) -> dict[str, str] | None:
         """The digests of a finished step's files; None if it has not succeeded with the present inputs."""
-        note = self._current(step)
-        return None if note is None else note.outs
+        return note.outs if (note := self._current(step)) else None
 
     def _inputs(self, step: Step) -> dict[str, str] | None:
         """A digest of each input of a step; None if a step that it needs has not succeeded."""
