@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.console import exit_with, say
+from pipeline.core.console import command_parser, exit_with, say
 from pipeline.core.files import replacing, write_json
 from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
@@ -21,14 +20,13 @@ from pipeline.results.verdicts import claims_of
 
 def main() -> None:
     """Collect what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.collect",
-        description="Read the cells of the grid and write their tables, metrics, verdicts and figures: metrics.json, "
+    parser = command_parser(
+        "collect",
+        "Read the cells of the grid and write their tables, metrics, verdicts and figures: metrics.json, "
         "timings.json, results.csv, latents.csv, timings.csv, curves.csv, claims.json, mixture.json, provenance.json "
         "and figures/.",
-        epilog="example: python -m pipeline.collect",
+        example="",
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the data sets' folder (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the stages' folder (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("reports"), help="the folder to write (%(default)s)")

@@ -11,7 +11,6 @@ noise is unknown, and the report says so.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.git import git
 from pipeline.results.statistics import CONFIDENCE
 
@@ -58,11 +57,12 @@ class Side:
 
 def main() -> None:
     """Compare with the revision that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.compare",
-        description="Compare reports/metrics.json with that of a git revision, or of an experiment of DVC, and tell "
+    parser = command_parser(
+        "compare",
+        "Compare reports/metrics.json with that of a git revision, or of an experiment of DVC, and tell "
         f"which differences are larger than the noise. {RULE}".replace("%", "%%"),
-        epilog="example: python -m pipeline.compare HEAD~1",
+        example="HEAD~1",
+        params=False,
     )
     parser.add_argument("revision", metavar="REV", help="a commit, branch or tag, or the name of an experiment")
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of collect (%(default)s)")

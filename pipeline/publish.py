@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
-from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.git import git
 from pipeline.page.published_runs import MANIFEST, Manifest
@@ -17,11 +16,12 @@ PUBLISHED = Path("reports/published")
 
 def main() -> None:
     """Publish the archive that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.publish",
-        description="Check an archive of python -m pipeline.run --pack, and lay it down as reports/published/NAME, "
+    parser = command_parser(
+        "publish",
+        "Check an archive of python -m pipeline.run --pack, and lay it down as reports/published/NAME, "
         "whole or not at all: checksums, paths, sizes, no path of a machine in any text, results as they should be.",
-        epilog="example: python -m pipeline.publish paper.tar.gz paper-h100",
+        example="paper.tar.gz paper-h100",
+        params=False,
     )
     parser.add_argument("archive", type=Path, help="the .tar.gz file")
     parser.add_argument("name", help="what to call it: small letters, digits, . _ and -")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from pipeline.core.console import UserError, exit_with, say
+from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.files import write_text
 from pipeline.core.params import load_params
 from pipeline.page.view import COLLECT, DAMAGES, render
@@ -13,13 +12,12 @@ from pipeline.page.view import COLLECT, DAMAGES, render
 
 def main() -> None:
     """Render the report that the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report",
-        description="Render what collect has written into one HTML file that needs no network: index.html.",
-        epilog="example: python -m pipeline.report",
+    parser = command_parser(
+        "report",
+        "Render what collect has written into one HTML file that needs no network: index.html.",
+        example="",
     )
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of collect (%(default)s)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
     arguments = parser.parse_args()
     page = arguments.reports / "index.html"
     title = load_params(arguments.params).report.title

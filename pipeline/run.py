@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -18,7 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.core.cell import COMMANDS
-from pipeline.core.console import StopRequest, UserError, exit_with, say
+from pipeline.core.console import StopRequest, UserError, command_parser, exit_with, say
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
 from pipeline.results.reading import RECORDS, CellStatus, read_record
@@ -49,15 +48,14 @@ class TimeIsUpError(UserError):
 
 def main() -> None:
     """Run the grid as the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.run",
-        description="Run every stage of dvc.yaml for the whole grid of the parameter file, without DVC. What is done "
+    parser = command_parser(
+        "run",
+        "Run every stage of dvc.yaml for the whole grid of the parameter file, without DVC. What is done "
         "already, from the same parameters, code and data, is not done again. The same command again goes on where the "
         f"last one was stopped. Ends with status 0 when all is done, {TIME_IS_UP} when time was up before, 1 when a "
         "cell failed.",
-        epilog="example: python -m pipeline.run --time-limit 540 --pack paper.tar.gz",
+        example="--time-limit 540 --pack paper.tar.gz",
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
     parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="end within this time")
     parser.add_argument("--pack", type=Path, metavar="ARCHIVE", help="pack what is done so far into this .tar.gz file")
     arguments = parser.parse_args()
