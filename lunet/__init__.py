@@ -13,6 +13,7 @@ from lunet.base import (
     Transformed,
     standard_normal_log_prob,
 )
+from lunet.checking import BrokenFlowError, check_flow
 from lunet.class_flows import ClassFlows
 from lunet.controls import Gaussian, Histogram
 from lunet.image_flow import ImageDiagnostics, ImageFlow, ImageScores
@@ -26,6 +27,7 @@ from lunet.saving import SavedFlowError, load_flow, save_flow
 
 __all__ = [
     "Activation",
+    "BrokenFlowError",
     "ClassFlows",
     "Diagnostics",
     "Flow",
@@ -47,6 +49,7 @@ __all__ = [
     "SavedFlowError",
     "Transformed",
     "activation_from",
+    "check_flow",
     "load_flow",
     "pixel_bits",
     "poster_bits_per_pixel",

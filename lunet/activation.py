@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,12 @@ def activation_from(description: Mapping[str, Any]) -> Activation:
     """
     options = dict(description)
     return find(Activation.kinds, options.pop("kind", None))(**options)
+
+
+def activation_arguments(cls: type[nn.Module]) -> list[str]:
+    """The arguments of a constructor that are activations by their annotations, such as ``Activation | None``."""
+    hints = get_type_hints(cls.__init__)
+    return [name for name, hint in hints.items() if hint is Activation or Activation in get_args(hint)]
 
 
 def _leaky_softplus(x: Tensor, a: float) -> Tensor:

@@ -49,7 +49,8 @@ def find(kinds: Mapping[str, type[T]], name: object) -> type[T]:
     if isinstance(name, str) and name in kinds:
         return kinds[name]
     raise UnknownKindError(
-        f"no class called {name!r} is imported; import its module first. There are: {', '.join(kinds)}"
+        f"no class called {name!r} is imported; import its module first, or put it into lunet/. "
+        f"There are: {', '.join(kinds)}"
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from lunet.activation import activation_arguments, activation_from
 from lunet.base import Flow
 from lunet.class_flows import ClassFlows
 from lunet.image_flow import ImageFlow
@@ -40,7 +41,7 @@ def save_flow(model: Flow | ImageFlow | ClassFlows, path: str | Path) -> None:
         TypeError: If ``model`` is something else, is parametrized, or has a configuration with values that JSON lacks.
         ValueError: If the configuration lacks an argument of the constructor.
     """
-    config, tensors = _describe(model)
+    config, tensors = describe(model)
     config = {"format": FORMAT, **json.loads(json.dumps(config))}
     weights = save(tensors)
     config["sha256"] = checksum(config, weights)
@@ -76,7 +77,7 @@ def load_flow(path: str | Path, device: str | torch.device = "cpu") -> Any:
         if config["format"] != FORMAT:
             raise SavedFlowError(f"{folder} has format {config['format']!r}; this version of lunet reads {FORMAT}")
         weights = (folder / "weights.safetensors").read_bytes()
-        model = _restore(config, load(weights))
+        model = restore(config, load(weights))
         # Earlier versions saved no checksum.
         if config.get("sha256", expected := checksum(config, weights)) != expected:
             raise SavedFlowError(
@@ -98,10 +99,10 @@ def checksum(config: Mapping[str, Any], weights: bytes) -> str:
     return hashlib.sha256(text.encode() + weights).hexdigest()
 
 
-def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model's configuration and its tensors by name; the names of class flows begin with the class and a slash."""
     if isinstance(model, ClassFlows):
-        parts = {name: _describe(model[name]) for name in model.names}
+        parts = {name: describe(model[name]) for name in model.names}
         tensors = {f"{name}/{key}": value for name, part in parts.items() for key, value in part[1].items()}
         return {"classes": {name: config for name, (config, _) in parts.items()}}, tensors
     flow = model.flow if isinstance(model, ImageFlow) else model
@@ -116,20 +117,23 @@ def _describe(model: Flow | ImageFlow | ClassFlows) -> tuple[dict[str, Any], dic
     return config, {name: tensor.clone().contiguous() for name, tensor in flow.state_dict().items()}
 
 
-def _restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow | ImageFlow | ClassFlows:
-    """The model that `_describe` described."""
+def restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow | ImageFlow | ClassFlows:
+    """The model that `describe` described."""
     if "classes" in config:
         tensors_of: dict[str, dict[str, Tensor]] = {name: {} for name in config["classes"]}
         for key, tensor in tensors.items():
             name, _, rest = key.rpartition("/")
             tensors_of[name][rest] = tensor
-        flows = {name: _restore(part, tensors_of[name]) for name, part in config["classes"].items()}
+        flows = {name: restore(part, tensors_of[name]) for name, part in config["classes"].items()}
         return ClassFlows({name: flow for name, flow in flows.items() if isinstance(flow, ImageFlow)})
     kind, options = config["kind"], dict(config["flow"])
     flow_class = find(Flow.kinds, kind)
     if kind == "realnvp" and "shared" in options:  # as saved by version 0.1
         options["networks"] = "shared" if options.pop("shared") else "separate"
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for name in activation_arguments(flow_class):
+        if options.get(name) is not None:
+            options[name] = activation_from(options[name])
     flow = flow_class(**options).to(getattr(torch, config["dtype"]))
     for name, buffer in flow.named_buffers():
         if name in tensors:

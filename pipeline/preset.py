@@ -32,6 +32,7 @@ def main() -> None:
         if params.preset not in PRESETS:
             raise refusal(str(arguments.params), [f"preset: is {params.preset!r}; there are: {', '.join(PRESETS)}"])
         check(params, str(arguments.params))
+        say(f"{arguments.params} has no mistakes")
         return
     name, path = arguments.preset, arguments.params
     load_preset(name)

@@ -9,14 +9,14 @@ import traceback
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from lunet import Activation, Flow, ImageFlow, LUNet
-from lunet.registry import whole_config
+from lunet import Activation, Flow, ImageFlow, LUNet, check_flow
+from lunet.activation import activation_arguments
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Model, Params, Recipe, mistakes, refusal
@@ -25,8 +25,10 @@ from pipeline.training.optimisation import OPTIMIZERS
 
 Shape = tuple[int, int, int]
 T = TypeVar("T", Flow, Activation)
-# Sizes of images on which the settings of a model are tried.
-TRIED_SIZES = (28, 32)
+# Sizes of images on which the settings of a model are tried, and those for which a model is computed, if it is small.
+TRIED_SIZES = (4, 8, 28, 32)
+LARGEST_CHECKED, MOST_CHECKED = 8, 20_000_000
+DISTURBANCE = 0.3  # the standard deviation of what is added to the inputs of a unit altogether, by its parameters
 BY_IMAGES = ("features", "shape")  # the arguments that images determine
 LARGEST = 4096  # a number of layers or channels beyond it is a typing error
 
@@ -53,13 +55,14 @@ def checked_recipe(params: Params, name: str, source: str) -> Recipe:
 
 def _mistakes(name: str, recipe: Recipe) -> Iterator[str]:
     key, model, training = f"recipes.{name}", recipe.model, recipe.training
-    if sentences := [*_settings_mistakes(f"{key}.model", model)]:
-        yield from sentences
-    else:
-        yield from _refusals(f"{key}.model", model)
     if model.kind not in Flow.kinds:
+        yield from _settings_mistakes(f"{key}.model", model)
         return
     flow_class = Flow.kinds[model.kind]
+    try:
+        yield from [*_settings_mistakes(f"{key}.model", model)] or _flow_mistakes(f"{key}.model", model)
+    except Exception as error:
+        yield f"{key}.model: {flow_class.__name__} itself fails with these settings: {_told(error, flow_class)}"
     closed_form = "fit" in flow_class.starts
     if flow_class.unit_interval != (recipe.margin is None):
         yield f"{key}: margin must be null for a flow on values between 0 and 1, and a number for all others"
@@ -82,6 +85,8 @@ def _settings_mistakes(key: str, model: Model) -> Iterator[str]:
         yield f"{key}.kind: is {model.kind!r}; input should be {_one_of(Flow.kinds)}"
         return
     flow_class = Flow.kinds[model.kind]
+    if not {*BY_IMAGES} & {*inspect.signature(flow_class).parameters}:
+        yield f"{key}: the constructor of {flow_class.__name__} has no argument called {_one_of(BY_IMAGES)}"
     yield from (
         f"{key}.start: {start} is among the starts of {flow_class.__name__}, which has no method {start}_"
         for start in flow_class.starts
@@ -104,24 +109,44 @@ def _argument_mistakes(key: str, cls: type[Flow | Activation], settings: Mapping
             yield f"{key}.{name}.kind: is {kind!r}; input should be {_one_of(Activation.kinds)}"
 
 
-def _refusals(key: str, model: Model) -> Iterator[str]:
-    """What the constructor says of settings that it takes for no size of images, without memory for the weights."""
-    flow_class = Flow.kinds[model.kind]
-    first = ""
+def _flow_mistakes(key: str, model: Model) -> Iterator[str]:
+    """What the constructor says of settings that it takes for no size of images, and what `check_flow` finds."""
+    refusal = ""
     for size in TRIED_SIZES:
+        flow = None
         try:
-            with torch.device("meta"):
-                whole_config(_construct(flow_class, model.options, (1, size, size)))
-            return
+            with torch.device("meta"):  # without memory for weights
+                flow = _construct(Flow.kinds[model.kind], model.options, (1, size, size))
         except ValueError as error:
-            first = first or str(error)
+            refusal = str(error)
+            continue
         except Exception as error:
-            if "meta" in str(error):  # a constructor that computes with values is only called in earnest
-                return
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-            first = first or f"{flow_class.__name__} itself fails with these settings: {said}"
-    yield f"{key}: {first}"
+            if "meta" not in str(error):  # the message to a constructor that computes with values
+                raise
+        if size <= LARGEST_CHECKED and (flow is None or flow.free_parameters() <= MOST_CHECKED):
+            yield from _broken(key, _construct(Flow.kinds[model.kind], model.options, (1, size, size)))
+        return
+    yield f"{key}: {refusal}"
+
+
+def _broken(key: str, flow: Flow) -> Iterator[str]:
+    """What is wrong with a flow whose parameters are moved a little, as by training."""
+    noise = torch.Generator().manual_seed(0)
+    for parameter in flow.parameters():
+        if parameter.requires_grad:
+            scale = DISTURBANCE / math.prod(parameter.shape[1:]) ** 0.5
+            parameter.data += scale * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+    try:
+        check_flow(flow)
+    except ValueError as error:
+        yield f"{key}: {error}"
+
+
+def _told(error: Exception, flow_class: type[Flow]) -> str:
+    """An error with its place, in the file of the class if it came through it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if frame.filename == inspect.getsourcefile(flow_class)] or frames
+    return f"{type(error).__name__}: {error} ({Path(place[-1].filename).name}, line {place[-1].lineno})"
 
 
 def _one_of(names: object) -> str:
@@ -142,7 +167,7 @@ def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
             hint = hints.get(name, Any)
             if hint is int:
                 hint = Annotated[int, Field(le=LARGEST)]
-            elif _is_activation(hint):  # in YAML, its description
+            elif name in activation_arguments(cls):  # in YAML, its description
                 hint = dict[str, Any] | None
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     config = ConfigDict(
@@ -151,16 +176,12 @@ def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
     return create_model(cls.__name__, __config__=config, **fields)
 
 
-def _is_activation(hint: Any) -> bool:
-    return hint is Activation or Activation in get_args(hint)
-
-
 def _activations(
     cls: type[Flow | Activation], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The activations among the settings of a flow: the name of the argument, and their kind and arguments."""
-    for name, hint in get_type_hints(cls.__init__).items():
-        if _is_activation(hint) and isinstance(settings.get(name), dict):
+    for name in activation_arguments(cls):
+        if isinstance(settings.get(name), dict):
             options = dict(settings[name])
             yield name, options.pop("kind", None), options
 

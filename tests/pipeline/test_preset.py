@@ -63,7 +63,7 @@ def test_a_mistake_anywhere_in_a_parameter_file_is_refused(tmp_path: Path) -> No
     params = tmp_path / "params.yaml"
     params.write_text(preset_text("laptop"), encoding="utf-8")
     finished = check(params)
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"{params} has no mistakes\n", "")
     params.write_text(preset_text("laptop").replace("  - realnvp\n", "  - realnpv\n", 1), encoding="utf-8")
     finished = check(params)
     assert finished.returncode == 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_trainings import recipe_of
+from torch import nn
 
 from lunet import Activation, Flow, Gaussian
 from pipeline.core.console import UserError
@@ -150,6 +151,10 @@ class Odd(Gaussian, kind="odd_of_this_test"):
         super().__init__(features)
         self.given = (sizes, pairs, free, more)
 
+    def config(self) -> dict[str, Any]:
+        sizes, pairs, free, _ = self.given
+        return {"features": self.features, "sizes": sizes, "pairs": pairs, "free": free}
+
 
 class Activated(Gaussian, kind="activated_of_this_test"):
     """A flow that takes an activation, and no description of one."""
@@ -174,16 +179,44 @@ def test_any_flow_is_given_the_activation_that_its_recipe_describes() -> None:
     assert flow.activation.describe() == {"kind": "LearnedMonotone", "features": 16, "bins": 4, "bound": 4.0}
 
 
+class Wrong(Flow, kind="wrong_of_this_test"):
+    """The map 2 x with a log-determinant that is wrong, except at the start."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * self.log_scale.exp(), x.new_zeros(len(x))
+
+    def _inverse(self, z: torch.Tensor) -> torch.Tensor:
+        return z * (-self.log_scale).exp()
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features}
+
+
+class Sizeless(Wrong, kind="sizeless_of_this_test"):
+    """A flow that does not say how many features it has."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+
+
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("kind", "words"),
     [
-        (False, r"recipes\.gaussian\.model: Activated\.config\(\) lacks 'activation', an argument of the constructor"),
-        (True, r"recipes\.gaussian\.model: Activated itself fails .*AttributeError: .*'missing' .*\.py, line \d+\)"),
+        ("activated", r"Activated .*: Activated\.config\(\) lacks 'activation', an argument of the constructor"),
+        ("failing", r"Activated itself fails .*AttributeError: .*'missing' \(test_models\.py, line \d+\)"),
+        ("wrong", r"Wrong\._forward: log-determinants differ from the Jacobian's by up to \d"),
+        ("sizeless", r"the constructor of Sizeless has no argument called 'features' or 'shape'"),
     ],
 )
-def test_a_mistake_in_a_flow_is_told_from_one_in_the_parameters(wrong: bool, words: str) -> None:
-    params = with_own_model(kind="activated_of_this_test", activation=SOFTPLUS, wrong=wrong)
-    with pytest.raises(UserError, match=words):
+def test_a_mistake_in_a_flow_is_told_from_one_in_the_parameters(kind: str, words: str) -> None:
+    activated = {"kind": "activated_of_this_test", "activation": SOFTPLUS}
+    settings = {"activated": activated, "failing": activated | {"wrong": True}}
+    params = with_own_model(**settings.get(kind, {"kind": f"{kind}_of_this_test"}))
+    with pytest.raises(UserError, match=rf"recipes\.gaussian\.model: {words}"):
         check(params, "params.yaml")
 
 

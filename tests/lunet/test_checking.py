@@ -1,0 +1,118 @@
+"""The check of a flow: the library's flows pass it, and each thing that a class can get wrong is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from random_flows import CPU_DTYPES, copy_with_rows, every_flow
+from torch import Tensor, nn
+
+from lunet import Activation, BrokenFlowError, Flow, LUNet, check_flow
+
+FLOWS = every_flow()
+
+
+class Scaled(Flow, kind="scaled_of_this_test"):
+    """The map (x - b) e^s, with one fault or none."""
+
+    def __init__(self, features: int, fault: str = "") -> None:
+        super().__init__(features)
+        self.fault = fault
+        self.log_scale, self.shift = (nn.Parameter(torch.linspace(-1, 0.5, features)) for _ in range(2))
+        self.order = torch.randperm(features)
+        if fault != "order":
+            del self.order
+            self.register_buffer("order", torch.randperm(features))
+
+    def config(self) -> dict[str, Any]:
+        features = self.features + (self.fault == "size")
+        config = {"features": features, "fault": "inverse" if self.fault == "value" else self.fault}
+        if self.fault == "missing":
+            del config["fault"]
+        return config | ({"colour": "red"} if self.fault == "unknown" else {})
+
+    def _forward(self, x: Tensor) -> Any:
+        z = ((x - self.shift) * self.log_scale.exp())[:, self.order]
+        log_det = self.log_scale.sum().expand(len(x))
+        match self.fault:
+            case "log_det":
+                log_det = log_det + 1
+            case "zero":
+                log_det = torch.zeros_like(log_det)
+            case "column":
+                log_det = log_det[:, None]
+            case "scalar":
+                log_det = log_det[0]
+            case "alone":
+                return z
+            case "nan":
+                z = z / 0
+        return z, log_det
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        x = z[:, self.order.argsort()] * (-self.log_scale).exp() + self.shift
+        return x + 0.1 if self.fault == "inverse" else x
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_flows_of_the_library_pass(name: str, dtype: torch.dtype) -> None:
+    check_flow(copy_with_rows(FLOWS[name], dtype)[0])
+
+
+def test_it_disturbs_neither_the_random_numbers_nor_the_flow() -> None:
+    flow = Scaled(4)
+    before, state = torch.get_rng_state(), {name: tensor.clone() for name, tensor in flow.state_dict().items()}
+    check_flow(flow)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in flow.state_dict().items())
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("log_det", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to 1$"),
+        ("zero", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to 1$"),
+        ("column", r"Scaled\._forward: gives \(3, 4\) and \(3, 1\), where latents \(3, 4\) and .* \(3,\) are right"),
+        ("scalar", r"Scaled\._forward: gives \(3, 4\) and \(\), where "),
+        ("alone", r"Scaled\._forward: gives \(3, 4\), where "),
+        ("nan", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to (nan|inf)$"),
+        ("inverse", r"Scaled\._inverse: data differ from those whose latents were given by up to 0\.1$"),
+        ("order", r"Scaled, made again of its config\(\) and state_dict\(\): latents differ from the flow's own"),
+        ("missing", r"Scaled cannot be made again of its config\(\) and state_dict\(\): .* lacks 'fault'"),
+        ("unknown", r"Scaled cannot be made again .*'colour'"),
+        ("size", r"Scaled cannot be made again .*size mismatch"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named(fault: str, words: str) -> None:
+    with pytest.raises(BrokenFlowError, match=words):
+        check_flow(Scaled(4, fault))
+
+
+class Decreasing(Activation, kind="decreasing_of_this_test"):
+    """The map -x with a wrong inverse, or a configuration that makes another activation."""
+
+    def __init__(self, factor: float = -1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.factor * x, torch.zeros_like(x)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * abs(self.factor)
+
+    def config(self) -> dict[str, Any]:
+        return {"factor": -self.factor}
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(-1.0, r"LUNet\._inverse: data differ"), (1.0, r"LUNet, made again .*: latents differ from the flow's own")],
+)
+def test_the_faults_of_an_activation_are_found(factor: float, words: str) -> None:
+    with pytest.raises(BrokenFlowError, match=words):
+        check_flow(LUNet(4, 2, activation=Decreasing(factor)))
