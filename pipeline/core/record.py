@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.core.cell import Key
-from pipeline.core.files import without_paths
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json, without_paths
+from pipeline.core.params import mistakes
 
 Message = Annotated[str, AfterValidator(without_paths)]
 PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,3 +65,21 @@ class Parameters(Record):
 
     stored: int
     free: int
+
+
+R = TypeVar("R", bound=Record)
+
+
+def load_record(kind: type[R], path: Path, command: str) -> R:
+    """The record in a file; raises a `UserError` that names the command that writes the file if it is not there."""
+    try:
+        return kind.model_validate(read_json(existing(path, command)))
+    except ValidationError as error:
+        raise UserError(f"{path}: {mistakes(error, ())[0]}; write it again with: {command}") from None
+
+
+def existing(path: Path, command: str) -> Path:
+    """The path of a file; raises a `UserError` that names the command that writes it if it does not exist."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run: dvc repro, or: {command}")
+    return path

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lunet import ImageFlow, SavedFlowError, load_flow
 from lunet.registry import UnknownKindError
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json
 from pipeline.core.params import Recipe
+from pipeline.core.record import load_record
 from pipeline.training.record import Run
 
-RETRAIN = "train it again with: dvc repro -f -s train"
+RETRAIN = "dvc repro -f -s train"
 Models = Mapping[str, ImageFlow]
 
 
@@ -54,13 +53,7 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
         runs = sorted(path.parent.name for path in folder.parent.glob("*/run.json"))
         known = f"; {folder.parent} has: {', '.join(runs)}" if runs else ""
         raise UserError(f"{folder} is not a trained run, it has no run.json{known}; train one with: dvc repro")
-    try:
-        run = Run.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        fault = f"it lacks {field!r}" if first["type"] == "missing" else f"{field}: {first['msg']}"
-        raise UserError(f"{path} is not of a trained run, {fault}; {RETRAIN}") from None
+    run = load_record(Run, path, RETRAIN)
     asked: dict[str, Any] = {} if key is None else key._asdict()
     if recipe is not None:
         asked["recipe_params"] = recipe.model_dump(mode="json")
@@ -72,7 +65,7 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
         names = run.models if run.status == "complete" else ()
         return TrainedRun(folder.name, run, {name: load_flow(folder / "flows" / name, device) for name in names})
     except SavedFlowError as error:
-        advice = "" if isinstance(error.__cause__, UnknownKindError) else f"; {RETRAIN}"
+        advice = "" if isinstance(error.__cause__, UnknownKindError) else f"; train it again with: {RETRAIN}"
         raise UserError(f"{error}{advice}") from None
 
 

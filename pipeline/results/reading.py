@@ -16,7 +16,7 @@ from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
 from pipeline.core.params import Params, mistakes
-from pipeline.core.record import Message, Record, StageRecord, Status
+from pipeline.core.record import Message, Record, StageRecord, Status, existing, load_record
 from pipeline.evaluation.record import Evaluation
 from pipeline.measuring.record import Measurement
 from pipeline.results.mixture_record import Mixture
@@ -28,7 +28,6 @@ SHOWN = ("entropy", "message", "models", "printed", "printed_honest", "settings"
 Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
 Stage = Literal["train", "evaluate", "measure"]
 RECORDS: dict[str, type[StageRecord]] = {"train": Run, "evaluate": Evaluation, "measure": Measurement}
-R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=StageRecord)
 
 
@@ -161,7 +160,7 @@ def read_record(kind: type[S], runs: Path, params: Params, key: Key) -> S:
     """Read the record of a cell; a training must have been made with the parameters of its recipe."""
     stage = next(stage for stage, record in RECORDS.items() if record is kind)
     path, command = record_path(runs, stage, key), key.command(stage)
-    record = _read(kind, path, command)
+    record = load_record(kind, path, command)
     if record.key != key:
         raise UserError(f"{path} is about {record.key} and not {key}; run: {command}")
     if isinstance(record, Run) and record.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
@@ -175,7 +174,7 @@ def read_record(kind: type[S], runs: Path, params: Params, key: Key) -> S:
 def read_mixture(runs: Path, params: Params) -> Mixture:
     """Read the mixture experiment, which must have been made with the current parameters."""
     path = runs / "mixture.json"
-    mixture = _read(Mixture, path, MIXTURE)
+    mixture = load_record(Mixture, path, MIXTURE)
     if mixture.settings != params.mixture.model_dump(mode="json"):
         raise UserError(f"{path} was made with other parameters than mixture has now; run: {MIXTURE}")
     return mixture
@@ -183,7 +182,7 @@ def read_mixture(runs: Path, params: Params) -> Mixture:
 
 def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32]]:
     """The log-densities in nats of the mixture and of each model on a grid, each of shape (rows, columns)."""
-    path = _existing(runs / "mixture.npy", MIXTURE)
+    path = existing(runs / "mixture.npy", MIXTURE)
     if sha256(path) != mixture.densities_sha256:
         raise UserError(f"{path} is not what was written with {path.with_suffix('.json')}; run: {MIXTURE}")
     return dict(zip(mixture.densities, np.load(path, allow_pickle=False), strict=True))
@@ -192,14 +191,14 @@ def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
     run, evaluation = read_record(Run, runs, params, key), read_record(Evaluation, runs, params, key)
-    history = _existing(runs / "train" / str(key) / "history.csv", key.command("train"))
+    history = existing(runs / "train" / str(key) / "history.csv", key.command("train"))
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
 def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
     """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
     command = cell.key.command("evaluate")
-    path = _existing(cell.samples.with_name(f"{name}.npy"), command)
+    path = existing(cell.samples.with_name(f"{name}.npy"), command)
     try:
         grid: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -210,17 +209,3 @@ def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
             f"{grid.dtype}; write it again with: {command}"
         )
     return grid
-
-
-def _read(kind: type[R], path: Path, command: str) -> R:
-    """The record in a file; errors name the command that writes the file."""
-    try:
-        return kind.model_validate(read_json(_existing(path, command)))
-    except ValidationError as error:
-        raise UserError(f"{path}: {mistakes(error, ())[0]}; write it again with: {command}") from None
-
-
-def _existing(path: Path, command: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run: dvc repro, or: {command}")
-    return path

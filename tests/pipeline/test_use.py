@@ -174,7 +174,7 @@ def test_damaged_weights_are_refused(run: Use, tmp_path: Path) -> None:
     (folder / "flows/all/weights.safetensors").write_bytes(b"")
     assert "train it again with: dvc repro -f -s train" in refused(run, folder, "sample")
     write_json(folder / "run.json", {"status": "complete"})
-    assert "is not of a trained run, it lacks 'dataset'" in refused(run, folder, "sample")
+    assert "run.json: dataset: is missing; write it again with" in refused(run, folder, "sample")
 
 
 def test_images_of_another_size_or_type_are_refused(runs: Path, run: Use) -> None:

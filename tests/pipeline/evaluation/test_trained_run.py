@@ -52,10 +52,10 @@ def test_missing_and_damaged_runs_are_refused(tmp_path: Path) -> None:
     record = run_record({"all": 128})
     del record["message"]
     write_json(folder / "run.json", record)
-    with pytest.raises(UserError, match=r"run\.json is not of a trained run, it lacks 'message'; train it again"):
+    with pytest.raises(UserError, match=r"run\.json: message: is missing; write it again with: dvc repro -f -s train"):
         load_run(folder, CPU)
     write_json(folder / "run.json", run_record({"all": 128}, seed="zero"))
-    with pytest.raises(UserError, match=r"run\.json is not of a trained run, seed: .* valid integer"):
+    with pytest.raises(UserError, match=r"run\.json: seed: is 'zero'; .* valid integer"):
         load_run(folder, CPU)
 
 

@@ -214,7 +214,7 @@ class Sizeless(Wrong, kind="sizeless_of_this_test"):
 )
 def test_a_mistake_in_a_flow_is_told_from_one_in_the_parameters(kind: str, words: str) -> None:
     activated = {"kind": "activated_of_this_test", "activation": SOFTPLUS}
-    settings = {"activated": activated, "failing": activated | {"wrong": True}}
+    settings: dict[str, Any] = {"activated": activated, "failing": activated | {"wrong": True}}
     params = with_own_model(**settings.get(kind, {"kind": f"{kind}_of_this_test"}))
     with pytest.raises(UserError, match=rf"recipes\.gaussian\.model: {words}"):
         check(params, "params.yaml")
