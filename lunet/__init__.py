@@ -22,6 +22,7 @@ from lunet.lu_layer import LULayer
 from lunet.lu_net import LearnedLUNet, LUNet
 from lunet.pixels import pixel_bits
 from lunet.realnvp import RealNVP
+from lunet.registry import UnknownKindError
 from lunet.released import ReleasedRealNVP, poster_bits_per_pixel, poster_nll
 from lunet.saving import SavedFlowError, load_flow, save_flow
 
@@ -48,6 +49,7 @@ __all__ = [
     "ReleasedRealNVP",
     "SavedFlowError",
     "Transformed",
+    "UnknownKindError",
     "activation_from",
     "check_flow",
     "load_flow",

@@ -6,7 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, get_args, get_type_hints
+from inspect import signature
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,8 @@ def activation_from(description: Mapping[str, Any]) -> Activation:
 
 def activation_arguments(cls: type[nn.Module]) -> list[str]:
     """The arguments of a constructor that are activations by their annotations, such as ``Activation | None``."""
-    hints = get_type_hints(cls.__init__)
-    return [name for name, hint in hints.items() if hint is Activation or Activation in get_args(hint)]
+    # As text, since a name in an annotation may be imported for type checkers alone.
+    return [name for name, argument in signature(cls).parameters.items() if "Activation" in str(argument.annotation)]
 
 
 def _leaky_softplus(x: Tensor, a: float) -> Tensor:

@@ -65,7 +65,9 @@ class LUNet(Flow, kind="lunet"):
         if layers < 1:
             raise ValueError(f"layers is {layers}; an LU-Net needs at least 1")
         if None not in (slope, activation):
-            raise ValueError("slope and activation are both given; a slope is one of the leaky softplus alone")
+            raise ValueError(
+                "slope and activation are both given; the slope is that of the leaky softplus, so give one of the two"
+            )
         template = LeakySoftplus(0.1 if slope is None else slope) if activation is None else _copy(activation)
         self._activation = template.describe()
         self.leading = None if leading is None else _copy(leading)

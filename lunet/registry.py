@@ -15,7 +15,7 @@ class UnknownKindError(ValueError):
 
 
 class Configured(Protocol):
-    """An object that tells the arguments of its constructor."""
+    """An object that returns the arguments of its constructor."""
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as values that JSON can represent."""
@@ -49,8 +49,7 @@ def find(kinds: Mapping[str, type[T]], name: object) -> type[T]:
     if isinstance(name, str) and name in kinds:
         return kinds[name]
     raise UnknownKindError(
-        f"no class called {name!r} is imported; import its module first, or put it into lunet/. "
-        f"There are: {', '.join(kinds)}"
+        f"no class called {name!r} is imported; import its module first. There are: {', '.join(kinds)}"
     )
 
 

@@ -132,7 +132,7 @@ def restore(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Flow | 
         options["networks"] = "shared" if options.pop("shared") else "separate"
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     for name in activation_arguments(flow_class):
-        if options.get(name) is not None:
+        if isinstance(options.get(name), dict):
             options[name] = activation_from(options[name])
     flow = flow_class(**options).to(getattr(torch, config["dtype"]))
     for name, buffer in flow.named_buffers():

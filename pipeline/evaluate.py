@@ -77,8 +77,10 @@ def main() -> None:
     write_json(arguments.out, evaluation.model_dump(mode="json", exclude_unset=True), sealed=True)
     figures = ""
     if evaluation.test and evaluation.round_trip:
-        bits, exact = evaluation.test.bits_per_dim.mean, 100 * evaluation.round_trip.pixels_exact
-        figures = f", {bits:.4f} bits/dim on the test set, {exact:.3f} % of pixels come back exactly"
+        pixels = evaluation.round_trip.images * dataset.test_images[0].size
+        lost = round(pixels * (1 - evaluation.round_trip.pixels_exact))
+        figures = f", {evaluation.test.bits_per_dim.mean:.4f} bits/dim on the test set"
+        figures += f", {lost:,} of {pixels:,} pixels do not come back exactly from their latents"
     say(f"{key}: {evaluation.status}{figures}, written to {arguments.out}")
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     keep_freed_memory()
     trained = load_run(arguments.run, choose_device(arguments.device))
     if not trained.models:
-        failure = f"its training {FAILURES[trained.record.status]}: {trained.record.message}"
+        failure = f"its training {FAILURES.get(trained.record.status, trained.record.status)}: {trained.record.message}"
         raise UserError(f"{arguments.run} has no model to use: {failure}")
     try:
         with torch.no_grad():

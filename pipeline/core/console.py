@@ -24,7 +24,7 @@ def command_parser(command: str, description: str, example: str, *, params: bool
     prog = f"python -m pipeline.{command}"
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=f"example: {prog} {example}")
     if params:
-        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
+        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameter file (%(default)s)")
     return parser
 
 

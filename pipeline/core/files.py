@@ -23,7 +23,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block succeeds.
 
     The block may write a file or make a folder there. If it fails, ``path`` is unchanged and no temporary files remain.
-    The next call removes the temporary files of a process that was killed. A ``durable`` file outlives a power cut.
+    The next call removes the temporary files of a process that was killed. A ``durable`` file survives a power cut.
     """
     path = Path(path)
     try:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, SavedFlowError, load_flow
-from lunet.registry import UnknownKindError
+from lunet import ImageFlow, SavedFlowError, UnknownKindError, load_flow
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.params import Recipe
@@ -65,8 +64,9 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
         names = run.models if run.status == "complete" else ()
         return TrainedRun(folder.name, run, {name: load_flow(folder / "flows" / name, device) for name in names})
     except SavedFlowError as error:
-        advice = "" if isinstance(error.__cause__, UnknownKindError) else f"; train it again with: {RETRAIN}"
-        raise UserError(f"{error}{advice}") from None
+        is_unknown = isinstance(error.__cause__, UnknownKindError)
+        advice = "put the module with the class into lunet/" if is_unknown else f"train it again with: {RETRAIN}"
+        raise UserError(f"{error}; {advice}") from None
 
 
 def model_for(models: Models, label: int) -> ImageFlow:

@@ -46,7 +46,7 @@ def load_preset(name: str) -> Params:
 def _merge(values: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Apply changes to values in place, section by section."""
     for key, change in changes.items():
-        if isinstance(change, Mapping):
-            _merge(values.setdefault(key, {}), change)
+        if isinstance(change, Mapping) and isinstance(values.get(key), MutableMapping):
+            _merge(values[key], change)
         else:
             values[key] = change

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.core.cell import Key
 from pipeline.core.console import UserError
@@ -36,6 +36,8 @@ class CellStatus(Record):
 
     Both are null for cells without training steps. Epochs of an incomplete training have no results.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     stage: Stage
     dataset: str

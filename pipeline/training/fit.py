@@ -51,8 +51,8 @@ def fit(
     """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
     ``test`` is used only if the recipe selects the weights on the test set. With a checkpoint, training resumes there
-    as if it had never stopped. ``title`` is what messages call the training, ``name`` the name of the model among those
-    of the run.
+    as if it had never stopped. ``title`` is the name of the training in messages, ``name`` that of the model in the
+    run.
 
     Raises:
         UserError: If the images cannot determine the model's initialisation.
@@ -105,7 +105,7 @@ class Trainer:
         images: The training images, uint8, with shape (N, H, W).
         holdout: The held-out images, uint8, with shape (M, H, W), on which the best weights are selected.
         seed: The seed of initialisation, order of the images, and noise, each a stream of its own.
-        title: What messages call the training.
+        title: The name of the training in messages.
         name: The name of the model among those of the run.
 
     Attributes:
@@ -206,7 +206,7 @@ class Trainer:
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        fits = batch_that_fits(lambda some: optimise(self._model, self._optimizer, some, noise, training), batch)
+        fits = batch_that_fits(lambda rows: optimise(self._model, self._optimizer, rows, noise, training), batch)
         raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
     def validate(self) -> None:

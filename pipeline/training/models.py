@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -15,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from lunet import Activation, Flow, ImageFlow, LUNet, check_flow
+from lunet import Activation, BrokenFlowError, Flow, ImageFlow, LUNet, NonFiniteError, check_flow
 from lunet.activation import activation_arguments
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
@@ -28,8 +31,9 @@ T = TypeVar("T", Flow, Activation)
 # Sizes of images on which the settings of a model are tried, and those for which a model is computed, if it is small.
 TRIED_SIZES = (4, 8, 28, 32)
 LARGEST_CHECKED, MOST_CHECKED = 8, 20_000_000
-DISTURBANCE = 0.3  # the standard deviation of what is added to the inputs of a unit altogether, by its parameters
-BY_IMAGES = ("features", "shape")  # the arguments that images determine
+NOISE_IMAGES = 3
+DISTURBANCE, PROPORTION = 0.3, 0.03  # of all parameters that are zero together, and of each other one
+SETTLING = 20  # passes in train mode, for running averages, and norms that are iterated
 LARGEST = 4096  # a number of layers or channels beyond it is a typing error
 
 
@@ -53,16 +57,17 @@ def checked_recipe(params: Params, name: str, source: str) -> Recipe:
     return recipe
 
 
-def _mistakes(name: str, recipe: Recipe) -> Iterator[str]:
-    key, model, training = f"recipes.{name}", recipe.model, recipe.training
+def _mistakes(name: str, recipe: Recipe) -> list[str]:
+    key = f"recipes.{name}"
+    sentences = [*_settings_mistakes(f"{key}.model", recipe.model), *_training_mistakes(key, recipe)]
+    return sentences or [*_flow_mistakes(f"{key}.model", recipe)]
+
+
+def _training_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
+    model, training = recipe.model, recipe.training
     if model.kind not in Flow.kinds:
-        yield from _settings_mistakes(f"{key}.model", model)
         return
     flow_class = Flow.kinds[model.kind]
-    try:
-        yield from [*_settings_mistakes(f"{key}.model", model)] or _flow_mistakes(f"{key}.model", model)
-    except Exception as error:
-        yield f"{key}.model: {flow_class.__name__} itself fails with these settings: {_told(error, flow_class)}"
     closed_form = "fit" in flow_class.starts
     if flow_class.unit_interval != (recipe.margin is None):
         yield f"{key}: margin must be null for a flow on values between 0 and 1, and a number for all others"
@@ -85,8 +90,8 @@ def _settings_mistakes(key: str, model: Model) -> Iterator[str]:
         yield f"{key}.kind: is {model.kind!r}; input should be {_one_of(Flow.kinds)}"
         return
     flow_class = Flow.kinds[model.kind]
-    if not {*BY_IMAGES} & {*inspect.signature(flow_class).parameters}:
-        yield f"{key}: the constructor of {flow_class.__name__} has no argument called {_one_of(BY_IMAGES)}"
+    if not _by_images(flow_class):
+        yield f"{key}: the constructor of {flow_class.__name__} has no argument called 'features' or 'shape'"
     yield from (
         f"{key}.start: {start} is among the starts of {flow_class.__name__}, which has no method {start}_"
         for start in flow_class.starts
@@ -109,43 +114,64 @@ def _argument_mistakes(key: str, cls: type[Flow | Activation], settings: Mapping
             yield f"{key}.{name}.kind: is {kind!r}; input should be {_one_of(Activation.kinds)}"
 
 
-def _flow_mistakes(key: str, model: Model) -> Iterator[str]:
-    """What the constructor says of settings that it takes for no size of images, and what `check_flow` finds."""
-    refusal = ""
-    for size in TRIED_SIZES:
-        flow = None
+def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
+    """What is wrong with the model of a recipe at all sizes of images, and what `check_flow` finds at a small one."""
+    failure, dtypes = "", dict.fromkeys(("float64", recipe.dtype))  # the first is more accurate, but a flow may lack it
+    for size, dtype in product(TRIED_SIZES, dtypes):
+        parameters = 0
         try:
-            with torch.device("meta"):  # without memory for weights
-                flow = _construct(Flow.kinds[model.kind], model.options, (1, size, size))
+            try:
+                with torch.device("meta"):  # without memory for weights
+                    parameters = _image_flow(recipe, (1, size, size)).flow.free_parameters()
+            except Exception as error:
+                if "meta" not in str(error):  # the message to a constructor that computes with values
+                    raise
+            if parameters <= MOST_CHECKED:
+                _exercise(recipe, size, getattr(torch, dtype))
+        except BrokenFlowError as error:
+            yield f"{key}: {error}"
         except ValueError as error:
-            refusal = str(error)
+            failure = str(error)
             continue
         except Exception as error:
-            if "meta" not in str(error):  # the message to a constructor that computes with values
-                raise
-        if size <= LARGEST_CHECKED and (flow is None or flow.free_parameters() <= MOST_CHECKED):
-            yield from _broken(key, _construct(Flow.kinds[model.kind], model.options, (1, size, size)))
+            failure = f"the code of the model fails: {_with_place(error)}"
+            continue
         return
-    yield f"{key}: {refusal}"
+    yield f"{key}: {failure}"
 
 
-def _broken(key: str, flow: Flow) -> Iterator[str]:
-    """What is wrong with a flow whose parameters are moved a little, as by training."""
+def _exercise(recipe: Recipe, size: int, dtype: torch.dtype) -> None:
+    """Disturb an untrained model as training would, and check it; if it is not small, only score images of noise.
+
+    Raises:
+        BrokenFlowError: If the flow is wrong.
+    """
     noise = torch.Generator().manual_seed(0)
-    for parameter in flow.parameters():
-        if parameter.requires_grad:
-            scale = DISTURBANCE / math.prod(parameter.shape[1:]) ** 0.5
-            parameter.data += scale * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
-    try:
-        check_flow(flow)
-    except ValueError as error:
-        yield f"{key}: {error}"
+    images = torch.randint(256, (NOISE_IMAGES, size, size), generator=noise, dtype=torch.uint8)
+    model = _image_flow(recipe, (1, size, size)).to(dtype)
+    if size > LARGEST_CHECKED or model.flow.free_parameters() > MOST_CHECKED:
+        model.eval().bits_per_dim(images, generator=noise)
+        return
+    rows = model.preprocess(images, noise)[0]
+    parameters = [parameter for parameter in model.flow.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in parameters:
+            # In proportion, so that positive numbers stay positive and ordered ones ordered; zeros by absolute numbers.
+            scale = DISTURBANCE / (len(parameters) * max(1, math.prod(parameter.shape[1:]))) ** 0.5
+            share = torch.randn(parameter.shape, generator=noise, dtype=torch.float64).to(parameter)
+            parameter.add_(share * torch.where(parameter == 0, scale, PROPORTION * parameter))
+        for _ in range(SETTLING):
+            model.flow.train()(rows)
+    with contextlib.suppress(NonFiniteError):
+        check_flow(model.flow, rows)
 
 
-def _told(error: Exception, flow_class: type[Flow]) -> str:
-    """An error with its place, in the file of the class if it came through it."""
+def _with_place(error: Exception) -> str:
+    """An error with its place, the innermost one in the file of a flow or an activation."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = [frame for frame in frames if frame.filename == inspect.getsourcefile(flow_class)] or frames
+    modules = [sys.modules.get(cls.__module__) for cls in (*Flow.kinds.values(), *Activation.kinds.values())]
+    files = {getattr(module, "__file__", None) for module in modules}
+    place = [frame for frame in frames if frame.filename in files] or frames
     return f"{type(error).__name__}: {error} ({Path(place[-1].filename).name}, line {place[-1].lineno})"
 
 
@@ -161,9 +187,11 @@ def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
     if issubclass(cls, Flow):
         starts = (*cls.starts,) if "fit" in cls.starts else (*cls.starts, "identity")
         fields["start"] = (Literal[starts], starts[0])
-    hints = get_type_hints(cls.__init__)
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(NameError):  # a name that is imported for type checkers alone
+        hints = get_type_hints(cls.__init__)
     for name, parameter in inspect.signature(cls).parameters.items():
-        if name not in BY_IMAGES and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if name not in _by_images(cls) and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             hint = hints.get(name, Any)
             if hint is int:
                 hint = Annotated[int, Field(le=LARGEST)]
@@ -174,6 +202,12 @@ def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
         extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
     )
     return create_model(cls.__name__, __config__=config, **fields)
+
+
+def _by_images(cls: type[Flow | Activation]) -> list[str]:
+    """The arguments of a constructor that images determine."""
+    names = ["features", "shape"] if issubclass(cls, Flow) else ["features"]
+    return [name for name in names if name in inspect.signature(cls).parameters]
 
 
 def _activations(
@@ -195,7 +229,7 @@ def _validated(schema: type[BaseModel], settings: Mapping[str, Any]) -> dict[str
 def _construct(cls: type[T], settings: Mapping[str, Any], shape: Shape) -> T:
     """A flow or an activation for images of a shape (channels, height, width)."""
     sizes = {"shape": shape, "features": math.prod(shape)}
-    arguments: dict[str, Any] = {name: sizes[name] for name in BY_IMAGES if name in inspect.signature(cls).parameters}
+    arguments: dict[str, Any] = {name: sizes[name] for name in _by_images(cls)}
     arguments |= _validated(_schema(cls), settings)
     arguments.pop("start", None)
     for name, kind, options in _activations(cls, settings):
@@ -212,13 +246,16 @@ def build(recipe: Recipe, shape: Shape) -> ImageFlow:
     if sentences := [*_settings_mistakes("model", recipe.model)]:
         raise refusal("the recipe", sentences)
     try:
-        flow = _construct(Flow.kinds[recipe.model.kind], recipe.model.options, shape)
+        return _image_flow(recipe, shape).to(getattr(torch, recipe.dtype))
     except ValueError as error:
         raise UserError(
             f"a {recipe.model.kind} cannot take images of {shape[2]}x{shape[1]} pixels: {error}; take the recipe or "
             "the data set out of the grid, or give images of another size"
         ) from None
-    return ImageFlow(flow, shape, recipe.margin).to(getattr(torch, recipe.dtype))
+
+
+def _image_flow(recipe: Recipe, shape: Shape) -> ImageFlow:
+    return ImageFlow(_construct(Flow.kinds[recipe.model.kind], recipe.model.options, shape), shape, recipe.margin)
 
 
 def initialise_(model: ImageFlow, recipe: Recipe, images: Tensor, generator: torch.Generator) -> None:

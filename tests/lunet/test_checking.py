@@ -9,7 +9,7 @@ import torch
 from random_flows import CPU_DTYPES, copy_with_rows, every_flow
 from torch import Tensor, nn
 
-from lunet import Activation, BrokenFlowError, Flow, LUNet, check_flow
+from lunet import Activation, BrokenFlowError, Flow, LUNet, NonFiniteError, check_flow
 
 FLOWS = every_flow()
 
@@ -76,20 +76,42 @@ def test_it_disturbs_neither_the_random_numbers_nor_the_flow() -> None:
     [
         ("log_det", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to 1$"),
         ("zero", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to 1$"),
-        ("column", r"Scaled\._forward: gives \(3, 4\) and \(3, 1\), where latents \(3, 4\) and .* \(3,\) are right"),
-        ("scalar", r"Scaled\._forward: gives \(3, 4\) and \(\), where "),
-        ("alone", r"Scaled\._forward: gives \(3, 4\), where "),
-        ("nan", r"Scaled\._forward: log-determinants differ from the Jacobian's by up to (nan|inf)$"),
-        ("inverse", r"Scaled\._inverse: data differ from those whose latents were given by up to 0\.1$"),
-        ("order", r"Scaled, made again of its config\(\) and state_dict\(\): latents differ from the flow's own"),
-        ("missing", r"Scaled cannot be made again of its config\(\) and state_dict\(\): .* lacks 'fault'"),
-        ("unknown", r"Scaled cannot be made again .*'colour'"),
-        ("size", r"Scaled cannot be made again .*size mismatch"),
+        ("column", r"Scaled\._forward: returns \(3, 4\) and \(3, 1\) instead of .* and log-determinants \(3,\)"),
+        ("scalar", r"Scaled\._forward: returns \(3, 4\) and \(\) instead of "),
+        ("alone", r"Scaled\._forward: returns \(3, 4\) instead of "),
+        ("inverse", r"Scaled\._inverse: the inverse of latents differs from the data by up to 0\.1$"),
+        ("order", r"Scaled, rebuilt from its config\(\) and state_dict\(\): latents differ"),
+        ("missing", r"Scaled cannot be rebuilt from its config\(\) and state_dict\(\): .* lacks 'fault'"),
+        ("unknown", r"Scaled cannot be rebuilt .*'colour'"),
+        ("size", r"Scaled cannot be rebuilt .*size mismatch"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named(fault: str, words: str) -> None:
     with pytest.raises(BrokenFlowError, match=words):
         check_flow(Scaled(4, fault))
+
+
+def test_numbers_that_are_not_finite_are_another_error() -> None:
+    with pytest.raises(NonFiniteError, match=r"Scaled\._forward: .*: not all values are finite"):
+        check_flow(Scaled(4, "nan"))
+
+
+def test_the_points_may_be_given() -> None:
+    x = torch.rand(2, 4)
+    check_flow(Scaled(4), x)
+    assert not x.requires_grad
+    with pytest.raises(BrokenFlowError, match=r"returns \(5, 4\) and \(5, 1\)"):
+        check_flow(Scaled(4, "column"), torch.rand(5, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_compared_in_float64(dtype: torch.dtype) -> None:
+    with pytest.raises(BrokenFlowError, match="log-determinants differ from the Jacobian's by up to 1"):
+        check_flow(Scaled(4, "log_det").to(dtype))
+
+
+def test_a_deep_flow_passes_in_float64() -> None:
+    check_flow(LUNet(16, 200).double())
 
 
 class Decreasing(Activation, kind="decreasing_of_this_test"):
@@ -111,7 +133,10 @@ class Decreasing(Activation, kind="decreasing_of_this_test"):
 
 @pytest.mark.parametrize(
     ("factor", "words"),
-    [(-1.0, r"LUNet\._inverse: data differ"), (1.0, r"LUNet, made again .*: latents differ from the flow's own")],
+    [
+        (-1.0, r"LUNet\._inverse: the inverse of latents differs"),
+        (1.0, r"LUNet, rebuilt .*: latents differ from the flow's own"),
+    ],
 )
 def test_the_faults_of_an_activation_are_found(factor: float, words: str) -> None:
     with pytest.raises(BrokenFlowError, match=words):

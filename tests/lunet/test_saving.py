@@ -150,6 +150,22 @@ def test_a_configuration_that_lacks_an_argument_is_refused(tmp_path: Path) -> No
         LUNet(4, activation=ForgetfulStretch())
 
 
+class Unresolved(Shift, kind="unresolved-of-this-test"):
+    """A flow with an annotation that only type checkers can resolve."""
+
+    def __init__(self, features: int, names: Unknown = ()) -> None:  # type: ignore[name-defined]  # noqa: F821
+        super().__init__(features)
+        self.names = names
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features, "names": list(self.names)}
+
+
+def test_annotations_need_not_be_resolved(tmp_path: Path) -> None:
+    save_flow(Unresolved(4, ("a",)), tmp_path)
+    assert load_flow(tmp_path).names == ("a",)
+
+
 def test_a_flow_whose_class_is_not_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_flow(Shift(4), tmp_path)
     monkeypatch.delitem(Flow.kinds, "shift-of-this-test")

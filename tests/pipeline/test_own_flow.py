@@ -105,7 +105,7 @@ def test_it_is_trained_saved_evaluated_measured_and_sampled(
     holdout = pd.read_csv("runs/train/mnist-own-0/history.csv")["holdout_bits_per_dim"]
     assert holdout.nunique() == 4
     said = call(pipeline.evaluate.main, *cell, "runs/evaluate/mnist-own-0.json")
-    assert re.search(r"complete, \d\.\d{4} bits/dim on the test set, (100\.000|99\.9\d\d) % of pixels come back", said)
+    assert re.search(r"complete, \d\.\d{4} bits/dim on the test set, \d of [\d,]+ pixels do not come back", said)
     evaluation = read_json(tmp_path / "runs/evaluate/mnist-own-0.json")
     assert evaluation["status"] == "complete"
     assert 0 < evaluation["test"]["bits_per_dim"]["mean"] < 8  # that of uniform pixels

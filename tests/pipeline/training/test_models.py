@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from small_trainings import recipe_of
 from torch import nn
+from torch.nn.functional import conv2d
 
 from lunet import Activation, Flow, Gaussian
 from pipeline.core.console import UserError
@@ -166,9 +168,11 @@ class Activated(Gaussian, kind="activated_of_this_test"):
             self.missing  # noqa: B018
 
 
-def with_own_model(**model: Any) -> Params:
+def with_own_model(recipe: str = "gaussian", **model: Any) -> Params:
     values = preset_values("smoke")
-    values["recipes"]["gaussian"]["model"] = model
+    values["recipes"] = {name: values["recipes"][name] for name in ("lunet", "gaussian", "realnvp")}
+    values["grid"]["recipes"] = ["lunet"]
+    values["recipes"][recipe]["model"] = model
     return validate(values, "params.yaml")
 
 
@@ -180,7 +184,7 @@ def test_any_flow_is_given_the_activation_that_its_recipe_describes() -> None:
 
 
 class Wrong(Flow, kind="wrong_of_this_test"):
-    """The map 2 x with a log-determinant that is wrong, except at the start."""
+    """The map x e^s with a log-determinant that is wrong, except at s = 0."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
@@ -207,17 +211,62 @@ class Sizeless(Wrong, kind="sizeless_of_this_test"):
     ("kind", "words"),
     [
         ("activated", r"Activated .*: Activated\.config\(\) lacks 'activation', an argument of the constructor"),
-        ("failing", r"Activated itself fails .*AttributeError: .*'missing' \(test_models\.py, line \d+\)"),
+        ("failing", r"the code of the model fails: AttributeError: .*'missing' \(test_models\.py, line \d+\)"),
         ("wrong", r"Wrong\._forward: log-determinants differ from the Jacobian's by up to \d"),
         ("sizeless", r"the constructor of Sizeless has no argument called 'features' or 'shape'"),
     ],
 )
-def test_a_mistake_in_a_flow_is_told_from_one_in_the_parameters(kind: str, words: str) -> None:
+def test_a_mistake_in_a_flow_is_distinguished_from_one_in_the_parameters(kind: str, words: str) -> None:
     activated = {"kind": "activated_of_this_test", "activation": SOFTPLUS}
     settings: dict[str, Any] = {"activated": activated, "failing": activated | {"wrong": True}}
-    params = with_own_model(**settings.get(kind, {"kind": f"{kind}_of_this_test"}))
-    with pytest.raises(UserError, match=rf"recipes\.gaussian\.model: {words}"):
+    recipe = "gaussian" if kind in settings else "realnvp"
+    params = with_own_model(recipe, **settings.get(kind, {"kind": f"{kind}_of_this_test"}))
+    with pytest.raises(UserError, match=rf"recipes\.{recipe}\.model: {words}"):
         check(params, "params.yaml")
+
+
+class Needy(Flow, kind="needy_of_this_test"):
+    """The map x a, with what a flow may need: positive parameters, large images, or one dtype."""
+
+    def __init__(self, features: int, needs: str) -> None:
+        super().__init__(features)
+        self.needs = needs
+        self.scale = nn.Parameter(torch.full((features,), 0.1))
+        self.nothing = nn.Parameter(torch.zeros(features, 0))
+        if needs == "large images" and features < 500:
+            raise AssertionError(features)
+        self.side = math.isqrt(features)
+        self.part = 100 // (self.side // 20) if needs == "division" else 0
+
+    def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.needs == "a large network":
+            conv2d(x.view(-1, 1, self.side, self.side), x.new_zeros(1, 1, 9, 9))
+        if self.needs == "float32":
+            torch.zeros(self.features) @ x.T
+        return x * self.scale, self.scale.log().sum().expand(len(x))
+
+    def _inverse(self, z: torch.Tensor) -> torch.Tensor:
+        return z / self.scale
+
+    def config(self) -> dict[str, Any]:
+        return {"features": self.features, "needs": self.needs}
+
+
+@pytest.mark.parametrize("needs", ["positive numbers", "large images", "division", "a large network", "float32"])
+def test_what_a_right_flow_may_need_is_no_mistake(needs: str) -> None:
+    check(with_own_model("realnvp", kind="needy_of_this_test", needs=needs), "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("lunet", {"kind": "lunet", "layers": 100}),
+        ("lunet", {"kind": "lunet_learned", "layers": 50}),
+        ("realnvp", {"kind": "realnvp", "couplings": [16, 16, 16], "planes": 8, "blocks": 1}),
+    ],
+)
+def test_a_deep_model_is_no_mistake(recipe: str, model: dict[str, Any]) -> None:
+    check(with_own_model(recipe, **model), "params.yaml")
 
 
 def test_any_constructor_is_checked_and_called() -> None:
