@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
-from lunet import Activation, BrokenFlowError, Flow, ImageFlow, LUNet, NonFiniteError, check_flow
+from lunet import Activation, BrokenFlowError, Flow, ImageFlow, LUNet, check_flow
 from lunet.activation import activation_arguments
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
@@ -28,12 +28,11 @@ from pipeline.training.optimisation import OPTIMIZERS
 
 Shape = tuple[int, int, int]
 T = TypeVar("T", Flow, Activation)
-# Sizes of images on which the settings of a model are tried, and those for which a model is computed, if it is small.
-TRIED_SIZES = (4, 8, 28, 32)
-LARGEST_CHECKED, MOST_CHECKED = 8, 20_000_000
-NOISE_IMAGES = 3
+# A model is tried on images of these sizes until it takes one, if it has no more parameters than these.
+TRIED_SIZES, MOST_PARAMETERS = (4, 8, 28, 32), 20_000_000
 DISTURBANCE, PROPORTION = 0.3, 0.03  # of all parameters that are zero together, and of each other one
-SETTLING = 20  # passes in train mode, for running averages, and norms that are iterated
+SETTLING_IMAGES, SETTLING_PASSES = 16, 10  # in train mode, for running averages, and norms that are iterated
+CHECKED_IMAGES = 3
 LARGEST = 4096  # a number of layers or channels beyond it is a typing error
 
 
@@ -115,7 +114,7 @@ def _argument_mistakes(key: str, cls: type[Flow | Activation], settings: Mapping
 
 
 def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
-    """What is wrong with the model of a recipe at all sizes of images, and what `check_flow` finds at a small one."""
+    """What is wrong with the model of a recipe at all sizes of images, and what `check_flow` finds at the first."""
     failure, dtypes = "", dict.fromkeys(("float64", recipe.dtype))  # the first is more accurate, but a flow may lack it
     for size, dtype in product(TRIED_SIZES, dtypes):
         parameters = 0
@@ -126,7 +125,7 @@ def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
             except Exception as error:
                 if "meta" not in str(error):  # the message to a constructor that computes with values
                     raise
-            if parameters <= MOST_CHECKED:
+            if parameters <= MOST_PARAMETERS:
                 _exercise(recipe, size, getattr(torch, dtype))
         except BrokenFlowError as error:
             yield f"{key}: {error}"
@@ -141,18 +140,17 @@ def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
 
 
 def _exercise(recipe: Recipe, size: int, dtype: torch.dtype) -> None:
-    """Disturb an untrained model as training would, and check it; if it is not small, only score images of noise.
+    """Disturb an untrained model as training would, check it, and score images of noise in the recipe's dtype.
 
     Raises:
         BrokenFlowError: If the flow is wrong.
     """
     noise = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (NOISE_IMAGES, size, size), generator=noise, dtype=torch.uint8)
-    model = _image_flow(recipe, (1, size, size)).to(dtype)
-    if size > LARGEST_CHECKED or model.flow.free_parameters() > MOST_CHECKED:
-        model.eval().bits_per_dim(images, generator=noise)
-        return
-    rows = model.preprocess(images, noise)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = _image_flow(recipe, (1, size, size)).to(dtype)
+    images = torch.randint(256, (SETTLING_IMAGES + CHECKED_IMAGES, size, size), generator=noise, dtype=torch.uint8)
+    settling, checked = model.preprocess(images, noise)[0].split([SETTLING_IMAGES, CHECKED_IMAGES])
     parameters = [parameter for parameter in model.flow.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in parameters:
@@ -160,10 +158,10 @@ def _exercise(recipe: Recipe, size: int, dtype: torch.dtype) -> None:
             scale = DISTURBANCE / (len(parameters) * max(1, math.prod(parameter.shape[1:]))) ** 0.5
             share = torch.randn(parameter.shape, generator=noise, dtype=torch.float64).to(parameter)
             parameter.add_(share * torch.where(parameter == 0, scale, PROPORTION * parameter))
-        for _ in range(SETTLING):
-            model.flow.train()(rows)
-    with contextlib.suppress(NonFiniteError):
-        check_flow(model.flow, rows)
+        for _ in range(SETTLING_PASSES):
+            model.flow.train()(settling)
+    check_flow(model.flow, checked)
+    model.to(getattr(torch, recipe.dtype)).eval().bits_per_dim(images[-CHECKED_IMAGES:], generator=noise)
 
 
 def _with_place(error: Exception) -> str:

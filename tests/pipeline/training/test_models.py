@@ -139,6 +139,9 @@ def test_a_size_of_ones_own_is_accepted() -> None:
                 raise ValueError(f"features is {features}")
             super().__init__(features)
 
+        def config(self) -> dict[str, Any]:
+            return {"features": self.features}
+
     values = preset_values("smoke")
     values["recipes"]["gaussian"]["model"] = {"kind": "only_32"}
     check(validate(values, "params.yaml"), "params.yaml")
@@ -207,12 +210,31 @@ class Sizeless(Wrong, kind="sizeless_of_this_test"):
         super().__init__(16)
 
 
+class Unfinished(Wrong, kind="unfinished_of_this_test"):
+    """A flow without an inverse."""
+
+    def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super()._forward(x)[0], self.log_scale.sum().expand(len(x))
+
+    def _inverse(self, z: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("to do")
+
+
+class Lossy(Wrong, kind="lossy_of_this_test"):
+    """A flow that maps everything to zero."""
+
+    def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 0 * x, x.new_zeros(len(x))
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
         ("activated", r"Activated .*: Activated\.config\(\) lacks 'activation', an argument of the constructor"),
         ("failing", r"the code of the model fails: AttributeError: .*'missing' \(test_models\.py, line \d+\)"),
         ("wrong", r"Wrong\._forward: log-determinants differ from the Jacobian's by up to \d"),
+        ("unfinished", r"the code of the model fails: NotImplementedError: to do \(test_models\.py, line \d+\)"),
+        ("lossy", r"Lossy\._inverse: the inverse of latents differs from the data by up to \d"),
         ("sizeless", r"the constructor of Sizeless has no argument called 'features' or 'shape'"),
     ],
 )
