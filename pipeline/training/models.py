@@ -117,15 +117,8 @@ def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
     """What is wrong with the model of a recipe at all sizes of images, and what `check_flow` finds at the first."""
     failure, dtypes = "", dict.fromkeys(("float64", recipe.dtype))  # the first is more accurate, but a flow may lack it
     for size, dtype in product(TRIED_SIZES, dtypes):
-        parameters = 0
         try:
-            try:
-                with torch.device("meta"):  # without memory for weights
-                    parameters = _image_flow(recipe, (1, size, size)).flow.free_parameters()
-            except Exception as error:
-                if "meta" not in str(error):  # the message to a constructor that computes with values
-                    raise
-            if parameters <= MOST_PARAMETERS:
+            if _parameters(recipe, size) <= MOST_PARAMETERS:
                 _exercise(recipe, size, getattr(torch, dtype))
         except BrokenFlowError as error:
             yield f"{key}: {error}"
@@ -137,6 +130,17 @@ def _flow_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
             continue
         return
     yield f"{key}: {failure}"
+
+
+def _parameters(recipe: Recipe, size: int) -> int:
+    """The number of a model's parameters, without memory for them; 0 if the constructor computes with values."""
+    try:
+        with torch.device("meta"):
+            return _image_flow(recipe, (1, size, size)).flow.free_parameters()
+    except Exception as error:
+        if "meta" not in str(error):
+            raise
+        return 0
 
 
 def _exercise(recipe: Recipe, size: int, dtype: torch.dtype) -> None:

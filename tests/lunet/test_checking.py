@@ -96,6 +96,13 @@ def test_numbers_that_are_not_finite_are_another_error() -> None:
         check_flow(Scaled(4, "nan"))
 
 
+@torch.no_grad()
+def test_it_works_where_gradients_are_off() -> None:
+    check_flow(Scaled(4))
+    with pytest.raises(BrokenFlowError, match="log-determinants differ"):
+        check_flow(Scaled(4, "log_det"))
+
+
 def test_the_points_may_be_given() -> None:
     x = torch.rand(2, 4)
     check_flow(Scaled(4), x)
