@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from pathlib import Path
 
-from pipeline.core.console import exit_with, say
+from pipeline.core.console import command_parser, exit_with, say
 from pipeline.core.files import write_text
 from pipeline.core.params import load_params, refusal
 from pipeline.presets.merged import PRESETS, load_preset, preset_text
@@ -14,15 +12,15 @@ from pipeline.presets.merged import PRESETS, load_preset, preset_text
 
 def main() -> None:
     """Write the preset that the command line names, or check the parameter file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.preset",
-        description="Write a complete set of parameters, comments included, and print what changes. The presets: "
+    parser = command_parser(
+        "preset",
+        "Write a complete set of parameters, comments included, and print what changes. The presets: "
         + " ".join(f"{name}: {purpose}" for name, purpose in PRESETS.items()),
+        example="laptop",
     )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("preset", nargs="?", choices=PRESETS)
     task.add_argument("--check", action="store_true", help="write nothing; report every mistake in the parameter file")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.check:
         # DVC reads a parameter only when a stage needs it, perhaps minutes later.
