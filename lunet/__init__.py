@@ -12,6 +12,7 @@ from lunet.base import (
     NonFiniteError,
     Transformed,
     standard_normal_log_prob,
+    unchecked,
 )
 from lunet.checking import BrokenFlowError, check_flow
 from lunet.class_flows import ClassFlows
@@ -58,6 +59,7 @@ __all__ = [
     "poster_nll",
     "save_flow",
     "standard_normal_log_prob",
+    "unchecked",
 ]
 
 # All modules, so that a flow or an activation in a new one is known by its name.

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,9 +16,21 @@ from torch.distributions.constraints import Constraint
 
 from lunet.registry import register
 
+_checked = ContextVar("checked", default=True)
+
 
 class NonFiniteError(ValueError):
     """Raised for a value or a parameter that is not finite, or a linear layer that is singular."""
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Do not check in the block that the results of flows are finite, so that no call waits for a GPU."""
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
 
 
 class Transformed(NamedTuple):
@@ -259,7 +272,7 @@ class Flow(nn.Module, ABC):
 
     def _require_finite(self, value: Tensor, name: str, *results: Tensor) -> None:
         """Raise `NonFiniteError`, which names the cause, if a result is not finite."""
-        if value.is_meta or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not _checked.get() or value.is_meta or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
         # A sum costs a tenth, and is not finite if a value is not; it may also overflow, so that the values decide.
         if all(bool(result.sum().isfinite()) or bool(result.isfinite().all()) for result in results):

@@ -19,6 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -125,6 +126,9 @@ class Training(Section):
     clip_norm: Positive | None
     holdout: Annotated[Any, AfterValidator(_holdout)]
     validations: Count
+    precision: Precision = "float32"
+    capture: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _schedule_has_its_settings(self) -> Self:

@@ -12,7 +12,7 @@ from random_flows import random_learned, random_lu_net, randomise_, seeded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lunet import Flow, ImageFlow, LUNet, RealNVP
+from lunet import Flow, ImageFlow, LUNet, NonFiniteError, RealNVP, unchecked
 
 # Wide enough that an LU layer is multiplied block by block.
 SHAPE = (1, 20, 20)
@@ -64,6 +64,23 @@ def test_results_are_not_checked_during_capture(monkeypatch: pytest.MonkeyPatch)
     with Operations() as operations:
         LUNet(2)._require_finite(captured, "x", torch.full((1,), torch.nan))
     assert operations.names & FORBIDDEN == set()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FLOWS)
+def test_results_are_not_checked_in_an_unchecked_block(name: str) -> None:
+    model = ImageFlow(copy.deepcopy(FLOWS[name]), SHAPE).eval()
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+    with pytest.raises(NonFiniteError), Operations() as checked:
+        model.bits_per_dim(images())
+    with unchecked(), Operations() as operations:
+        model.bits_per_dim(images())
+        model.sample(3)
+    assert "aten._local_scalar_dense.default" in checked.names
+    assert operations.names & FORBIDDEN == set()
+    with pytest.raises(NonFiniteError):
+        model.bits_per_dim(images())
 
 
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated")
