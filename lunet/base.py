@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
+from torch.nn.utils import get_total_norm
 
 from lunet.registry import register
 
@@ -119,13 +120,27 @@ class Flow(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as values that JSON can represent."""
 
+    def conditioners(self) -> Sequence[nn.Module]:
+        """The networks whose outputs parameterise the map, such as those of a coupling; none by default.
+
+        The likelihood is exact whatever they compute, so that they may compute in a reduced precision.
+        """
+        return []
+
     def free_parameters(self) -> int:
         """The number of values that are fitted to data."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def check_invertible(self) -> None:
         """Raise `NonFiniteError`, which names the layer, if the parameters do not define an invertible map."""
-        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+        tensors = {
+            name: tensor.detach()
+            for name, tensor in (*self.named_parameters(), *self.named_buffers())
+            if tensor.is_floating_point() and tensor.numel()
+        }
+        if bool(get_total_norm(tensors.values(), math.inf).isfinite()):  # one read of a GPU for all tensors
+            return
+        for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise NonFiniteError(f"{name} has values that are not finite: no likelihood and no inverse")
 
@@ -216,9 +231,13 @@ class Flow(nn.Module, ABC):
             NonFiniteError: If a layer is singular or a value is not finite; the message names the layer.
         """
         self.check_invertible()
-        z, _ = self(x)
-        reconstruction, _ = self(self.inverse(z))
-        return Diagnostics(self._layer_diagnostics(), float((reconstruction - z).abs().amax()) if len(x) else 0.0)
+        with unchecked():
+            z, _ = self(x)
+            reconstruction, _ = self(self.inverse(z))
+        error = float((reconstruction - z).abs().amax()) if len(x) else 0.0
+        if not math.isfinite(error):
+            self(self.inverse(self(x).z))  # raises an error that names the cause
+        return Diagnostics(self._layer_diagnostics(), error)
 
     def _layer_diagnostics(self) -> list[LayerDiagnostics]:
         """The diagnostics of each linear layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,10 @@ class AffineCoupling(nn.Module, ABC):
     @abstractmethod
     def inverse(self, y: Tensor) -> Tensor:
         r"""The arguments, with shape :math:`(N, C, H, W)`."""
+
+    @abstractmethod
+    def conditioners(self) -> Sequence[nn.Module]:
+        """The networks of the log-scale and the shift."""
 
     @abstractmethod
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +80,14 @@ class Coupling(AffineCoupling):
         """Set the affine map so that each channel of a sample has mean 0 and variance 1 after it."""
         self.affine.standardise_(x)
 
+    def conditioners(self) -> Sequence[nn.Module]:
+        """The networks of the log-scale and of the shift, or the one of both."""
+        return [*self.networks]
+
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         unchanged, transformed = x * self.mask, 1 - self.mask
-        outputs = torch.cat([network(unchanged) for network in self.networks], dim=1)
+        # Under autocast the networks compute in another dtype, the map itself in that of x.
+        outputs = torch.cat([network(unchanged) for network in self.networks], dim=1).to(x.dtype)
         raw_scale, shift = outputs.chunk(2, dim=1)
         return transformed * self.bound * torch.tanh(raw_scale), transformed * shift
 

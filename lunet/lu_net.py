@@ -85,10 +85,9 @@ class LUNet(Flow, kind="lunet"):
     def check_invertible(self) -> None:
         """Raise `NonFiniteError`, which names the layer, for a zero on a diagonal or a value that is not finite."""
         super().check_invertible()
-        for index, layer in enumerate(self.layers):
-            zeros = (layer.lu.diagonal() == 0).nonzero()
-            if len(zeros):
-                raise NonFiniteError(f"layers.{index} is singular: entry {int(zeros[0])} of U's diagonal is zero")
+        zeros = torch.stack([layer.lu.diagonal() == 0 for layer in self.layers]).nonzero().tolist()
+        if zeros:
+            raise NonFiniteError(f"layers.{zeros[0][0]} is singular: entry {zeros[0][1]} of U's diagonal is zero")
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
@@ -109,10 +108,11 @@ class LUNet(Flow, kind="lunet"):
         return z if self.leading is None else self.leading.inverse(z)
 
     def _layer_diagnostics(self) -> list[LayerDiagnostics]:
-        return [
-            LayerDiagnostics(f"layers.{index}", float(layer.lu.diagonal().abs().amin()), triangular.condition(layer.lu))
-            for index, layer in enumerate(self.layers)
-        ]
+        matrices = [layer.lu for layer in self.layers]
+        pairs = torch.stack(
+            [torch.stack([lu.diagonal().abs().amin().double(), triangular.condition(lu)]) for lu in matrices]
+        )
+        return [LayerDiagnostics(f"layers.{index}", *pair) for index, pair in enumerate(pairs.tolist())]
 
     def uniform_(self, generator: torch.Generator | None = None) -> Self:
         r"""Initialise as the released code does: :math:`L`, :math:`U`, :math:`b` uniform within :math:`\pm 1/\sqrt{D}`.

@@ -77,6 +77,11 @@ class RealNVP(Flow, kind="realnvp"):
         """The constructor's arguments."""
         return {"shape": list(self.shape), **self.options}
 
+    def conditioners(self) -> Sequence[nn.Module]:
+        """The networks of all couplings."""
+        couplings = (coupling for stage in (self.full, self.squeezed, self.final) for coupling in stage)
+        return [network for coupling in couplings for network in coupling.conditioners()]
+
     @torch.no_grad()
     def standardise_(self, x: Tensor) -> Self:
         r"""Initialise the affine maps so that each channel of a sample gets mean 0 and variance 1 in every coupling.

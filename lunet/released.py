@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -170,8 +170,13 @@ class ReleasedCoupling(AffineCoupling):
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         unchanged, transformed = x * self.mask, 1 - self.mask
-        log_scale = self.log_scale * torch.tanh(self.log_scale_network(unchanged))
-        return transformed * log_scale, transformed * (self.shift_scale * self.shift_network(unchanged) + self.shift)
+        raw_scale, raw_shift = (network(unchanged).to(x.dtype) for network in self.conditioners())
+        log_scale, shift = self.log_scale * torch.tanh(raw_scale), self.shift_scale * raw_shift + self.shift
+        return transformed * log_scale, transformed * shift
+
+    def conditioners(self) -> Sequence[nn.Module]:
+        """The networks of the log-scale and of the shift."""
+        return [self.log_scale_network, self.shift_network]
 
 
 class RunningNorm(nn.Module):
@@ -197,7 +202,9 @@ class RunningNorm(nn.Module):
         if self.training:
             batch_variance, batch_mean = torch.var_mean(x, dim=(0, 2, 3))
             mean, variance = mean.lerp(batch_mean, self.MOMENTUM), variance.lerp(batch_variance, self.MOMENTUM)
-            self.mean, self.variance = mean.detach(), variance.detach()
+            # In place, so that a CUDA graph of a training step updates them too.
+            self.mean.copy_(mean.detach())
+            self.variance.copy_(variance.detach())
         variance = variance + self.EPSILON
         log_det = -0.5 * variance.log().sum() * x.shape[2] * x.shape[3]
         return (x - mean[:, None, None]) * variance.rsqrt()[:, None, None], log_det

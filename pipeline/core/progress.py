@@ -30,12 +30,12 @@ class Progress:
         self._total, self._done_at_start, self._done = total, done, done
         self._start = self._shown = time.monotonic()
 
-    def step(self, note: str) -> None:
-        """Count one completed step; ``note`` describes the state of the loop."""
-        self._done += 1
+    def step(self, note: str, count: int = 1) -> None:
+        """Count ``count`` completed steps; ``note`` describes the state of the loop."""
+        self._done += count
         if not self._lines:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update()
+            self._bar.update(count)
         elif (now := time.monotonic()) - self._shown >= SECONDS_BETWEEN_LINES or self._done == self._total:
             self._shown = now
             left = (now - self._start) / (self._done - self._done_at_start) * (self._total - self._done)

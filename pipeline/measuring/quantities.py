@@ -16,7 +16,7 @@ from pipeline.measuring.memory import MIB, weigh
 from pipeline.measuring.record import Determinant, Memory, Timing
 from pipeline.measuring.released import time_released_density, time_released_optimizer, time_released_sampling
 from pipeline.measuring.work import Work
-from pipeline.training.optimisation import make_optimizer, optimise
+from pipeline.training.optimisation import TrainingStep, make_optimizer
 
 WIDTHS = [64, 128, 256, 512, 1024]
 
@@ -66,8 +66,8 @@ def numbers_in_training(model: ImageFlow, training: Training) -> int:
 
 def make_step(work: Work, training: Training) -> Callable[[], object]:
     """One whole optimisation step: preprocessing, forward, backward and update."""
-    model, batch = work.model().train(), work.batch(training.batch_size)
-    return partial(optimise, model, make_optimizer(model, training), batch, torch.Generator(work.device), training)
+    step = TrainingStep(work.model().train(), training, torch.Generator(work.device))
+    return partial(step.take, work.batch(training.batch_size))
 
 
 def time_step(work: Work, *, whole: bool) -> Timing | None:

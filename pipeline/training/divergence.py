@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lunet import ImageFlow
 from pipeline.core.environment import memory_errors
 from pipeline.core.params import Training
+from pipeline.core.precision import arithmetic, networks_in
 from pipeline.training.objectives import loss_and_bits
-from pipeline.training.optimisation import NonFiniteStepError
 
 
 class DivergedError(Exception):
@@ -47,8 +47,10 @@ def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator
         *(p.register_post_accumulate_grad_hook(partial(check_gradient, n)) for n, p in model.flow.named_parameters()),
     ]
     model.zero_grad()
-    loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
-    loss.backward()
+    with arithmetic(training.precision):
+        with networks_in(training.precision, batch.device):
+            loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
+        loss.backward()
     mean = float(bits.detach())
     for handle in handles:
         handle.remove()
@@ -71,8 +73,6 @@ def batch_that_fits(step: Callable[[Tensor], object], batch: Tensor) -> int | No
         try:
             with memory_errors():
                 step(batch[:size])
-        except NonFiniteStepError:
-            return size  # its memory sufficed
         except MemoryError:
             size //= 2
         else:

@@ -10,31 +10,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP
-from lunet.pixels import mean_bits
+from lunet import ImageFlow, NonFiniteError, ReleasedRealNVP, unchecked
+from lunet.pixels import ImpossibleLikelihoodError, mean_bits
 from pipeline.core.console import UserError, say
 from pipeline.core.environment import memory_errors
 from pipeline.core.params import Recipe, Training
+from pipeline.core.precision import arithmetic
 from pipeline.core.progress import Progress
 from pipeline.core.record import Status
 from pipeline.core.streams import Stream, generator
 from pipeline.training.checkpoints import Checkpoint, random_state, restore_random_state
 from pipeline.training.divergence import DivergedError, batch_that_fits, describe_failure
 from pipeline.training.models import initialise_
-from pipeline.training.objectives import infinite_pixels
-from pipeline.training.optimisation import NonFiniteStepError, Step, make_optimizer, make_schedule, optimise
-from pipeline.training.record import HISTORY, Fit, Row
+from pipeline.training.optimisation import Totals, TrainingStep, rate_factor
+from pipeline.training.record import DIAGNOSES, HISTORY, Fit, Row
 
-DIAGNOSED_IMAGES = 100  # held-out images in the round trip of each validation
-NOTED_EVERY = 20  # steps
+DIAGNOSED_IMAGES = 100  # held-out images in a diagnosis of the model's inverse
+READ_EVERY = 20  # steps; in between, nothing waits for a GPU
 TRAINING_STREAMS: tuple[Stream, ...] = ("order", "training", "released pixels")
 VALIDATION_STREAMS: tuple[Stream, ...] = ("validation", "diagnosis")
-SCORING_BATCH = 128  # images; larger batches exceed a CPU's caches
+SCORING_BATCH = {"cpu": 128, "cuda": 1024}  # images that fit a CPU's caches, and that fill a GPU
 
 
 def fit(
@@ -68,7 +68,7 @@ def fit(
     status: Status = "complete"
     message = None
     try:
-        with memory_errors():
+        with arithmetic(), memory_errors():
             trainer.run(device, checkpoint, None if saved is None else saved["trainer"])
     except DivergedError as error:
         status, message = "diverged", str(error)
@@ -96,6 +96,14 @@ def split(
     return images[order[holdout_size:]], images[order[:holdout_size]]
 
 
+class Attempt(NamedTuple):
+    """A step that has been taken: its batch, the state of the noise before it, and its learning rate."""
+
+    batch: Tensor
+    noise: Tensor
+    rate: float
+
+
 class Trainer:
     """The training of one model: it owns the model, its images, optimiser, history and best weights.
 
@@ -110,7 +118,7 @@ class Trainer:
 
     Attributes:
         steps: The number of optimisation steps.
-        done: The number of completed steps.
+        done: The number of steps taken.
         history: A row for each validation.
     """
 
@@ -123,14 +131,18 @@ class Trainer:
         self._per_epoch = 1 if training is None else math.ceil(len(images) / training.batch_size)
         self.steps = 0 if training is None else max(1, round(training.epochs * self._per_epoch))
         self.done, self.history = 0, list[Row]()
-        self._seconds, self._best, self._best_weights = 0.0, Row(), dict[str, Any]()
+        self._seconds, self._best_weights, self._unread = 0.0, dict[str, Any](), list[Attempt]()
         self._counts_infinite_pixels = training is not None and isinstance(model.flow, ReleasedRealNVP)
-        self._last: Step | None = None  # the last one, all finite
 
     @property
     def epoch(self) -> float:
         """The number of completed epochs."""
         return round(self.done / self._per_epoch, 4)
+
+    @property
+    def _best(self) -> Row:
+        """The first row of the history with the best held-out likelihood."""
+        return min(self.history, key=lambda row: row["holdout_bits_per_dim"], default={})
 
     def run(self, device: torch.device, checkpoint: Checkpoint, saved: Mapping[str, Any] | None) -> None:
         """Train the model from its initialisation, or from a saved state, and leave it at its best held-out weights.
@@ -152,82 +164,113 @@ class Trainer:
         self._streams: dict[str, torch.Generator] = {
             name: self._stream(name, device=device) for name in TRAINING_STREAMS
         }
-        self._optimizer = make_optimizer(self._model, training)
-        self._schedule = make_schedule(self._optimizer, training, self.steps, self._per_epoch)
-        self._loss_sum, self._loss_count = torch.zeros((), device=device), 0
-        self._infinite_pixels = torch.zeros((), dtype=torch.int64, device=device)
+        pixels = self._streams["released pixels"] if self._counts_infinite_pixels else None
+        self._step = TrainingStep(self._model.train(), training, self._streams["training"], pixels)
+        self._totals = self._validated = self._step.read()
         indices = range(1, training.validations + 1)
         validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
         if saved is None:
-            self.validate()
+            self.validate(training)
+            self._diagnose(self.history[0])
         else:
             self.restore(saved)
             say(f"{self._title}: goes on after step {self.done}")
-        self._model.train()
-        note = self._note()
         with Progress(self._title, self.steps, self.done) as progress:
             while self.done < self.steps:
-                with self._timed():
-                    self.step(training)
-                due, validates = checkpoint.is_due(), self.done in validation_steps
-                if validates or self.done % NOTED_EVERY == 0:
-                    note = self._note()
-                if validates:
-                    self.validate()
-                progress.step(note)
+                before = self.done
+                next_stop = min(step for step in validation_steps if step > before)
+                due = self._advance(training, checkpoint, min(next_stop, before - before % READ_EVERY + READ_EVERY))
+                note = self._note()
+                if self.done in validation_steps:
+                    self.validate(training)
+                progress.step(note, self.done - before)
                 if due:
                     state = {"epochs": self.epoch, "model": self._model.state_dict(), "trainer": self.state()}
                     checkpoint.write(state, f"{self._title} after step {self.done} of {self.steps}")
+        self._diagnose(self.history[-1])
         self._model.load_state_dict(self._best_weights)
+        self._diagnose(self._best)
+
+    def _advance(self, training: Training, checkpoint: Checkpoint, until: int) -> bool:
+        """Take steps to the step ``until`` or to one at which a checkpoint is due, and say whether it is.
+
+        Raises:
+            DivergedError: If one of them was not finite.
+        """
+        due = False
+        with self._timed():
+            while self.done < until and not due:
+                self.step(training)
+                due = checkpoint.is_due()
+            self._read(training)
+        return due
 
     def step(self, training: Training) -> None:
-        """Take the next step, on the next batch; the images are shuffled anew in each epoch."""
+        """Take the next step, on the next batch, without a wait; the images are shuffled anew in each epoch."""
         position, size = self.done % self._per_epoch, training.batch_size
         if position == 0:
             self._order = torch.randperm(
                 len(self._images), generator=self._streams["order"], device=self._images.device
             )
         batch = self._images[self._order[position * size : (position + 1) * size]]
-        noise = self._streams["training"]
-        before = noise.get_state()
+        factor = rate_factor(training, self.done, self.steps, self._per_epoch)
+        self._unread.append(Attempt(batch, self._streams["training"].get_state(), training.learning_rate * factor))
         try:
             with memory_errors():
-                self._last = optimise(self._model, self._optimizer, batch, noise, training)
-        except NonFiniteStepError:
-            failure = describe_failure(self._model, batch, noise.set_state(before), training)
-            raise DivergedError(f"{failure}; {self._describe_step()}") from None
+                self._step.take(batch, factor)
         except MemoryError as error:
             message = str(error)
         else:
-            self._loss_sum, self._loss_count = self._loss_sum + self._last.bits, self._loss_count + 1
-            if self._counts_infinite_pixels:
-                self._infinite_pixels += infinite_pixels(batch, self._streams["released pixels"])
-            self._schedule.step()
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        fits = batch_that_fits(lambda rows: optimise(self._model, self._optimizer, rows, noise, training), batch)
+        fits = batch_that_fits(self._step.optimise, batch)
         raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
-    def validate(self) -> None:
+    def _read(self, training: Training) -> None:
+        """Wait until the steps so far are done.
+
+        Raises:
+            DivergedError: If one of them was not finite; the message describes the first.
+        """
+        totals = self._step.read()
+        if totals.failed:
+            failed = self._unread[totals.completed - self._totals.completed]
+            noise = self._streams["training"].set_state(failed.noise)
+            with self._step.eager():
+                failure = describe_failure(self._model, failed.batch, noise, training)
+            failure += f"; step {totals.completed + 1}, learning rate {failed.rate:.3g}"
+            if totals.completed:
+                failure += f", last finite loss {totals.last_bits:.4f} bits/dim"
+                failure += f", norm of its gradient {totals.last_norm:.3g}"
+            raise DivergedError(failure)
+        self._totals, self._unread = totals, []
+
+    def validate(self, training: Training) -> None:
         """Evaluate on the held-out images, add a row to the history, and keep the weights if they are the best so far.
 
         Raises:
             DivergedError: If the held-out likelihood is not finite.
         """
         try:
-            holdout_bits = score(self._model, self._holdout, self._stream("validation", device=self._holdout.device))
-            diagnosis = diagnose(
-                self._model, self._holdout[:DIAGNOSED_IMAGES], self._stream("diagnosis", device=self._holdout.device)
-            )
+            with self._step.eager():
+                holdout_bits = score(
+                    self._model, self._holdout, self._stream("validation", device=self._holdout.device)
+                )
         except NonFiniteError as error:
             raise DivergedError(f"held-out images fail after step {self.done}: {error}") from None
-        rate, train_bits = float(self._schedule.get_last_lr()[0]), self._train_bits()
-        point = (self.done, self.epoch, round(self._seconds, 3), rate, train_bits, holdout_bits, *diagnosis)
-        self.history.append(dict(zip([*HISTORY][1:], point, strict=True)))
-        if not self._best or holdout_bits < self._best["holdout_bits_per_dim"]:
-            self._best, self._best_weights = self.history[-1], copy.deepcopy(self._model.state_dict())
-        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        rate = training.learning_rate * rate_factor(training, self.done, self.steps, self._per_epoch)
+        point = (self.done, self.epoch, round(self._seconds, 3), rate, self._train_bits(), holdout_bits)
+        self.history.append(dict.fromkeys([*HISTORY][1:]) | dict(zip([*HISTORY][1:], point, strict=False)))
+        if self._best is self.history[-1]:
+            self._best_weights = copy.deepcopy(self._model.state_dict())
+        self._validated = self._totals
+
+    def _diagnose(self, row: Row) -> None:
+        """Add to a row of the history how accurately the model, with the weights of that row, can be inverted."""
+        noise = self._stream("diagnosis", device=self._holdout.device)
+        with self._step.eager():
+            row |= zip(DIAGNOSES, diagnose(self._model, self._holdout[:DIAGNOSED_IMAGES], noise), strict=True)
 
     def state(self) -> dict[str, Any]:
         """The tensors and plain values that `restore` takes; the next step depends only on them and the model."""
@@ -236,23 +279,18 @@ class Trainer:
             "order": self._order,
             "history": self.history,
             "seconds": self._seconds,
-            "best": (self._best, self._best_weights),
-            "losses": (self._loss_sum, self._loss_count),
-            "last": self._last and tuple(self._last),
-            "infinite_pixels": self._infinite_pixels,
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "best_weights": self._best_weights,
+            "validated": tuple(self._validated),
+            "step": self._step.state(),
             "random": random_state(self._streams),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state` returned; the caller restores the model first."""
         self.done, self._order, self.history = saved["done"], saved["order"], saved["history"]
-        self._seconds, (self._best, self._best_weights) = saved["seconds"], saved["best"]
-        (self._loss_sum, self._loss_count), self._infinite_pixels = saved["losses"], saved["infinite_pixels"]
-        self._last = saved["last"] and Step(*saved["last"])
-        self._optimizer.load_state_dict(saved["optimizer"])
-        self._schedule.load_state_dict(saved["schedule"])
+        self._seconds, self._best_weights = saved["seconds"], saved["best_weights"]
+        self._step.restore(saved["step"])
+        self._totals, self._validated = self._step.read(), Totals(*saved["validated"])
         restore_random_state(self._streams, saved["random"])
 
     def outcome(self, status: Status, message: str | None) -> Fit:
@@ -269,26 +307,19 @@ class Trainer:
             best_epoch=self._best.get("epoch"),
             best_step=self._best.get("step"),
             best_holdout_bits_per_dim=self._best.get("holdout_bits_per_dim"),
-            infinite_pixels=int(self._infinite_pixels) if trained and self._counts_infinite_pixels else None,
+            infinite_pixels=self._totals.infinite_pixels if trained and self._counts_infinite_pixels else None,
             history=self.history,
         )
 
     def _train_bits(self) -> float | None:
         """The mean training loss since the last validation, in bits per dimension."""
-        return float(self._loss_sum) / self._loss_count if self._loss_count else None
+        steps = self._totals.completed - self._validated.completed
+        return (self._totals.bits - self._validated.bits) / steps if steps else None
 
     def _note(self) -> str:
         """The likelihoods so far, for messages."""
         train_bits, holdout = self._train_bits(), f"held out {self.history[-1]['holdout_bits_per_dim']:.3f}"
         return holdout if train_bits is None else f"{train_bits:.3f} bits/dim, {holdout}"
-
-    def _describe_step(self) -> str:
-        rate = self._optimizer.param_groups[0]["lr"]
-        step = f"step {self.done + 1}, learning rate {float(rate):.3g}"
-        if self._last is None:
-            return step
-        bits, norm = map(float, self._last)
-        return f"{step}, last finite loss {bits:.4f} bits/dim, norm of its gradient {norm:.3g}"
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -307,11 +338,21 @@ def score(model: ImageFlow, images: Tensor, noise: torch.Generator) -> float:
     Raises:
         NonFiniteError: If one is not finite, or their mean is below 0.
     """
-    was_training = model.training
+    was_training, batches, state = model.training, images.split(SCORING_BATCH[images.device.type]), noise.get_state()
     model.eval()
-    bits = torch.cat([model.bits_per_dim(batch, generator=noise) for batch in images.split(SCORING_BATCH)])
-    model.train(was_training)
-    return mean_bits(bits)
+    try:
+        with unchecked():  # so that a GPU is waited for once
+            bits = torch.cat([model.bits_per_dim(batch, generator=noise) for batch in batches])
+        return mean_bits(bits)
+    except ImpossibleLikelihoodError:
+        raise
+    except NonFiniteError:
+        noise.set_state(state)
+        for batch in batches:
+            model.bits_per_dim(batch, generator=noise)  # raises an error that names the cause
+        raise
+    finally:
+        model.train(was_training)
 
 
 def diagnose(

@@ -8,12 +8,14 @@ from pydantic import Field, FiniteFloat
 
 from pipeline.core.record import Message, Parameters, Record, StageRecord, Status
 
+# The columns of the training curves that only the first, the best and the last row have.
+DIAGNOSES = ("smallest_diagonal", "condition", "latent_error", "pixels_exact")
 # The columns of the training curves, with their types in pandas.
 HISTORY = {
     "model": "string",
     "step": "int64",
     **dict.fromkeys(("epoch", "seconds", "learning_rate", "train_bits_per_dim", "holdout_bits_per_dim"), "float64"),
-    **dict.fromkeys(("smallest_diagonal", "condition", "latent_error", "pixels_exact"), "float64"),
+    **dict.fromkeys(DIAGNOSES, "float64"),
 }
 Row = dict[str, Any]
 

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.faults
 
 RECIPES = ["lunet", "realnvp"]
 POINTS = {
-    "before the first step": Fault("pipeline.training.fit.optimise", 1),
-    "in the middle of an epoch": Fault("pipeline.training.fit.optimise", 5),
+    "before the first step": Fault("pipeline.training.optimisation.TrainingStep.take", 1),
+    "in the middle of an epoch": Fault("pipeline.training.optimisation.TrainingStep.take", 5),
     "before a validation": Fault("pipeline.training.fit.score", 2),
-    "after the last step": Fault("pipeline.training.fit.optimise", 8, after=True),
+    "after the last step": Fault("pipeline.training.optimisation.TrainingStep.take", 8, after=True),
     "with a checkpoint half written": Fault("torch.save", 4, after=True),
     "with a checkpoint not yet on the disk": Fault("os.fsync", 7),
     "before a checkpoint gets its name": Fault("pathlib.Path.replace", 4),
@@ -92,7 +92,7 @@ def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(
 def test_a_trained_model_of_a_class_is_not_trained_again(tmp_path: Path, undisturbed: Callable[..., Any]) -> None:
     cell = Cell(tmp_path, "lunet", {"classes": "each"})
     # Each class has four steps: the sixth is the second one of class 1.
-    assert cell.train(Fault("pipeline.training.fit.optimise", 6)) == -signal.SIGKILL, cell.log
+    assert cell.train(Fault("pipeline.training.optimisation.TrainingStep.take", 6)) == -signal.SIGKILL, cell.log
     assert cell.train() == 0, cell.log
     assert "mnist lunet 0 class 0: complete already" in cell.log
     assert "mnist lunet 0 class 1: goes on after step 1" in cell.log
@@ -105,7 +105,7 @@ def test_a_signal_stops_the_training_after_the_step_with_a_checkpoint(
 ) -> None:
     cell = Cell(tmp_path, "lunet")
     cell.write_params(checkpoint_seconds=checkpoint_seconds)
-    assert cell.train(Fault("pipeline.training.fit.optimise", 3, signal=number)) == 128 + number
+    assert cell.train(Fault("pipeline.training.optimisation.TrainingStep.take", 3, signal=number)) == 128 + number
     last = cell.log.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name}: mnist lunet 0 after step 3 of 8: what is done is kept")
     assert "Traceback" not in cell.log
@@ -125,7 +125,7 @@ def test_a_signal_before_the_first_step_stops_the_training_too(tmp_path: Path) -
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     cell = Cell(tmp_path, "lunet")
-    faults = [Fault("pipeline.training.fit.optimise", 3, signal=signal.SIGTERM) for _ in range(2)]
+    faults = [Fault("pipeline.training.optimisation.TrainingStep.take", 3, signal=signal.SIGTERM) for _ in range(2)]
     assert cell.train(*faults) == -signal.SIGTERM
 
 
@@ -133,7 +133,7 @@ def test_a_second_training_of_the_same_cell_is_refused_until_the_first_one_has_e
     tmp_path: Path, undisturbed: Callable[..., Any]
 ) -> None:
     cell, reached = Cell(tmp_path, "lunet"), CONTEXT.Event()
-    first = cell.start(Fault("pipeline.training.fit.optimise", 3, reached=reached), log="first")
+    first = cell.start(Fault("pipeline.training.optimisation.TrainingStep.take", 3, reached=reached), log="first")
     reached.wait()
     # Other parameters make no difference, since both would write the same folder.
     for top in ({}, {"deterministic": False}):
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     tmp_path: Path, change: Callable[[Cell], tuple[Fault, ...]]
 ) -> None:
     cell = Cell(tmp_path, "lunet")
-    assert cell.train(Fault("pipeline.training.fit.optimise", 5)) == -signal.SIGKILL
+    assert cell.train(Fault("pipeline.training.optimisation.TrainingStep.take", 5)) == -signal.SIGKILL
     (before,) = cell.checkpoints()
     assert cell.train(*change(cell)) == 0, cell.log
     assert "goes on" not in cell.log
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
 )
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     cell = Cell(tmp_path, "lunet")
-    assert cell.train(Fault("pipeline.training.fit.optimise", 5)) == -signal.SIGKILL
+    assert cell.train(Fault("pipeline.training.optimisation.TrainingStep.take", 5)) == -signal.SIGKILL
     (checkpoint,) = cell.checkpoints()[0].iterdir()
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     assert cell.train() == 1

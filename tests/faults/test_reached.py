@@ -31,7 +31,7 @@ def test_the_printed_epochs_are_those_of_the_checkpoints(tmp_path: Path) -> None
     cell = Cell(tmp_path, "lunet", {"classes": "each", "epochs": 2})
     assert reached(cell) == {"0": 0.0, "1": 0.0}
     # An epoch has four steps, a class eight: the kill precedes the checkpoint of class 1's third step.
-    assert cell.train(Fault("pipeline.training.fit.optimise", 11)) == -signal.SIGKILL, cell.log
+    assert cell.train(Fault("pipeline.training.optimisation.TrainingStep.take", 11)) == -signal.SIGKILL, cell.log
     assert reached(cell) == {"0": 2.0, "1": 0.5}
     cell.changes["learning_rate"] = 0.002
     cell.write_params()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_trainings import CPU, folder_with, recipe_of, stage
 
-from lunet import ImageFlow, load_flow
+from lunet import load_flow
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.train import train
 from pipeline.training.models import groups
-from pipeline.training.optimisation import Step, optimise
+from pipeline.training.optimisation import TrainingStep
 
 
 @pytest.mark.parametrize("name", ["lunet", "lunet_learned", "realnvp", "gaussian", "histogram"])
@@ -61,17 +61,17 @@ def test_a_model_per_class_is_trained_only_on_its_class(smoke_values: Any, datas
 def test_the_other_classes_are_trained_after_one_diverges(
     smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
+    calls, optimise = 0, TrainingStep.optimise
 
-    def spoil(model: ImageFlow, *arguments: Any) -> Step:
+    def spoil(step: TrainingStep, batch: torch.Tensor) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             with torch.no_grad():
-                model.flow.get_parameter("layers.1.bias").fill_(torch.inf)
-        return optimise(model, *arguments)
+                step._model.flow.get_parameter("layers.1.bias").fill_(torch.inf)
+        optimise(step, batch)
 
-    monkeypatch.setattr("pipeline.training.fit.optimise", spoil)
+    monkeypatch.setattr(TrainingStep, "optimise", spoil)
     fits, _ = train(dataset, recipe_of(smoke_values, "lunet", classes="each"), 0, CPU, tmp_path, "lunet")
     assert {key: fit.status for key, fit in fits.items()} == {"0": "diverged", "1": "complete"}
     assert (fits["0"].message or "").startswith("class 0: the loss is ")

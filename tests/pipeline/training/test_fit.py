@@ -17,8 +17,8 @@ from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.train import train
 from pipeline.training.fit import split, write_history
-from pipeline.training.optimisation import Step
-from pipeline.training.record import HISTORY
+from pipeline.training.optimisation import TrainingStep
+from pipeline.training.record import DIAGNOSES, HISTORY
 
 
 def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
@@ -34,13 +34,11 @@ def test_a_run_that_diverges_is_a_status_and_saves_no_flow(smoke_values: Any, da
 def test_weights_without_a_held_out_likelihood_are_a_divergence(
     params: Params, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ruin(model: ImageFlow, optimizer: torch.optim.Optimizer, *_: object) -> Step:
-        optimizer.step()
+    def ruin(step: TrainingStep, _: torch.Tensor) -> None:
         with torch.no_grad():
-            next(iter(model.parameters())).fill_(float("nan"))
-        return Step(torch.zeros(()), torch.zeros(()))
+            next(iter(step._model.parameters())).fill_(float("nan"))
 
-    monkeypatch.setattr("pipeline.training.fit.optimise", ruin)
+    monkeypatch.setattr(TrainingStep, "optimise", ruin)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert fits["all"].status == "diverged"
     assert "held-out images fail after step 6" in (fits["all"].message or "")
@@ -55,7 +53,7 @@ def test_running_out_of_memory_is_a_status(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.training.fit.optimise", fail)
+    monkeypatch.setattr(TrainingStep, "optimise", fail)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert (fits["all"].status, fits["all"].message) == ("out_of_memory", str(error) or "memory does not suffice")
 
@@ -64,12 +62,11 @@ def test_running_out_of_memory_is_a_status(
 def test_out_of_memory_is_reported_with_a_batch_that_fits(
     smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, words: str
 ) -> None:
-    def limited(_model: object, _optimizer: object, batch: torch.Tensor, *_: object) -> Step:
+    def limited(_: TrainingStep, batch: torch.Tensor) -> None:
         if len(batch) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto do too much")
-        return Step(torch.zeros(()), torch.zeros(()))
 
-    monkeypatch.setattr("pipeline.training.fit.optimise", limited)
+    monkeypatch.setattr(TrainingStep, "optimise", limited)
     training = smoke_values["recipes"]["lunet"]["training"] | {"batch_size": 64}
     fits, _ = train(dataset, recipe_of(smoke_values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
     assert fits["all"].message == f"DefaultCPUAllocator: can't allocate memory: you tried{words}"
@@ -126,3 +123,19 @@ def test_history_has_a_row_for_each_validation(params: Params, dataset: Dataset,
     assert list(rows[0]) == [*HISTORY]
     assert [row["step"] for row in rows] == ["0", "6", "12"]
     assert [float(row["epoch"]) for row in rows] == [0, 0.5, 1]
+
+
+def test_the_first_the_best_and_the_last_row_of_the_history_tell_of_the_inverse(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = iter([5.0, 4.0, 1.0, 3.0, 2.0])
+    monkeypatch.setattr("pipeline.training.fit.score", lambda *_: next(bits))
+    training = smoke_values["recipes"]["lunet"]["training"] | {"validations": 4}
+    fits, _ = train(dataset, recipe_of(smoke_values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
+    assert (fits["all"].best_step, fits["all"].steps) == (6, 12)
+    for row in fits["all"].history:
+        assert [row[name] is not None for name in DIAGNOSES] == [row["step"] in (0, 6, 12)] * 4
+    model = load_flow(tmp_path / "all")
+    assert isinstance(model, ImageFlow)
+    best = model.flow.diagnostics(torch.zeros(1, model.flow.features)).layers
+    assert fits["all"].history[2]["condition"] == pytest.approx(max(layer.condition for layer in best))

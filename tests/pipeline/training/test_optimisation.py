@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from small_trainings import recipe_of
+from torch.optim import lr_scheduler
 
-from lunet import ImageFlow, LUNet
-from pipeline.core.params import Params
+from pipeline.core.params import Training
 from pipeline.training.models import build
-from pipeline.training.optimisation import make_optimizer, make_schedule
+from pipeline.training.optimisation import make_optimizer, rate_factor
+
+
+def training_of(values: Any, name: str, **changes: Any) -> Training:
+    training = recipe_of(values, name).training
+    assert training is not None
+    return training.model_copy(update=changes)
+
+
+# Schedules
+
+
+def torch_rates(schedule: Any, steps: int) -> list[float]:
+    """The learning rates of torch's schedule for an optimiser with the rate 1, and that after the last step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, rates = schedule(optimizer), []
+    for _ in range(steps + 1):
+        rates.append(float(scheduler.get_last_lr()[0]))
+        optimizer.step()
+        scheduler.step()
+    return rates
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 1000])
 @pytest.mark.parametrize("warmup", [0.1, 0.25, 0.5, 0.9])
-def test_the_schedule_rises_and_falls_for_any_length(params: Params, steps: int, warmup: float) -> None:
-    training = params.recipe("lunet").training
-    assert training is not None
-    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    schedule = make_schedule(optimizer, training.model_copy(update={"warmup": warmup}), steps, per_epoch=10)
-    rates = []
-    for _ in range(steps):
-        rates.append(float(schedule.get_last_lr()[0]))
-        optimizer.step()
-        schedule.step()
-    assert all(0 < rate <= training.learning_rate * (1 + 1e-9) for rate in rates)
-    if steps == 1000:
-        assert rates.index(max(rates)) == pytest.approx(warmup * steps, abs=2)
-        assert max(rates) == pytest.approx(training.learning_rate, rel=1e-3)
+def test_one_cycle_is_that_of_torch(smoke_values: Any, steps: int, warmup: float) -> None:
+    training = training_of(smoke_values, "lunet", warmup=warmup)
+    rates = [rate_factor(training, step, steps, per_epoch=10) for step in range(steps + 1)]
+
+    # One step more than are taken, so that the last rate is not zero; and a rise of at least one step.
+    rise = min(1.0, max(warmup, 2 / (steps + 1)))
+    cycle = partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=steps + 1, cycle_momentum=False)
+    assert rates[:-1] == pytest.approx(torch_rates(partial(cycle, pct_start=rise), steps - 1))
+    assert steps == 1 or rates[-1] < rates[-2]
+    assert all(0 < rate <= 1 for rate in rates)
 
 
 def test_halving_halves_the_rate_after_whole_epochs(smoke_values: Any) -> None:
-    training = recipe_of(smoke_values, "lunet_released").training
-    assert training is not None
-    optimizer = make_optimizer(ImageFlow(LUNet(4), (1, 2, 2)), training)
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert optimizer.defaults["momentum"] == 0.9
-    schedule = make_schedule(optimizer, training, steps=70, per_epoch=10)
-    rates = []
-    for _ in range(70):
-        rates.append(float(schedule.get_last_lr()[0]))
-        optimizer.step()
-        schedule.step()
-    assert rates == [0.6] * 30 + [0.3] * 30 + [0.15] * 10
+    training = training_of(smoke_values, "lunet_released")
+    assert training.halve_every == 3
+    rates = [rate_factor(training, step, 70, per_epoch=10) for step in range(71)]
+    assert rates == torch_rates(lambda optimizer: lr_scheduler.StepLR(optimizer, 30, gamma=0.5), 70)
+    assert rates == [1] * 30 + [0.5] * 30 + [0.25] * 11
+
+
+def test_a_constant_rate_is_constant(smoke_values: Any) -> None:
+    training = training_of(smoke_values, "lunet", schedule="constant", warmup=None)
+    assert [rate_factor(training, step, 5, per_epoch=2) for step in range(5)] == [1] * 5
 
 
 def test_triangular_and_elementwise_parameters_have_separate_rates(smoke_values: Any) -> None:
@@ -57,8 +72,5 @@ def test_triangular_and_elementwise_parameters_have_separate_rates(smoke_values:
     assert len(rates) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == (0.001 if name.endswith(".lu") else 0.05), name
-    make_schedule(optimizer, recipe.training, steps=100, per_epoch=10)
-    first = [group["lr"] for group in optimizer.param_groups]
-    assert first[1] == pytest.approx(50 * first[0])
     without = recipe.training.model_copy(update={"elementwise_rate": None})
     assert {group["lr"] for group in make_optimizer(model, without).param_groups} == {0.001}
