@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lunet import NonFiniteError
 from pipeline.core.cell import Key, cell_parser
@@ -21,16 +22,19 @@ from pipeline.core.environment import (
 )
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.params import load_params
+from pipeline.core.precision import arithmetic
 from pipeline.evaluation.record import Evaluation
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.trained_run import load_run
 
 
+@arithmetic()
 def main() -> None:
     """Evaluate the cell that the command line names."""
     parser = cell_parser(
         "evaluate",
-        "Score a trained run on the test set. Writes one JSON file and a folder with samples.npy.",
+        "Score a trained run on the test set. Writes one JSON file and a folder with samples.npy, and bits.npy, the "
+        "bits per dimension of each test image.",
         out="runs/evaluate/mnist-lunet-0.json",
         out_help="the JSON file to write",
         seed=True,
@@ -48,11 +52,12 @@ def main() -> None:
     begin = time.perf_counter()
     trained = load_run(arguments.run or Path("runs/train", str(key)), device, key, recipe)
     results: dict[str, Any] = {"status": trained.record.status, "message": trained.record.message}
-    grids = {"samples": np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)}
+    no_samples = np.zeros((0, params.evaluate.sample_columns, *dataset.test_images.shape[1:]), dtype=np.uint8)
+    arrays: dict[str, NDArray[Any]] = {"samples": no_samples}
     if trained.models:
         try:
             with determinism(params), memory_errors():
-                scores, grids = evaluate(trained.models, dataset, recipe, params.evaluate, arguments.seed)
+                scores, arrays = evaluate(trained.models, dataset, recipe, params.evaluate, arguments.seed)
             results |= scores
         except NonFiniteError as error:
             results = {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
@@ -72,8 +77,8 @@ def main() -> None:
     )
     with replacing(samples_folder) as folder:
         folder.mkdir()
-        for name, grid in grids.items():
-            np.save(folder / f"{name}.npy", grid, allow_pickle=False)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
     write_json(arguments.out, evaluation.model_dump(mode="json", exclude_unset=True), sealed=True)
     figures = ""
     if evaluation.test and evaluation.round_trip:

@@ -15,6 +15,7 @@ from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.environment import choose_device, describe_environment, determinism, keep_freed_memory
 from pipeline.core.files import refuse_foreign, replacing, write_json
 from pipeline.core.params import Recipe, load_params
+from pipeline.core.precision import arithmetic
 from pipeline.core.record import Parameters
 from pipeline.core.streams import stream_seed
 from pipeline.training.checkpoints import Checkpoint, checkpoint_folder, checkpoints
@@ -57,6 +58,7 @@ def main() -> None:
     with (
         StopRequest() as request,
         determinism(params),
+        arithmetic(),
         checkpoints(arguments.out, identity) as checkpoint_path,
         replacing(arguments.out) as folder,
     ):

@@ -24,7 +24,7 @@ class Record(BaseModel):
 
 
 class Environment(Record):
-    """Where and when a cell ran."""
+    """Where and when a cell ran; ``tf32`` says whether its float32 arithmetic, outside training steps, may be TF32."""
 
     time: str
     host: str
@@ -42,6 +42,7 @@ class Environment(Record):
     numpy: str
     commit: str | None
     dirty: bool | None
+    tf32: bool | None = None
 
 
 class StageRecord(Record):

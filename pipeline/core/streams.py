@@ -13,7 +13,7 @@ import torch
 
 Stream = Literal[
     "weights", "split", "start", "order", "training", "released pixels", "validation", "diagnosis",
-    "test", "round trip", "classification", "samples", "interpolations", "directions",
+    "test", "round trip", "precision", "classification", "samples", "interpolations", "directions",
     "base fit", "base test", "base samples",
     "mixture training", "mixture test", "mixture fit",
     "use sample", "use score",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import FiniteFloat
 
+from pipeline.core.params import Precision
 from pipeline.core.record import Record, StageRecord
 
 
@@ -64,6 +65,15 @@ class FittedLatents(Record):
     radius_distance: FiniteFloat
 
 
+class ReducedPrecision(Record):
+    """What the arithmetic of a training does to the bits per dimension of images: its shift, and the largest change."""
+
+    precision: Precision
+    images: int
+    mean_change: FiniteFloat
+    largest_change: FiniteFloat
+
+
 class Evaluation(StageRecord):
     """`runs/evaluate/<key>.json`; until ``separate_noise``, test images could have the noise of training images."""
 
@@ -77,6 +87,7 @@ class Evaluation(StageRecord):
     latents: Latents | None
     fitted_base_bits_per_dim: FiniteFloat | None
     fitted_latents: FittedLatents | None
+    reduced_precision: ReducedPrecision | None = None
     interpolations: int | None
     sample_class_accuracy: FiniteFloat | None
     classification_accuracy: FiniteFloat | None

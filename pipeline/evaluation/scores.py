@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lunet import ClassFlows, NonFiniteError, poster_bits_per_pixel
 from lunet.pixels import mean_bits
 from pipeline.core.dataset import Bytes, Dataset
 from pipeline.core.params import Evaluate, Recipe
+from pipeline.core.precision import arithmetic, networks_in
 from pipeline.core.streams import generator
 from pipeline.evaluation.latents import (
     BASE_IMAGES,
@@ -30,7 +32,7 @@ from pipeline.evaluation.trained_run import Models, by_model
 @torch.no_grad()
 def evaluate(
     models: Models, dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int
-) -> tuple[dict[str, Any], dict[str, Bytes]]:
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Evaluate trained models on the test set, and draw samples from them.
 
     With one model for each class, each test image is scored by the model of its class, as in the paper.
@@ -39,9 +41,9 @@ def evaluate(
         NonFiniteError: If a latent, a reconstruction or a sample is not finite, or the mean likelihood impossible.
 
     Returns:
-        The results, fields of an `Evaluation`, and grids of images with shape (rows, columns, H, W): samples, their
-        nearest training images, interpolations, and for an LU-Net also samples from a Gaussian fitted to its training
-        latents.
+        The results, fields of an `Evaluation`, and arrays by name: ``bits``, the bits per dimension of each test image,
+        and grids of images with shape (rows, columns, H, W), which are samples, their nearest training images,
+        interpolations, and for an LU-Net also samples from a Gaussian fitted to its training latents.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
@@ -82,6 +84,7 @@ def evaluate(
         "per_class": {str(label): likelihood((labels == label).nonzero().flatten()) for label in classes},
         "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
         "latents": normality(torch.cat(latents)),
+        "reduced_precision": in_training_precision(models, images, labels, recipe, settings, seed),
         "fitted_base_bits_per_dim": None,
         "fitted_latents": None,
         "interpolations": len(interpolations),
@@ -91,12 +94,13 @@ def evaluate(
         ),
     }
     nearest_images = dataset.train_images[nearest.numpy()]
-    grids = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": interpolations.numpy()}
+    arrays = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": interpolations.numpy()}
+    arrays["bits"] = bits.numpy()
     if recipe.model.kind == "lunet":
         with contextlib.suppress(SingularBaseError):
-            fitted, grids["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
+            fitted, arrays["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
             results |= fitted
-    return results, grids
+    return results, arrays
 
 
 def summary(bits: Tensor) -> dict[str, float]:
@@ -132,6 +136,32 @@ def round_trip(
         "latent_max_error": largest,
         "pixels_exact": exact / images.numel(),
         "pixels_within_one": within_one / images.numel(),
+    }
+
+
+def in_training_precision(
+    models: Models, images: Tensor, labels: Tensor, recipe: Recipe, settings: Evaluate, seed: int
+) -> dict[str, Any] | None:
+    """How scores in the precision of a training differ from those in float32, for the images of the round trip.
+
+    Both have the same noise. None for a training in float32, or without steps.
+    """
+    if recipe.training is None or (precision := recipe.training.precision) == "float32":
+        return None
+    images, labels = images[: settings.round_trip_images], labels[: settings.round_trip_images]
+    changes, noise = [], generator("precision", seed)
+    for model, (rows,) in by_model(models, labels):
+        for part in rows.split(settings.batch_size):
+            batch, state = images[part].to(model.device), noise.get_state()
+            exact = model.score(batch, noise).bits
+            with arithmetic(precision), networks_in(precision, model.device):
+                changes.append((model.score(batch, noise.set_state(state)).bits - exact).double().cpu())
+    change = torch.cat(changes)
+    return {
+        "precision": precision,
+        "images": len(change),
+        "mean_change": float(change.mean()),
+        "largest_change": float(change.abs().max()),
     }
 
 

@@ -20,7 +20,6 @@ from lunet.pixels import ImpossibleLikelihoodError, mean_bits
 from pipeline.core.console import UserError, say
 from pipeline.core.environment import memory_errors
 from pipeline.core.params import Recipe, Training
-from pipeline.core.precision import arithmetic
 from pipeline.core.progress import Progress
 from pipeline.core.record import Status
 from pipeline.core.streams import Stream, generator
@@ -68,7 +67,7 @@ def fit(
     status: Status = "complete"
     message = None
     try:
-        with arithmetic(), memory_errors():
+        with memory_errors():
             trainer.run(device, checkpoint, None if saved is None else saved["trainer"])
     except DivergedError as error:
         status, message = "diverged", str(error)

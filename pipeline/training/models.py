@@ -80,6 +80,16 @@ def _training_mistakes(key: str, recipe: Recipe) -> Iterator[str]:
         yield f"{key}.training.optimizer: is {training.optimizer!r}; input should be {_one_of(OPTIMIZERS)}"
     if training.elementwise_rate is not None and not issubclass(flow_class, LUNet):
         yield f"{key}: training.elementwise_rate must be null for a {model.kind}, which has no LU layers"
+    if flow_class.conditioners is Flow.conditioners:
+        if training.precision != "float32":
+            yield (
+                f"{key}: training.precision must be float32 for a {model.kind}, whose map would lose digits that its "
+                "inverse needs; reduced precision is for networks that parameterise a map, as in a RealNVP"
+            )
+        if training.compile:
+            yield f"{key}: training.compile must be false for a {model.kind}, which has no networks to compile"
+    if training.precision != "float32" and recipe.dtype != "float32":
+        yield f"{key}: training.precision must be float32 with dtype {recipe.dtype}"
     if training.objective == "released" and flow_class not in RELEASED:
         yield f"{key}: training.objective is released, which no {model.kind} has; it must be likelihood"
 

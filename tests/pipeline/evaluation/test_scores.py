@@ -149,6 +149,9 @@ def test_each_draw_has_its_mean_and_their_mean_is_the_score(two_classes: Dataset
 
 def test_the_grids_contain_samples_neighbours_and_interpolations(two_classes: Dataset) -> None:
     results, grids = evaluate({"all": flow()}, two_classes, recipe(), SETTINGS, 0)
+    bits = grids.pop("bits")
+    assert bits.shape == (len(two_classes.test_images),)
+    assert bits.mean() == pytest.approx(results["test"]["bits_per_dim"]["mean"])
     assert set(grids) == {"samples", "nearest", "interpolations", "fitted_base"}
     assert grids["samples"].shape == grids["nearest"].shape == (2, 5, 4, 4)
     assert results["interpolations"] == len(grids["interpolations"]) == 5
@@ -156,3 +159,24 @@ def test_the_grids_contain_samples_neighbours_and_interpolations(two_classes: Da
     train = {image.tobytes() for image in two_classes.train_images}
     assert {image.tobytes() for row in grids["nearest"] for image in row} <= train
     assert set(results["fitted_latents"]) == {"projection_distance", "projection_distance_max", "radius_distance"}
+
+
+def test_scores_are_in_float32_and_the_change_by_the_training_s_precision_is_told(smoke_values: Any) -> None:
+    images = np.random.default_rng(0).integers(256, size=(30, 8, 8), dtype=np.uint8)
+    labels = np.arange(30, dtype=np.uint8) % 2
+    dataset = Dataset("noise", "Noise", ("0", "1"), images, labels, images[:20], labels[:20], {})
+    settings = Evaluate.model_validate(smoke_values["evaluate"] | {"round_trip_images": 15})
+    results = {}
+    for precision in ("float32", "bfloat16"):
+        training = smoke_values["recipes"]["realnvp"]["training"] | {"precision": precision}
+        recipe = recipe_of(smoke_values, "realnvp", training=training)
+        torch.manual_seed(0)
+        model = build(recipe, (1, 8, 8)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=seeded())
+        results[precision], _ = evaluate({"all": model}, dataset, recipe, settings, 0)
+    assert results["float32"].pop("reduced_precision") is None
+    reduced = results["bfloat16"].pop("reduced_precision")
+    assert (reduced["precision"], reduced["images"]) == ("bfloat16", 15)
+    assert 1e-6 < abs(reduced["mean_change"]) < reduced["largest_change"] < 0.1
+    assert results["float32"]["test"] == results["bfloat16"]["test"]

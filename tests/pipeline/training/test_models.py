@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -305,3 +306,33 @@ def test_any_constructor_is_checked_and_called() -> None:
         check(validate(values, "params.yaml"), "params.yaml")
     with pytest.raises(UserError, match=r"the recipe has 1 mistake\(s\):\n  model\.sizes\.0: is 'x'"):
         build(validate(values, "params.yaml").recipe("gaussian"), (1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("lunet", {"precision": "bfloat16"}, "training.precision must be float32 for a lunet, whose map would lose"),
+        ("lunet_learned", {"precision": "tf32"}, "training.precision must be float32 for a lunet_learned"),
+        ("lunet", {"compile": True}, "training.compile must be false for a lunet, which has no networks to compile"),
+        (
+            "realnvp",
+            {"precision": "float16"},
+            "precision: is 'float16'; input should be 'float32', 'tf32' or 'bfloat16'",
+        ),
+    ],
+)
+def test_reduced_precision_and_compilation_are_for_networks(
+    smoke_values: Any, name: str, changes: dict[str, Any], words: str
+) -> None:
+    smoke_values["recipes"][name]["training"] |= changes
+    with pytest.raises(UserError, match=re.escape(words)):
+        check(validate(smoke_values, "params.yaml"), "params.yaml")
+
+
+def test_reduced_precision_is_of_float32(smoke_values: Any) -> None:
+    smoke_values["recipes"]["realnvp"] |= {"dtype": "float64"}
+    smoke_values["recipes"]["realnvp"]["training"] |= {"precision": "tf32"}
+    with pytest.raises(UserError, match=r"training\.precision must be float32 with dtype float64"):
+        check(validate(smoke_values, "params.yaml"), "params.yaml")
+    smoke_values["recipes"]["realnvp"] |= {"dtype": "float32"}
+    check(validate(smoke_values, "params.yaml"), "params.yaml")
