@@ -66,8 +66,9 @@ def representatives(x: Tensor) -> tuple[Tensor, Tensor]:
     cuts = (rows * torch.linspace(-end, end, POINTS + 1, dtype=torch.float64).sigmoid()).round().long().unique()
     ordered = x.mT.contiguous().sort(1).values.mT
     pool = x[:POOL_ROWS].flatten().sort().values
-    middles = ((torch.arange(POOL_POINTS) + 0.5) / POOL_POINTS * len(pool)).long()
-    points = torch.cat([ordered[(cuts[1:] + cuts[:-1] - 1) // 2], pool[middles, None].expand(-1, x.shape[1])])
+    medians = ((cuts[1:] + cuts[:-1] - 1) // 2).to(x.device)
+    middles = ((torch.arange(POOL_POINTS) + 0.5) / POOL_POINTS * len(pool)).long().to(x.device)
+    points = torch.cat([ordered[medians], pool[middles, None].expand(-1, x.shape[1])])
     pool_weights = torch.full((POOL_POINTS,), POOL_WEIGHT / POOL_POINTS, dtype=torch.float64)
     weights = torch.cat([(1 - POOL_WEIGHT) / rows * cuts.diff(), pool_weights])
     return points, weights.to(x)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from pipeline.presets.merged import preset_values
 from pipeline.run import Runner
 from pipeline.sources import published as sources
 from pipeline.sources.published import FILES, ORIGINS, idx_bytes
+
+if TYPE_CHECKING:
+    from pretend_tensors import Counts
 
 
 @pytest.fixture
@@ -130,6 +134,17 @@ def packed_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(UserError, match="5 of 6 cells done"):
             Runner(Path("params.yaml"), float("inf"), StopRequest()).run(Path("a.tar.gz"))
         return shop.folder / "a.tar.gz"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
+    """A pretend GPU, and what happens on it; an LU-Net's marginals are fitted in few steps, which are slow here."""
+    from pretend_cuda import pretend_cuda  # here, since many tests need no torch
+
+    monkeypatch.setattr("lunet.marginals.FIRST_STEPS", 2)
+    monkeypatch.setattr("lunet.marginals.STEPS", 2)
+    with pretend_cuda() as counts:
+        yield counts
 
 
 @pytest.fixture
