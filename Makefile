@@ -53,7 +53,7 @@ check: setup ## Run the linter, the formatter and the type checker
 wheel: setup ## Build the wheel and run the library's tests on it, outside this tree
 	rm -rf dist
 	pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	folder=$$(mktemp -d) && cp -r tests/lunet $$folder/tests && cd $$folder \
+	folder=$$(mktemp -d) && cp -r tests/lunet $$folder/tests && cp tests/conftest.py $$folder && cd $$folder \
 	&& pip install --quiet --disable-pip-version-check --no-deps --target site $(CURDIR)/dist/*.whl \
 	&& export PYTHONPATH=$$folder/site \
 	&& python -c "import lunet; assert lunet.__file__.startswith('$$folder'), lunet.__file__" \

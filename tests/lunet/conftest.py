@@ -6,10 +6,6 @@ import pytest
 import torch
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda: needs a CUDA GPU")
-
-
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """One thread: with several, small tensors take ten times as long on busy cores."""

@@ -11,12 +11,7 @@ from torch import Tensor
 from lunet import Flow, Gaussian, Histogram, LearnedMonotone, LUNet, RealNVP, ReleasedRealNVP
 
 CPU_DTYPES = [torch.float32, torch.float64]
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -84,7 +84,6 @@ def test_inverse_is_exact_to_rounding(slope: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
 def test_inverse_is_exact_to_rounding_on_a_gpu(slope: float, dtype: torch.dtype) -> None:

@@ -239,7 +239,6 @@ def test_another_dtype_raises(name: str, method: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_another_device_raises(name: str, method: str) -> None:
     flow = make(name)

@@ -1,0 +1,18 @@
+"""The tests that need a CUDA GPU have the marker ``cuda`` and are skipped without one."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs a CUDA GPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if marked := [item for item in items if item.get_closest_marker("cuda")]:
+        import torch  # here, since many tests need no torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
