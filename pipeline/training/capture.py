@@ -56,6 +56,6 @@ class Graphs:
         return replay
 
 
-def can_capture(device: torch.device) -> bool:
-    """Whether functions on a device can be captured."""
+def runs_graphs(device: torch.device) -> bool:
+    """Whether functions on a device can be captured, and networks compiled for it without a compiler of C++."""
     return device.type == "cuda"

@@ -71,8 +71,8 @@ class TrainingStep:
         self._model, self._training, self._noise, self._pixels = model, training, noise, pixels
         persistent = model.state_dict()
         self._buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
-        self.captures = training.capture and capture.can_capture(device)
-        self.compiles = training.compile and device.type == "cuda"
+        self.captures = training.capture and capture.runs_graphs(device)
+        self.compiles = training.compile and capture.runs_graphs(device)
         self._optimizer = make_optimizer(model, training)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         if self.captures:  # a graph reads the rate from the device

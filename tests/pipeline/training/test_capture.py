@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from replayed import ReplayedGraphs
 from small_trainings import CPU, recipe_of
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from lunet import ImageFlow, RealNVP
 from pipeline.core.console import UserError
@@ -27,7 +29,7 @@ RECIPES = ("lunet", "lunet_learned", "realnvp", "lunet_released", "realnvp_relea
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures on the CPU, by recordings."""
-    monkeypatch.setattr(capture, "can_capture", lambda _: True)
+    monkeypatch.setattr(capture, "runs_graphs", lambda _: True)
     monkeypatch.setattr(capture, "Graphs", ReplayedGraphs)
 
 
@@ -145,7 +147,102 @@ def test_a_flow_that_cannot_be_captured_is_refused_with_what_to_do(smoke_values:
         step.take(IMAGES)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_networks_are_compiled_once_for_all_classes_and_for_full_batches_alone(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compiled = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(capture, "runs_graphs", lambda _: True)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(compiled, backend=counter))
+    torch.compiler.reset()
+    files = []
+    for compile_it in (False, True):
+        recipe = captured(smoke_values, "realnvp", capture=False, compile=compile_it, batch_size=48)
+        recipe = recipe.model_copy(update={"classes": "each"})
+        assert 180 % 48 != 0
+        fits, _ = train(dataset, recipe, 0, CPU, tmp_path / str(compile_it), "realnvp")
+        assert [fit.status for fit in fits.values()] == ["complete"] * 2
+        files.append([(tmp_path / str(compile_it) / name / "weights.safetensors").read_bytes() for name in fits])
+    assert files[0] == files[1]
+    # One compilation for each shape of a network: before and after the squeeze, and at the end.
+    assert counter.frame_count == 3
+
+
 def test_nothing_is_captured_on_a_cpu(smoke_values: Any) -> None:
     _, step = step_of(captured(smoke_values, "lunet"))
     assert not step.captures
-    assert not capture.can_capture(CPU)
+    assert not capture.runs_graphs(CPU)
+
+
+# On a GPU
+
+gpu = pytest.mark.cuda
+
+
+def gpu_step(recipe: Recipe) -> tuple[ImageFlow, TrainingStep, torch.Generator]:
+    torch.manual_seed(0)
+    model = build(recipe, (1, 8, 8)).to("cuda").train()
+    assert recipe.training is not None
+    noise, pixels = (torch.Generator("cuda").manual_seed(seed) for seed in range(2))
+    return model, TrainingStep(model, recipe.training, noise, pixels), noise
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in RECIPES])
+def test_a_graph_draws_the_noise_of_the_step_itself(smoke_values: Any, name: str) -> None:
+    losses, states = [], []
+    for capture_it in (False, True):
+        _, step, noise = gpu_step(captured(smoke_values, name, capture=capture_it, batch_size=8))
+        assert step.captures == capture_it
+        bits = []
+        for size in (8, 4, 8, 8, 4):
+            step.take(IMAGES[:size].cuda(), factor=0.0)
+            bits.append(step.read().last_bits)
+        losses.append(bits)
+        states.append(noise.get_state())
+    assert len(set(losses[0])) == 5
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in RECIPES])
+def test_a_graph_takes_the_steps_themselves_and_waits_for_nothing(smoke_values: Any, name: str) -> None:
+    outcomes = []
+    for capture_it in (False, True):
+        model, step, _ = gpu_step(captured(smoke_values, name, capture=capture_it, batch_size=8))
+        images = IMAGES.cuda()
+        step.take(images[:8])
+        step.take(images[:4])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for number in range(4):
+                step.take(images[number : number + 8], factor=2**-number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        totals = step.read()
+        assert (totals.failed, totals.completed) == (False, 6)
+        outcomes.append((model.state_dict(), torch.tensor(totals[2:])))
+    torch.testing.assert_close(*outcomes, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("default")  # those of the compiler
+@pytest.mark.parametrize("precision", [pytest.param(name, marks=gpu) for name in ("float32", "tf32", "bfloat16")])
+def test_compiled_networks_in_a_graph_are_close_to_the_step_itself(smoke_values: Any, precision: str) -> None:
+    totals = []
+    for changes in ({"capture": False}, {"precision": precision, "compile": True}):
+        _, step, _ = gpu_step(captured(smoke_values, "realnvp", batch_size=8, **changes))
+        for number in range(5):
+            step.take(IMAGES[number : number + 8].cuda())
+        totals.append(step.read())
+    assert totals[1].completed == 5
+    assert totals[1].bits == pytest.approx(totals[0].bits, rel=1e-2 if precision == "bfloat16" else 1e-3)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in ("lunet", "realnvp_released")])
+def test_a_failure_in_a_graph_names_step_layer_and_rate(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str
+) -> None:
+    changes = {"learning_rate": 1e30, "clip_norm": None, "epochs": 2, "batch_size": 64}
+    fits, _ = train(dataset, captured(smoke_values, name, **changes), 0, torch.device("cuda"), tmp_path, name)
+    assert fits["all"].status == "diverged"
+    assert "the first" in (fits["all"].message or "")
+    assert "; step 2, learning rate 1e+30, last finite loss" in (fits["all"].message or "")

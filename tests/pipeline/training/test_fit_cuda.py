@@ -21,12 +21,11 @@ from pipeline.training.fit import fit
 from pipeline.training.models import build
 from pipeline.training.record import Fit
 
+TRAINED = [name for name in RECIPES if small_recipe(name).training]
 STEPS = 20
 # How often the host may wait for the GPU in so many steps, and in one validation of the small models.
-WAITS_OF_STEPS = 20
-WAITS_OF_VALIDATION = {
-    "lunet": 30, "lunet_learned": 60, "realnvp": 88, "lunet_released": 30, "realnvp_released": 70,
-}  # fmt: skip
+WAITS_OF_STEPS = 1
+WAITS_OF_VALIDATION = 5
 
 
 def curve(fit: Fit) -> list[float]:
@@ -47,7 +46,7 @@ def test_a_training_gives_what_it_gives_on_the_cpu(gpu: Counts, name: str, class
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("name", WAITS_OF_VALIDATION)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_training_resumes_from_its_checkpoint(name: str, tmp_path: Path) -> None:
     recipe, request = small_recipe(name), StopRequest()
     whole = train_one(recipe, Checkpoint())
@@ -66,7 +65,7 @@ def train_one(recipe: Recipe, checkpoint: Checkpoint, images: int = 160) -> Fit:
     return fit(build(recipe, (1, 8, 8)), recipe, *parts, CUDA, 0, "one", checkpoint)
 
 
-@pytest.mark.parametrize("name", WAITS_OF_VALIDATION)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_host_rarely_waits(gpu: Counts, name: str) -> None:
     def waits(steps: int, validations: int) -> Counter[str]:
         recipe = small_recipe(name, epochs=steps, batch_size=1000, validations=validations)
@@ -77,11 +76,7 @@ def test_the_host_rarely_waits(gpu: Counts, name: str) -> None:
     once, twice = waits(STEPS, 1), waits(STEPS, 2)
     in_validation, in_steps = twice - once, waits(2 * STEPS, 2) - twice
     assert in_steps.total() <= WAITS_OF_STEPS, in_steps
-    assert in_validation.total() <= WAITS_OF_VALIDATION[name], in_validation
-
-
-def test_every_recipe_with_steps_is_here() -> None:
-    assert [name for name in RECIPES if small_recipe(name).training] == [*WAITS_OF_VALIDATION]
+    assert in_validation.total() <= WAITS_OF_VALIDATION, in_validation
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from small_trainings import recipe_of
 from torch.optim import lr_scheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.params import Training
+from pipeline.presets.merged import load_preset
 from pipeline.training.models import build
-from pipeline.training.optimisation import make_optimizer, rate_factor
+from pipeline.training.optimisation import TrainingStep, make_optimizer, rate_factor
 
 
 def training_of(values: Any, name: str, **changes: Any) -> Training:
@@ -74,3 +77,38 @@ def test_triangular_and_elementwise_parameters_have_separate_rates(smoke_values:
         assert rates[id(parameter)] == (0.001 if name.endswith(".lu") else 0.05), name
     without = recipe.training.model_copy(update={"elementwise_rate": None})
     assert {group["lr"] for group in make_optimizer(model, without).param_groups} == {0.001}
+
+
+# Operations
+
+# Those that only look at memory in another way, or rename it for autograd; a GPU does nothing for them.
+VIEWS = {
+    "_unsafe_view", "detach", "diagonal", "expand", "permute", "select", "slice", "split", "squeeze", "transpose",
+    "unsqueeze", "view",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts = Counter[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(function).split(".")[1]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("realnvp", 1100), ("lunet", 450)])
+def test_a_step_of_the_paper_s_size_takes_few_operations_and_reads_no_value(name: str, most: int) -> None:
+    recipe = load_preset("paper").recipe(name)
+    assert recipe.training is not None
+    model = build(recipe, (1, 28, 28)).train()
+    step = TrainingStep(model, recipe.training.model_copy(update={"precision": "float32"}), torch.Generator())
+    images = torch.randint(256, (2, 28, 28), dtype=torch.uint8)
+    step.take(images)
+    with Operations() as operations:
+        step.take(images)
+    assert most / 3 < sum(count for name, count in operations.counts.items() if name not in VIEWS) <= most
+    assert not {"_local_scalar_dense", "nonzero", "equal", "is_nonzero"} & operations.counts.keys()
