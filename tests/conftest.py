@@ -13,6 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked := [item for item in items if item.get_closest_marker("cuda")]:
         import torch  # here, since many tests need no torch
 
-        if not torch.cuda.is_available():
-            for item in marked:
+        for item in marked:
+            item.add_marker(pytest.mark.filterwarnings("default"))  # those of compilers and of capture are no errors
+            if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

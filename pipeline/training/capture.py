@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -54,6 +55,17 @@ class Graphs:
             graph.replay()
 
         return replay
+
+
+@contextmanager
+def fastest_convolutions(*, wanted: bool) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape in the block and keep the fastest, unless they must not vary."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted and torch.get_deterministic_debug_mode() == 0
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def runs_graphs(device: torch.device) -> bool:

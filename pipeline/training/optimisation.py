@@ -173,17 +173,18 @@ class TrainingStep:
         """The step as a CUDA graph for batches of one size."""
         failed, is_first = self._failed.clone(), not self._optimizer.state
         places = {name: tensor.data_ptr() for name, tensor in self._model.state_dict().items()}
+        is_full = len(batch) == self._training.batch_size
         try:
-            self._failed.fill_(1)  # so that the first calls update nothing
-            graphs.warm_up(self.optimise, batch)
-            self._failed.copy_(failed)
-            for value in (value for values in self._optimizer.state.values() for value in values.values()):
-                if is_first:
-                    value.zero_()
-            for name, tensor in self._model.state_dict().items():
-                if tensor.data_ptr() != places[name]:
-                    raise RuntimeError(f"{name} is replaced in each step, and not changed in place")
-            with memory_errors():
+            with memory_errors(), capture.fastest_convolutions(wanted=is_full):
+                self._failed.fill_(1)  # so that the first calls update nothing
+                graphs.warm_up(self.optimise, batch)
+                self._failed.copy_(failed)
+                for value in (value for values in self._optimizer.state.values() for value in values.values()):
+                    if is_first:
+                        value.zero_()
+                for name, tensor in self._model.state_dict().items():
+                    if tensor.data_ptr() != places[name]:
+                        raise RuntimeError(f"{name} is replaced in each step, and not changed in place")
                 return graphs.capture(self.optimise, batch)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -168,6 +168,16 @@ def test_networks_are_compiled_once_for_all_classes_and_for_full_batches_alone(
     assert counter.frame_count == 3
 
 
+@pytest.mark.parametrize(("wanted", "mode", "expected"), [(True, 0, True), (False, 0, False), (True, 2, False)])
+def test_algorithms_are_timed_for_full_batches_unless_they_must_not_vary(
+    monkeypatch: pytest.MonkeyPatch, *, wanted: bool, mode: int, expected: bool
+) -> None:
+    monkeypatch.setattr(torch, "get_deterministic_debug_mode", lambda: mode)
+    with capture.fastest_convolutions(wanted=wanted):
+        assert torch.backends.cudnn.benchmark == expected
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_nothing_is_captured_on_a_cpu(smoke_values: Any) -> None:
     _, step = step_of(captured(smoke_values, "lunet"))
     assert not step.captures
@@ -224,7 +234,6 @@ def test_a_graph_takes_the_steps_themselves_and_waits_for_nothing(smoke_values: 
     torch.testing.assert_close(*outcomes, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("default")  # those of the compiler
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=gpu) for name in ("float32", "tf32", "bfloat16")])
 def test_compiled_networks_in_a_graph_are_close_to_the_step_itself(smoke_values: Any, precision: str) -> None:
     totals = []
