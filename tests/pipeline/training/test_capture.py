@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from lunet import ImageFlow, RealNVP
-from pipeline.core.console import UserError
+from pipeline.core.console import StoppedError, StopRequest, UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Recipe
 from pipeline.train import train
 from pipeline.training import capture
+from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.models import build
 from pipeline.training.optimisation import TrainingStep
 
@@ -94,6 +97,24 @@ def test_a_captured_training_is_the_training_itself(
     assert fits[True] == fits[False]
     assert fits[True][0] == "complete"
     files = [(tmp_path / str(it) / "all/weights.safetensors").read_bytes() for it in (False, True)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_captured_training_resumes_exactly(smoke_values: Any, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    recipe, request = captured(smoke_values, name, batch_size=48, epochs=1), StopRequest()
+    train(dataset, recipe, 0, CPU, tmp_path / "whole", name)
+    request.signal = signal.SIGTERM
+
+    def checkpoint(seconds: float, request: StopRequest | None = None) -> Callable[[str], Checkpoint]:
+        return lambda model: Checkpoint(tmp_path / f"{model}.pt", seconds, request)
+
+    for _ in range(3):
+        with pytest.raises(StoppedError):
+            train(dataset, recipe, 0, CPU, tmp_path / "resumed", name, checkpoint(0, request))
+    train(dataset, recipe, 0, CPU, tmp_path / "resumed", name, checkpoint(1e6))
+    files = [(tmp_path / run / "all/weights.safetensors").read_bytes() for run in ("whole", "resumed")]
     assert files[0] == files[1]
 
 
