@@ -14,7 +14,7 @@ from pipeline.measuring.quantities import QUANTITIES, take
 
 # How often the host may wait for the GPU in one call between two readings of the stopwatch, which waits itself.
 WAITS_OF_CALL = {
-    "step": 1, "optimizer_step": 0, "density_small": 2, "density_large": 2, "sampling_small": 1, "sampling_large": 1
+    "step": 0, "optimizer_step": 0, "density_small": 2, "density_large": 2, "sampling_small": 1, "sampling_large": 1
 }  # fmt: skip
 ALL = [*((name, quantity) for name in RECIPES for quantity in QUANTITIES)]
 IMAGES = halves().train_images
