@@ -1,4 +1,7 @@
-"""The tests that need a CUDA GPU have the marker ``cuda`` and are skipped without one."""
+"""The tests that need a CUDA GPU have the marker ``cuda`` and are skipped without one.
+
+``pytest -m cuda`` needs what the pipeline imports, but neither DVC nor pytest's plugins.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA GPU")
+    config.addinivalue_line("markers", "order: when to run a test, for pytest-order if it is installed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 
 from pipeline.core.params import read_yaml
 from pipeline.presets.merged import BASE, FOLDER, PRESETS, preset_text, preset_values
@@ -34,6 +33,8 @@ def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 def changes(preset: str, folder: Path, override: str) -> list[str]:
     """The lines that DVC removes and adds when it sets one parameter."""
+    from dvc.utils.hydra import apply_overrides  # here, so that tests can be collected without DVC
+
     path = folder / "params.yaml"
     path.write_text(preset_text(preset), encoding="utf-8")
     apply_overrides(str(path), [override])
