@@ -1,7 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 FAULTS ?= long
-LOWEST := torch==2.11.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
+# The oldest supported torch and what goes with it; what else the pipeline's tests need, in the locked version; and those
+# of them that use torch, but for the slow ones of the checks of recipes.
+LOWEST := torch==2.11.0 torchvision==0.26.0 numpy==2.0.2 safetensors==0.5.0 pytest==8.3.5
+LOCKED := filelock|jinja2|matplotlib|nvidia-ml-py|pandas|pillow|psutil|pydantic|pytest-xdist|ruamel-yaml|scipy|tqdm
+WITH_TORCH := helpers $(addprefix pipeline/,core training evaluation measuring \
+	test_train.py test_evaluate.py test_measure.py test_mixture.py)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # In the C locale Python cannot read non-ASCII paths, and the path of this folder may be one.
 ifneq ($(filter C POSIX,$(LC_ALL)),)
@@ -66,7 +71,10 @@ rivals: setup ## Install the libraries that the models are compared with, and co
 bench: rivals ## Time the models beside those of other libraries, some minutes; python -m benchmarks --help
 	python -m benchmarks
 
-lowest: ## Run the library's tests with the lowest torch that is supported, in a folder of its own
+lowest: ## Run the tests of library, training and measurements with the oldest supported torch, in a folder of its own
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) --editable .
-	.venv-lowest/bin/pytest tests/lunet
+	grep -E '^($(LOCKED))==' requirements.lock > .venv-lowest/locked.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(LOWEST) --requirement .venv-lowest/locked.txt \
+		--editable .
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest --numprocesses 2 tests/lunet $(addprefix tests/,$(WITH_TORCH)) \
+		--ignore tests/pipeline/training/test_models.py
