@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from pipeline.core.git import git
 from pipeline.core.params import Params
 from pipeline.core.record import Environment
 
+# How the errors of torch's CPU allocator, CUDA, cuBLAS, cuSOLVER and cuDNN mention a lack of memory; all are plain
+# RuntimeErrors. cuDNN looks for another algorithm when its workspace does not fit, and in the end finds none.
+NO_MEMORY = re.compile(r"can't allocate memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED|unable to find an engine")
 # The constants in glibc's malloc.h; mallopt takes C ints.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, RETAINED_BYTES = -1, -3, 2**30
 
@@ -50,8 +54,7 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a CPU torch raises a plain RuntimeError.
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error)):
             raise MemoryError((str(error).splitlines() or ["memory does not suffice"])[0]) from None
         raise
 

@@ -28,6 +28,32 @@ def test_a_missing_gpu_is_refused() -> None:
             MemoryError,
             "DefaultCPUAllocator: .*tried",
         ),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call"),
+            MemoryError,
+            "CUDA error: out of memory",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            MemoryError,
+            r"CUDA error: CUBLAS_STATUS_ALLOC_FAILED when .*",
+        ),
+        (
+            RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+            MemoryError,
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, .*",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryError, "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        (
+            RuntimeError("GET was unable to find an engine to execute this computation"),
+            MemoryError,
+            "GET was unable to find an engine to execute this computation",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+            RuntimeError,
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+        ),
         (MemoryError(), MemoryError, "memory does not suffice"),
         (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
         (ValueError("can it?"), ValueError, "can it"),
