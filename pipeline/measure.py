@@ -1,12 +1,15 @@
-"""The measure stage: times and memory of one recipe's architecture, each quantity in a separate process.
+"""The measure stage: times and memory of one recipe's architecture, in processes of their own.
 
-This process does not import torch: a server imports it once, and every measuring process is forked from the server.
+One process takes all times that are warmed up, since a process on a GPU needs seconds for its CUDA context. Each first
+call and each peak of memory has another one. This process does not import torch: a server imports it once, and every
+measuring process is forked from the server.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,15 @@ from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import load_dataset
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params
-from pipeline.measuring.record import Measurement
+from pipeline.measuring.record import COLD, PEAKS, WARM, Measurement
 
-WHOLE = "time_released_density"  # timed on all training images
+# The quantities of each process, by the field of the record that they fill.
+PROCESSES = [
+    ["about", *(f"times.{name}" for name in WARM), "determinant"],
+    *([f"times.{name}"] for name in COLD),
+    *([f"memory.{name}"] for name in PEAKS),
+]
+WHOLE = ["times.released_density"]  # timed on all training images
 # The server's imports. The first optimiser imports torch's compiler, which would count as memory of a quantity.
 PRELOADED = ["pipeline.measuring.quantities", "torch._dynamo"]
 
@@ -30,9 +39,9 @@ def main() -> None:
     parser = cell_parser(
         "measure",
         "Measure one recipe's architecture: time of a whole optimisation step, of optimizer.step() alone, of density "
-        "and sampling per image, and peak memory of training and sampling. Every quantity is taken in a process of "
-        "its own, warmed up and synchronised; every raw sample is kept. Beside them stands what the stopwatch of the "
-        "released code would print. Let nothing else run meanwhile.",
+        "and sampling per image, and peak memory of training and sampling. Times are warmed up and synchronised, and "
+        "every raw sample is kept. What the stopwatch of the released code would print is measured too. Let nothing "
+        "else run meanwhile.",
         out="runs/measure/mnist-lunet.json",
         out_help="the JSON file to write",
         seed=False,
@@ -57,24 +66,29 @@ def measure(params: Params, key: Key, images: np.ndarray[Any, np.dtype[np.uint8]
     training = params.recipe(key.recipe).training
     largest = max(params.measure.large_batch, 1 if training is None else training.batch_size)
     first_images = images[:largest].copy()
-
-    def take(quantity: str) -> Any:
-        return apart(quantity, params, key.recipe, images if quantity == WHOLE else first_images)
-
-    values = {"dataset": key.dataset, "recipe": key.recipe, "status": "complete", "message": None, **take("about")}
+    values = {"dataset": key.dataset, "recipe": key.recipe, "status": "complete", "message": None, "determinant": None}
+    fields: dict[str, dict[str, Any]] = {"times": dict.fromkeys((*WARM, *COLD)), "memory": dict.fromkeys(PEAKS)}
     try:
-        for name in values["times"]:
-            values["times"][name] = take(f"time_{name}")
-        for name in values["memory"]:
-            values["memory"][name] = take(f"weigh_{name}")
-        values["determinant"] = take("time_determinants")
+        for quantities in PROCESSES:
+            shown = images if quantities == WHOLE else first_images
+            outcomes = apart(quantities, params, key.recipe, shown)
+            for quantity, value in zip(quantities, outcomes, strict=True):
+                field, _, name = quantity.partition(".")
+                if name:
+                    fields[field][name] = value
+                else:
+                    values |= value if field == "about" else {field: value}
     except MemoryError as error:
+        if "environment" not in values:
+            raise
         values |= {"status": "out_of_memory", "message": str(error)}
-    return Measurement.model_validate(values)
+    return Measurement.model_validate(values | fields)
 
 
-def apart(quantity: str, *work: Any) -> Any:
-    """Measure one quantity in a new process, forked if possible from a server that has only imported modules.
+def apart(quantities: Sequence[str], *work: Any) -> Iterator[Any]:
+    """Measure quantities in a new process, forked if possible from a server that has only imported modules.
+
+    Each value is yielded as soon as it is known.
 
     Raises:
         MemoryError: If memory did not suffice, or the system killed the process for lack of memory.
@@ -84,29 +98,33 @@ def apart(quantity: str, *work: Any) -> Any:
     context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send, args=(sender, quantity, *work))
+    process = context.Process(target=send, args=(sender, quantities, *work))
     process.start()
     sender.close()
-    try:
-        outcome = receiver.recv()
-    except EOFError:
-        outcome = None
+    for quantity in quantities:
+        try:
+            outcome = receiver.recv()
+        except EOFError:
+            process.join()
+            outcome = (
+                MemoryError(f"the process that took {quantity} was killed, as the system does when memory runs out")
+                if process.exitcode == -signal.SIGKILL
+                else UserError(f"the process that took {quantity} ended with exit status {process.exitcode}")
+            )
+        if isinstance(outcome, BaseException):
+            process.join()
+            raise outcome
+        yield outcome
     process.join()
-    if isinstance(outcome, BaseException):
-        raise outcome
-    if process.exitcode == -signal.SIGKILL:
-        raise MemoryError(f"the process of {quantity} was killed, as the system does when memory runs out")
-    if process.exitcode:
-        raise UserError(f"the process that took {quantity} ended with exit status {process.exitcode}")
-    return outcome
 
 
-def send(sender: Connection, quantity: str, *work: Any) -> None:
-    """Measure a quantity and send the result or the error."""
+def send(sender: Connection, quantities: Sequence[str], *work: Any) -> None:
+    """Measure quantities and send each result, or the first error."""
     from pipeline.measuring.quantities import take
 
     try:
-        sender.send(take(quantity, *work))
+        for quantity in quantities:
+            sender.send(take(quantity, *work))
     except Exception as error:
         sender.send(error)
 

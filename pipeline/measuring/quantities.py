@@ -1,7 +1,12 @@
-"""The measured quantities, times and memory of an architecture; each is a function of a `Work`."""
+"""The measured quantities, times and memory of an architecture; each is a function of a `Work`.
+
+Times include what a user's call includes: a flow's check that its results are finite, and the wait until a GPU is done.
+Only the times of the released code's stopwatch leave out both.
+"""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +17,7 @@ import torch
 from lunet import ImageFlow, LUNet, triangular
 from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory, memory_errors
 from pipeline.core.params import Params, Training
+from pipeline.core.precision import arithmetic
 from pipeline.measuring.memory import MIB, weigh
 from pipeline.measuring.record import Determinant, Memory, Timing
 from pipeline.measuring.released import time_released_density, time_released_optimizer, time_released_sampling
@@ -22,20 +28,24 @@ WIDTHS = [64, 128, 256, 512, 1024]
 
 
 def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
-    """Measure one of `QUANTITIES` for a recipe and uint8 images of shape (N, H, W).
+    """Measure one of `QUANTITIES` for a recipe and uint8 images of shape (N, H, W), in float32 without TF32.
+
+    What earlier quantities have left in memory is freed.
 
     Raises:
         MemoryError: If the memory of the device or of the machine did not suffice.
     """
+    gc.collect()
+    torch.cuda.empty_cache()
     keep_freed_memory()
     device = choose_device(params.device, params.preset)
     work = Work(params.recipe(recipe), torch.from_numpy(images), device, params.measure)
-    with memory_errors():
+    with memory_errors(), arithmetic():
         return QUANTITIES[quantity](work)
 
 
 def about(work: Work) -> dict[str, Any]:
-    """The fields of a `Measurement` that need no stopwatch, with null for each time and memory to be measured."""
+    """The fields of a `Measurement` that need no stopwatch."""
     model = work.architecture()  # a lack of memory on the device is met by the quantities that need it
     stored = sum(tensor.numel() for tensor in model.state_dict().values())
     numbers = {"sampling": stored}
@@ -44,12 +54,10 @@ def about(work: Work) -> dict[str, Any]:
     itemsize = getattr(torch, work.recipe.dtype).itemsize
     return {
         "device": work.device.type,
+        "image_shape": tuple(work.images.shape[1:]),
         "parameters": {"stored": stored, "free": model.flow.free_parameters()},
         "floors_mib": {phase: number * itemsize / MIB for phase, number in numbers.items()},
         "environment": describe_environment(work.device),
-        "times": dict.fromkeys(TIMES),
-        "memory": dict.fromkeys(MEMORY),
-        "determinant": None,
     }
 
 
@@ -71,11 +79,12 @@ def make_step(work: Work, training: Training) -> Callable[[], object]:
 
 
 def time_step(work: Work, *, whole: bool) -> Timing | None:
-    """Milliseconds of a whole optimisation step, or of ``optimizer.step()`` alone."""
+    """Milliseconds of a whole optimisation step, or of ``optimizer.step()`` alone, in the training's precision."""
     if (training := work.recipe.training) is None:
         return None
-    step = make_step(work, training) if whole else work.first_update(training)
-    return Timing(per="step", batch=training.batch_size, samples=work.sample_times(step))
+    with arithmetic(training.precision):
+        samples = work.sample_times(make_step(work, training) if whole else work.first_update(training))
+    return Timing(per="step", batch=training.batch_size, samples=samples, precision=training.precision)
 
 
 @torch.no_grad()
@@ -109,7 +118,8 @@ def weigh_training(work: Work) -> Memory | None:
         for _ in range(3):
             step()
 
-    return weigh(steps, work.device)
+    with arithmetic(training.precision):
+        return weigh(steps, work.device)
 
 
 def weigh_sampling(work: Work) -> Memory:
@@ -118,21 +128,19 @@ def weigh_sampling(work: Work) -> Memory:
     return weigh(draw, work.device)
 
 
-TIMES: dict[str, Callable[[Work], Timing | None]] = {
-    "step": partial(time_step, whole=True),
-    "optimizer_step": partial(time_step, whole=False),
-    "density_small": partial(time_images, sample=False, large=False),
-    "density_large": partial(time_images, sample=False, large=True),
-    "sampling_small": partial(time_images, sample=True, large=False),
-    "sampling_large": partial(time_images, sample=True, large=True),
-    "released_optimizer_step": time_released_optimizer,
-    "released_density": time_released_density,
-    "released_sampling": time_released_sampling,
-}
-MEMORY: dict[str, Callable[[Work], Memory | None]] = {"training": weigh_training, "sampling": weigh_sampling}
+# By the field of the `Measurement` that the quantity fills.
 QUANTITIES: dict[str, Callable[[Work], Any]] = {
     "about": about,
-    **{f"time_{name}": function for name, function in TIMES.items()},
-    **{f"weigh_{name}": function for name, function in MEMORY.items()},
-    "time_determinants": time_determinants,
+    "times.step": partial(time_step, whole=True),
+    "times.optimizer_step": partial(time_step, whole=False),
+    "times.density_small": partial(time_images, sample=False, large=False),
+    "times.density_large": partial(time_images, sample=False, large=True),
+    "times.sampling_small": partial(time_images, sample=True, large=False),
+    "times.sampling_large": partial(time_images, sample=True, large=True),
+    "times.released_optimizer_step": time_released_optimizer,
+    "times.released_density": time_released_density,
+    "times.released_sampling": time_released_sampling,
+    "memory.training": weigh_training,
+    "memory.sampling": weigh_sampling,
+    "determinant": time_determinants,
 }

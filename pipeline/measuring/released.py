@@ -1,4 +1,8 @@
-"""The times that the stopwatch of the released code would report."""
+"""The times that the stopwatch of the released code would report.
+
+It does not wait for a GPU, and the released code does not check its results, which would wait too. So the flows do not
+check theirs here.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lunet import LUNet, triangular
+from lunet import LUNet, triangular, unchecked
+from pipeline.core.precision import arithmetic
 from pipeline.measuring.record import Timing
-from pipeline.measuring.stopwatch import clock
+from pipeline.measuring.stopwatch import clock, synchronize
 from pipeline.measuring.work import Work
 
 # From the released code: the batch sizes, by which its stopwatch divides; the samples of one call; and the points
@@ -30,7 +35,9 @@ def time_released_optimizer(work: Work) -> Timing | None:
     training = work.recipe.training
     if training is None or work.recipe.model.kind not in RELEASED_BATCH:
         return None
-    return Timing(per="step", batch=training.batch_size, samples=[clock(work.first_update(training), None).wall])
+    with arithmetic(training.precision):
+        samples = [clock(work.first_update(training), None).wall]
+    return Timing(per="step", batch=training.batch_size, samples=samples, precision=training.precision)
 
 
 def time_released_density(work: Work) -> Timing | None:
@@ -48,6 +55,7 @@ def time_released_density(work: Work) -> Timing | None:
     batches = iter(DataLoader(TensorDataset(work.images[:count]), batch_size=size))
 
     @torch.no_grad()
+    @unchecked()
     def score(batches: Iterable[list[Tensor]]) -> None:
         for (batch,) in batches:
             model.bits_per_dim(batch.to(work.device))
@@ -70,10 +78,11 @@ def time_released_sampling(work: Work) -> Timing | None:
     model = work.model().eval()
     importlib.import_module("scipy.interpolate")  # outside the timed call
     sample = partial(model.sample, count)
-    with torch.no_grad():
+    with torch.no_grad(), unchecked():
         if isinstance(model.flow, LUNet):
             model.flow.standardise_(model.preprocess(work.batch(len(work.images)))[0])
             sample = partial(sample_as_released, model.flow, count)
+        synchronize(work.device)  # the standardisation is not the released code's
         return Timing(per="image", batch=count, samples=[clock(sample, None).wall / count])
 
 

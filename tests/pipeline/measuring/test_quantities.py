@@ -1,4 +1,4 @@
-"""The measured quantities: their names, the numbers of parameters, and lack of memory."""
+"""The measured quantities: the processes that take them, their precision, parameters, and lack of memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,49 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.core.params import Params, validate
+from pipeline.measure import PROCESSES
 from pipeline.measuring.quantities import QUANTITIES, take
+from pipeline.measuring.record import Timing
+from pipeline.measuring.stopwatch import Milliseconds
 
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+
+
+def test_the_stage_takes_every_quantity_once() -> None:
+    assert sorted(quantity for quantities in PROCESSES for quantity in quantities) == sorted(QUANTITIES)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "precision"),
+    [
+        ("times.step", "high"),
+        ("times.optimizer_step", "high"),
+        ("times.released_optimizer_step", "high"),
+        ("memory.training", "high"),
+        ("times.sampling_small", "highest"),
+        ("determinant", "highest"),
+    ],
+)
+def test_steps_have_the_training_s_precision_and_all_else_is_strict_float32(
+    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, quantity: str, precision: str
+) -> None:
+    smoke_values["recipes"]["lunet"]["training"]["precision"] = "tf32"
+    used = set()
+
+    def timed(call: Any, *_: Any) -> Any:
+        used.add(torch.get_float32_matmul_precision())
+        return [1.0]
+
+    monkeypatch.setattr("pipeline.measuring.work.sample_times", timed)
+    monkeypatch.setattr("pipeline.measuring.quantities.weigh", timed)
+    monkeypatch.setattr("pipeline.measuring.released.clock", lambda *call: Milliseconds(*timed(*call), 1.0))
+    measured = take(quantity, validate(smoke_values, "params.yaml"), "lunet", IMAGES)
+    assert used == {precision}
+    if isinstance(measured, Timing):
+        assert measured.precision == ("tf32" if precision == "high" else None)
 
 
 def test_the_parameters_are_counted(params: Params) -> None:
