@@ -59,7 +59,7 @@ def collect(
     tables = {
         "results.csv": results_table(results),
         "latents.csv": latents_table(results),
-        "timings.csv": timings_table(results.measurements),
+        "timings.csv": timings_table(results),
         "curves.csv": curves_table(results.cells),
     }
     subjects = subjects_of(results, tables["curves.csv"])

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from pipeline.core.cell import COMMANDS
+from pipeline.core.cell import COMMANDS, cells_of
 from pipeline.core.console import StopRequest, UserError, command_parser, exit_with, say
 from pipeline.core.files import write_json
 from pipeline.core.params import Params, load_params, read_yaml
@@ -118,9 +118,10 @@ class Runner:
 
     def _prepare(self) -> None:
         """Make the data, and run the experiment in two dimensions, which takes seconds, unless it is done."""
+        datasets = {key.dataset for keys in cells_of(self._params).values() for key in keys}
         for step in self._steps:
             # The stage itself checks whether the data are complete and whether the machine suits the preset.
-            wanted = step.stage == "data" and step.item["dataset"] in self._params.grid.datasets
+            wanted = step.stage == "data" and step.item["dataset"] in datasets
             if wanted and self._call(step) != 0:
                 raise UserError(f"{step} failed, and nothing can be done without it")
         if not self._ledger.is_done(self._mixture):
@@ -240,16 +241,15 @@ class Runner:
 
 
 def in_order(cells: Iterable[Step], params: Params) -> list[Step]:
-    """Sort cells by value: the first seed before all others, then by `ORDER`, then by the order of the grid."""
-    grid = params.grid
+    """Sort cells by value: the first seed before all others, then by `ORDER`, then by the order of the parameters."""
+    seeds, places = params.grid.seeds, {key: n for keys in cells_of(params).values() for n, key in enumerate(keys)}
 
     def rank(step: Step) -> tuple[int, ...]:
         kind = "measure" if step.stage == "measure" else "train"
         matches = [i for i, (stage, recipes) in enumerate(ORDER) if stage == kind and step.key.recipe in recipes]
         position = next(iter(matches), len(ORDER) + (kind == "measure"))
-        seed = 0 if step.key.seed is None else grid.seeds.index(step.key.seed)
-        names = (grid.datasets.index(step.item["dataset"]), grid.recipes.index(step.key.recipe))
-        return seed, position, *names, CELLS.index(step.stage)
+        seed = 0 if step.key.seed is None else seeds.index(step.key.seed)
+        return seed, position, places[step.key], CELLS.index(step.stage)
 
     return sorted(cells, key=rank)
 

@@ -1,15 +1,16 @@
-"""The command line that the stages of one cell share: a data set, a recipe and, for some stages, a seed."""
+"""The cells of the stages, and the command line they share: a data set, a recipe and, for some stages, a seed."""
 
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.console import command_parser
-from pipeline.core.params import Seed
+from pipeline.core.params import Params, Seed
 
 
 def cell_parser(stage: str, description: str, *, out: str, out_help: str, seed: bool) -> argparse.ArgumentParser:
@@ -59,3 +60,11 @@ class Key(NamedTuple):
     def command(self, stage: str) -> str:
         """The exact command that runs a stage for this cell."""
         return COMMANDS[stage].format(*self, key=self)
+
+
+def cells_of(params: Params) -> dict[str, list[Key]]:
+    """The cells of each stage: all of the grid, and for measurements its recipes on the data sets to measure."""
+    grid = params.grid
+    trained = [Key(*key) for key in product(grid.datasets, grid.recipes, grid.seeds)]
+    measured = [Key(*key) for key in product(params.measure.datasets or grid.datasets, grid.recipes)]
+    return {"train": trained, "evaluate": trained, "measure": measured}

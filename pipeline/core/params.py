@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -19,6 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+T = TypeVar("T")
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -28,20 +29,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _distinct(values: list[T]) -> list[T]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"names a value twice: {values}")
+    return values
+
+
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(_distinct)]
+
+
 class Grid(Section):
     """The cells to run: every data set with every recipe and seed."""
 
-    datasets: list[Name] = Field(min_length=1)
-    recipes: list[Name] = Field(min_length=1)
-    seeds: list[Seed] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Self:
-        for name in ("datasets", "recipes", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} names a value twice: {values}")
-        return self
+    datasets: Names
+    recipes: Names
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class DataSource(Section):
@@ -169,8 +171,9 @@ class Evaluate(Section):
 
 
 class Measure(Section):
-    """The settings of the measurements of time and memory."""
+    """The settings of the measurements of time and memory; without ``datasets``, they are the grid's."""
 
+    datasets: Names | None = None
     repetitions: Annotated[Count, Field(ge=5)]
     warmup: Count
     seconds: Positive
@@ -215,11 +218,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        for name in self.grid.datasets:
-            if name not in self.data.names:
-                raise ValueError(
-                    f"grid.datasets names {name!r}, which data lacks; it has: {', '.join(self.data.names)}"
-                )
+        for section, names in (("grid", self.grid.datasets), ("measure", self.measure.datasets or ())):
+            for name in names:
+                if name not in self.data.names:
+                    known = ", ".join(self.data.names)
+                    raise ValueError(f"{section}.datasets names {name!r}, which data lacks; it has: {known}")
         for name in self.grid.recipes:
             if name not in self.recipes:
                 raise ValueError(f"grid.recipes names {name!r}, which recipes lacks; it has: {', '.join(self.recipes)}")

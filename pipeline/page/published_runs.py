@@ -131,13 +131,17 @@ class Run(Record):
 
     def value(self, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
         """A figure, and the status of each unfinished cell that it depends on: a measurement, or all others."""
-        timing = self.timings.get(dataset, {}).get(recipe, {}).get(quantity)
+        timing, measured = self.timings.get(dataset, {}).get(recipe, {}).get(quantity), quantity != BITS
+        cells = [cell for cell in self.provenance.cells if (cell.recipe, cell.stage == "measure") == (recipe, measured)]
+        own = [cell for cell in cells if cell.dataset == dataset]
+        if measured and dataset in self.timings:  # a measurement on images of another data set may stand for it
+            own = own or cells
         return {
-            "found": self.bits.get((dataset, recipe)) if quantity == BITS else timing and timing.model_dump(),
+            "found": timing and timing.model_dump() if measured else self.bits.get((dataset, recipe)),
             "trouble": [
                 (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
-                for cell in self.unfinished
-                if (cell.dataset, cell.recipe, cell.stage == "measure") == (dataset, recipe, quantity != BITS)
+                for cell in own
+                if cell.status != "complete"
             ],
         }
 

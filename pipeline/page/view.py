@@ -25,7 +25,7 @@ from pipeline.results import looks
 from pipeline.results.claims import LABELS
 from pipeline.results.reading import SHOWN, Grid
 from pipeline.results.statistics import format_number
-from pipeline.results.tables import read_table, with_none
+from pipeline.results.tables import by_dataset, read_table, with_none
 
 COLLECT = "python -m pipeline.collect (or dvc repro)"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -57,7 +57,8 @@ def render(reports: Path, title: str) -> str:
     metrics = read_content(reports / "metrics.json", provenance["datasets"])
     medians = read_content(reports / "timings.json", provenance["datasets"])
     mixture = read_content(reports / "mixture.json", SHOWN)
-    results, timings = read_table(reports / "results.csv"), read_table(reports / "timings.csv")
+    results, measured = read_table(reports / "results.csv"), read_table(reports / "timings.csv")
+    timings = by_dataset(measured)
     latents = read_table(reports / "latents.csv").drop_duplicates(["dataset", "recipe", "seed"])
     add_raw_values(metrics, medians, results, timings)
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
@@ -84,14 +85,14 @@ def render(reports: Path, title: str) -> str:
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
         times=TIMES,
         mixture=mixture,
-        warnings={"results": mixtures(results), "timings": mixtures(timings)},
+        warnings={"results": mixtures(results), "timings": mixtures(measured)},
         others=compare_runs(reports, COMPARED),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),
         datasets=[
             {
-                **dataset_view(name, reports / "figures", provenance, results, latents),
+                **dataset_view(name, reports / "figures", provenance, results, latents, timings),
                 "metrics": metrics[name],
                 "timings": medians[name],
                 "poster": [poster_row(row, metrics[name], medians[name]) for row in claims["poster"]],
@@ -152,7 +153,12 @@ def read_content(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def dataset_view(
-    name: str, folder: Path, provenance: Mapping[str, Any], results: pd.DataFrame, latents: pd.DataFrame
+    name: str,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    results: pd.DataFrame,
+    latents: pd.DataFrame,
+    timings: pd.DataFrame,
 ) -> dict[str, Any]:
     """The values that the page shows for one data set, but for its metrics and timings.
 
@@ -162,6 +168,7 @@ def dataset_view(
         provenance: The content of `provenance.json`.
         results: The table of all results.
         latents: The table of all latents, a row for each seed.
+        timings: The table of all measurements, with rows for each data set.
     """
     recipes, params = provenance["recipes"], provenance["params"]["recipes"]
     rows = results[results["dataset"] == name]
@@ -172,6 +179,7 @@ def dataset_view(
     classes = rows[rows["class"] != "all"].pivot_table(
         "bits_per_dim_mean", ["class", "class_name"], "recipe", sort=False
     )
+    others = timings.loc[(timings["dataset"] == name) & (timings["measured"] != name), "measured"].unique()
     figures: dict[str, str | None] = defaultdict(lambda: None)
     figures |= {path.stem.removesuffix(f"-{name}"): path.name for path in folder.glob(f"*-{name}.svg")}
     # The machines of gradient training.
@@ -188,6 +196,7 @@ def dataset_view(
         "latents": latents[latents["dataset"] == name].to_dict("records"),
         "draws": with_none(draws.reindex(list(recipes)).astype({"n": "Int64"})).to_dict("index"),
         "machines": len(machines),
+        "measured_on": [provenance["datasets"].get(other, {"title": other})["title"] for other in others],
         "classes": with_none(classes.reindex(columns=list(recipes))).to_dict("index"),
         "figures": figures,
         **{

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.results.looks import INK, KNOWN, TIMES, Look, looks
 from pipeline.results.reading import Results
+from pipeline.results.tables import by_dataset
 
 STYLE = Path(__file__).with_suffix(".mplstyle")
 Looks = Mapping[str, Look]
@@ -38,6 +39,7 @@ PHASES = {"training": (-0.19, 1.0), "sampling": (0.19, 0.4)}
 def draw(folder: Path, results: Results, tables: Mapping[str, pd.DataFrame], contents: Json) -> None:
     """Draw the figures of each data set from the tables and the JSON files; a figure without data is left out."""
     recipes, claims = looks(results.params.grid.recipes), contents["claims.json"]
+    tables = {**tables, "timings.csv": by_dataset(tables["timings.csv"])}
     for dataset in results.datasets:
         rows = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
         history, timings = rows["curves.csv"], rows["timings.csv"]
@@ -60,7 +62,8 @@ def draw(folder: Path, results: Results, tables: Mapping[str, pd.DataFrame], con
             if f"memory_{phase}_mib" in medians
         }
         if peaks:
-            floors = {cell.recipe: cell.floors_mib or {} for cell in results.measurements if cell.dataset == dataset}
+            measured = [results.measured(dataset, recipe) for recipe in recipes]
+            floors = {cell.recipe: cell.floors_mib or {} for cell in measured if cell}
             memory(folder / f"memory-{dataset}.svg", peaks, floors, recipes)
         matrices = timings[timings["quantity"].str.startswith("determinant_")]
         if len(matrices):

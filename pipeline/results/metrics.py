@@ -16,6 +16,8 @@ from pipeline.results.tables import LATENT
 from pipeline.results.verdicts import Subject, Subjects, Times
 from pipeline.training.record import Run
 
+# What `timings.json` has of a figure beside its median, where it is known.
+ADDED = ("batch", "images", "of", "precision", "gpu_process")
 # The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
 FOR_CLAIMS = ("holdout_improvement", "pixels_lost", *(f"latent_{name}" for name in LATENT))
 
@@ -25,31 +27,41 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
     model = ["dataset", "recipe", "seed", "model"]
     starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
-    failures = [cell for cell in results.statuses if cell.status != "complete"]
     for dataset, recipe in product(results.datasets, results.params.grid.recipes):
-        pair = (dataset, recipe)
-        cells = [cell for cell in results.cells if cell.key[:2] == pair]
-        measured = next((measured for measured in results.measurements if measured.key[:2] == pair), None)
+        cells = [cell for cell in results.cells if cell.key[:2] == (dataset, recipe)]
+        measured = results.measured(dataset, recipe)
+        environments = [part.environment for cell in cells for part in (cell.run, cell.evaluation)]
+        environments += [measured.environment] if measured else []
         by_seed = {cell.run.seed: values for cell in cells if (values := cell_metrics(cell, starts))}
         metrics = {
             name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
             for name in next(iter(by_seed.values()), ())
         }
-        troubles = [
-            f"{'the measurement' if cell.seed is None else f'seed {cell.seed}'} of {recipe}: {cell.status}"
-            for cell in failures
-            if cell.key[:2] == pair
-        ]
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
             times=measured_times(measured) if measured else {},
             determinant=measured.determinant if measured else None,
             classes=results.params.recipes[recipe].classes,
-            devices=frozenset(record.environment.device for _, record in results.records if record.key[:2] == pair),
+            devices=frozenset(environment.device for environment in environments),
             machines=frozenset([measured.environment.host] if measured else []),
-            trouble="; ".join(troubles).replace("out_of_memory", "out of memory") or None,
+            trouble="; ".join(troubles_of(results, dataset, recipe)) or None,
         )
     return subjects
+
+
+def troubles_of(results: Results, dataset: str, recipe: str) -> list[str]:
+    """Why figures of a recipe on a data set may be missing: each failed or unfinished cell, or no measurement."""
+    measured, troubles = results.measured(dataset, recipe), []
+    for cell in results.statuses:
+        of_measurement = cell.stage == "measure" and (measured is None or cell.key == measured.key)
+        of_seed = cell.stage != "measure" and cell.dataset == dataset
+        if cell.recipe == recipe and cell.status != "complete" and (of_measurement or of_seed):
+            subject = "the measurement" if of_measurement else f"seed {cell.seed}"
+            troubles.append(f"{subject} of {recipe}: {cell.status.replace('_', ' ')}")
+    if measured is None and not any(trouble.startswith("the measurement") for trouble in troubles):
+        height, width = results.image_shape(dataset)
+        troubles.append(f"{recipe} was measured on no images of {height}×{width}; add {dataset} to measure.datasets")
+    return troubles
 
 
 def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | None]:
@@ -98,8 +110,9 @@ def _over_models(run: Run, values: Mapping[str, float | None]) -> float | None:
 def measured_times(measurement: Measurement) -> dict[str, Times]:
     """Times and peak memory under the names of `timings.json`, such as step_ms and memory_training_mib.
 
-    On a GPU the peak is the allocator's; a second entry gives the driver's figure for the whole process. On a CPU the
-    peak is the process's; a second entry gives its increase over the process's memory before the work.
+    On a GPU the peak is the allocator's, with the source of the figure for the whole process, which is a second entry,
+    or the reason why there is none. On a CPU the peak is the process's; a second entry gives its increase over the
+    process's memory before the work.
     """
     times = {
         f"{name}_{timing.unit}": Times(**timing.model_dump())
@@ -110,7 +123,8 @@ def measured_times(measurement: Measurement) -> dict[str, Times]:
         if memory is None:
             continue
         if memory.allocated_peak_mib is not None:
-            times[f"memory_{phase}_mib"] = Times([memory.allocated_peak_mib], "allocator", "MiB")
+            source = memory.gpu_process_source
+            times[f"memory_{phase}_mib"] = Times([memory.allocated_peak_mib], "allocator", "MiB", gpu_process=source)
             if memory.gpu_process_mib is not None:
                 times[f"memory_{phase}_gpu_process_mib"] = Times([memory.gpu_process_mib], "process", "MiB")
         else:
@@ -138,7 +152,7 @@ def timings_of(subject: Subject) -> dict[str, Any]:
     """Medians of the raw samples of time and memory."""
     return {
         name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
-        | {key: value for key in ("batch", "images", "of") if (value := getattr(times, key)) is not None}
+        | {key: value for key in ADDED if (value := getattr(times, key)) is not None}
         for name, times in subject.times.items()
     }
 

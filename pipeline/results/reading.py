@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.core.cell import Key
+from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
@@ -82,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that collect reads: each cell of the grid is either read or in ``unfinished``."""
+    """Everything that collect reads: each cell is either read or in ``unfinished``."""
 
     params: Params
     datasets: dict[str, Dataset]
@@ -101,7 +101,7 @@ class Results:
 
     @property
     def statuses(self) -> list[CellStatus]:
-        """The status of each cell of the grid: of a training with its evaluation, and of a measurement."""
+        """The status of each cell: of a training with its evaluation, and of a measurement."""
         cells: list[tuple[Stage, Cell | Measurement]] = [("train", cell) for cell in self.cells]
         cells += [("measure", measured) for measured in self.measurements]
         read = [
@@ -110,28 +110,41 @@ class Results:
         ]
         return [*read, *self.unfinished]
 
+    def image_shape(self, dataset: str) -> tuple[int, int]:
+        """The height and the width of a data set's images."""
+        height, width = self.datasets[dataset].train_images.shape[1:]
+        return height, width
+
+    def measured(self, dataset: str, recipe: str) -> Measurement | None:
+        """The measurement that stands for a data set: of its own images, or else of images of the same shape."""
+        shape = self.image_shape(dataset)
+        fitting = [
+            measured
+            for measured in self.measurements
+            if measured.recipe == recipe and (measured.dataset == dataset or measured.image_shape == shape)
+        ]
+        return min(fitting, key=lambda measured: measured.dataset != dataset, default=None)
+
 
 def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[CellStatus] = ()) -> Results:
-    """Read exactly the grid's cells.
+    """Read exactly the cells of the parameters.
 
     Args:
-        params: The parameters, whose grid says which cells are read.
+        params: The parameters, which say which cells are read.
         data: The folder of the data sets.
         runs: The folder of the train, evaluate and measure stages.
-        unfinished: The cells of the grid that are not read, even if their files exist.
+        unfinished: The cells that are not read, even if their files exist.
 
     Raises:
         UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
             command that writes it.
     """
-    grid, left_out = params.grid, {cell.key for cell in unfinished}
-    pairs = [Key(dataset, recipe) for dataset in grid.datasets for recipe in grid.recipes]
-    keys = [pair._replace(seed=seed) for pair in pairs for seed in grid.seeds]
+    cells, left_out = cells_of(params), {cell.key for cell in unfinished}
     return Results(
         params,
-        {name: load_dataset(data / name) for name in grid.datasets},
-        [read_cell(runs, params, key) for key in keys if key not in left_out],
-        [read_record(Measurement, runs, params, pair) for pair in pairs if pair not in left_out],
+        {name: load_dataset(data / name) for name in params.grid.datasets},
+        [read_cell(runs, params, key) for key in cells["train"] if key not in left_out],
+        [read_record(Measurement, runs, params, key) for key in cells["measure"] if key not in left_out],
         read_mixture(runs, params),
         tuple(unfinished),
     )

@@ -43,6 +43,7 @@ LATENTS = (
 )
 TIMINGS = (
     CELL
+    | {"stands_for": "string"}
     | {"quantity": "string", "width": "Int64", "batch": "Int64", "per": "string", "unit": "string"}
     | {"repetition": "int64", "value": "float64"}
     | ORIGIN
@@ -67,12 +68,13 @@ def read_table(path: Path) -> pd.DataFrame:
     types = TABLES[path.name]
     try:
         text = _complete_text(path)
-        return pd.read_csv(
-            text, usecols=list(types), dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n"
-        )
+        table = pd.read_csv(text, dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n")
+        if types is TIMINGS and "stands_for" not in table:
+            table = table.assign(stands_for=table["dataset"])  # an older run, with a measurement for each data set
+        return table[list(types)]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): write it again with python -m pipeline.collect") from None
 
 
@@ -137,15 +139,25 @@ def latents_table(results: Results) -> pd.DataFrame:
     return table.assign(normal_quantile=norm.ppf(table["level"])).reset_index(drop=True)
 
 
-def timings_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
-    """Every raw sample of time and memory, a row each."""
-    rows = [
-        {"dataset": measurement.dataset, "recipe": measurement.recipe, **_origin(measurement.environment), **quantity}
-        for measurement in measurements
-        for quantity in _quantities(measurement)
-    ]
+def timings_table(results: Results) -> pd.DataFrame:
+    """Every raw sample of time and memory, a row each.
+
+    Its data set is that whose images were used; ``stands_for`` names all those that have the sample's figure.
+    """
+    rows = []
+    for measurement in results.measurements:
+        recipe = measurement.recipe
+        names = [name for name in results.datasets if results.measured(name, recipe) is measurement]
+        cell = {"dataset": measurement.dataset, "recipe": recipe, "stands_for": " ".join(names)}
+        rows += [{**cell, **_origin(measurement.environment), **quantity} for quantity in _quantities(measurement)]
     table = pd.DataFrame(rows, columns=list(TIMINGS)).explode("value")
     return table.assign(repetition=table.groupby(level=0).cumcount()).astype(TIMINGS).reset_index(drop=True)
+
+
+def by_dataset(timings: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `timings.csv` for each data set they stand for, with that whose images were used as ``measured``."""
+    datasets = timings["stands_for"].str.split()
+    return timings.rename(columns={"dataset": "measured"}).assign(dataset=datasets).explode("dataset")
 
 
 def _quantities(measurement: Measurement) -> Iterator[Row]:
@@ -154,7 +166,8 @@ def _quantities(measurement: Measurement) -> Iterator[Row]:
         if timing is not None:
             yield {"quantity": name, "value": timing.samples, **timing.model_dump(include={"unit", "per", "batch"})}
     for phase, memory in (measurement.memory or {}).items():
-        for field, mib in memory.model_dump(exclude_none=True).items() if memory else ():
+        amounts = memory.model_dump(exclude_none=True, exclude={"gpu_process_source"}) if memory else {}
+        for field, mib in amounts.items():
             name = f"memory_{phase}_{field.removesuffix('_mib')}"
             yield {"quantity": name, "value": [mib], "per": "process", "unit": "MiB"}
     if (determinant := measurement.determinant) is not None:

@@ -32,7 +32,9 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 class Times:
     """Raw samples of one quantity: times in milliseconds or memory in MiB.
 
-    Where ``images`` is less than ``of``, a time was taken on that many images and scaled to all of them.
+    Where ``images`` is less than ``of``, a time was taken on that many images and scaled to all of them. A time of
+    training steps has their ``precision``. Memory by a GPU's allocator has in ``gpu_process`` how that of the whole
+    process is known.
     """
 
     samples: list[float]
@@ -41,6 +43,8 @@ class Times:
     batch: int | None = None
     images: int | None = None
     of: int | None = None
+    precision: str | None = None
+    gpu_process: str | None = None
 
 
 @dataclass(frozen=True)

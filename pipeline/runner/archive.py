@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.core.cell import Key
+from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
 from pipeline.core.params import Params, load_params, mistakes
@@ -180,12 +180,9 @@ def _check_results(folder: Path, manifest: Manifest) -> None:
     params = load_params(folder / PARAMS)
     if params.preset != manifest.preset:
         raise UserError(f"{MANIFEST} is of the preset {manifest.preset}, but {PARAMS} of {params.preset}")
-    grid = params.grid
-    pairs = {Key(*pair) for pair in product(grid.datasets, grid.recipes)}
-    keys = {Key(*key) for key in product(grid.datasets, grid.recipes, grid.seeds)}
     cells = {(cell.stage, cell.key) for cell in manifest.cells}
-    if cells != {*product(["measure"], pairs), *product(["train", "evaluate"], keys)}:
-        raise UserError(f"{MANIFEST} does not tell of exactly the cells that the grid of {PARAMS} has")
+    if cells != {(stage, key) for stage, keys in cells_of(params).items() for key in keys}:
+        raise UserError(f"{MANIFEST} does not tell of exactly the cells that {PARAMS} has")
     reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)

@@ -11,6 +11,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from pipeline.collect import collect
+from pipeline.core.cell import cells_of
 from pipeline.core.files import sha256, write_json
 from pipeline.core.params import load_params, validate
 from pipeline.core.record import Environment, Parameters, Record
@@ -80,7 +81,8 @@ class Project:
         self.params, self.data, self.runs, self.reports = (
             root / name for name in ("params.yaml", "data", "runs", "reports")
         )
-        self.recipes = validate(self.values, "the test").model_dump(mode="json")["recipes"]
+        validated = validate(self.values, "the test")
+        self.recipes = validated.model_dump(mode="json")["recipes"]
         with self.params.open("w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(self.values, file)
         grid = self.values["grid"]
@@ -89,7 +91,8 @@ class Project:
             for recipe in grid["recipes"]:
                 for seed in grid["seeds"]:
                     self.write_cell(dataset, recipe, seed)
-                self.write_measurement(dataset, recipe)
+        for key in cells_of(validated)["measure"]:
+            self.write_measurement(key.dataset, key.recipe)
         self.write_mixture()
 
     def write_cell(self, dataset: str, recipe: str, seed: int) -> None:
@@ -230,6 +233,7 @@ class Project:
             dataset=dataset,
             recipe=recipe,
             device="cpu",
+            image_shape=(28, 28),
             parameters=PARAMETERS,
             floors_mib={"sampling": 9.4} | ({"training": 37.6} if times["step"] else {}),
             times=times,

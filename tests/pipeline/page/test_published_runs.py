@@ -116,12 +116,21 @@ def test_the_figures_are_read_and_never_copied(reports: Path, other: Path) -> No
 def test_what_is_partial_missing_or_failed_is_visible_in_its_place(reports: Path, other: Path) -> None:
     publish(other, reports, "part")
     words = section(render(reports, "Part"))
-    assert "part is not whole. 5 of its 24 cells have no figures." in words
+    assert "part is not whole. 5 of its 21 cells have no figures." in words
     assert "MNIST RealNVP 1.450 1.455[1.391, 1.519] seed 2: partial" in words
     assert "Fashion-MNIST LU-Net – seed 0: missing seed 1: missing seed 2: missing" in words
     assert re.search(r"Training step MNIST RealNVP [\d.]+\[[\d., ]+\] batch 256 failed", words)
+    assert re.search(r"Training step Fashion-MNIST LU-Net – [\d.]+\[", words)
     assert "train mnist realnvp 2 partial 12.5 of 100 epochs" in words
     assert "measure mnist realnvp – failed exit status 3" in words
+
+
+def test_a_failed_measurement_is_visible_on_each_data_set_that_it_would_stand_for(reports: Path, other: Path) -> None:
+    publish(other, reports, "part")
+    [run], _ = read_published(reports / "published")
+    assert run.value("fashion_mnist", "realnvp", "step_ms") == {"found": None, "trouble": ["failed"]}
+    assert run.value("fashion_mnist", "lunet", "step_ms")["trouble"] == []
+    assert run.value("kmnist", "realnvp", "step_ms")["trouble"] == []
 
 
 # What cannot be read

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from collected import own_script
-from fake_results import Project, parameters
+from fake_results import SMALL, Project, parameters
 from parsed_page import HOSTILE, Page
 
 from pipeline.core.console import UserError
@@ -56,7 +56,7 @@ def test_landmarks_captions_scopes_and_alternatives(page: Page) -> None:
     assert all(heading.get("scope") for heading in page.all("th"))
     assert all(len(image["alt"] or "") > 30 for image in page.all("img"))
     drawings = page.all("svg")
-    assert len(drawings) == 15
+    assert len(drawings) == 14
     assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 60 for drawing in drawings)
     assert any("LU-Net 1.860" in (drawing["aria-label"] or "") for drawing in drawings)
 
@@ -194,7 +194,7 @@ def test_the_page_shows_the_provenance(project: Project, page: Page) -> None:
 
 
 def test_the_way_to_the_page_has_cells_and_durations(project: Project, page: Page) -> None:
-    assert "data 2 cells train 30 cells, 3 min 45 s → , then evaluate 30 cells, 30 s measure 10 cells" in page.words
+    assert "data 2 cells train 30 cells, 3 min 45 s → , then evaluate 30 cells, 30 s measure 5 cells" in page.words
     assert "mixture 1 cell, 9 s collect 1 cell report 1 cell The stages that DVC runs" in page.words
 
 
@@ -244,6 +244,43 @@ def test_means_and_medians_have_their_raw_values(project: Project, page: Page) -
     values = ", ".join(f"{value:#.4g}" for value in step_timings["value"])
     assert len(step_timings) == 8
     assert f"Median of 8 repetitions, ms {values}" in behind
+
+
+def test_figures_of_another_data_set_s_images_are_called_so(project: Project, page: Page) -> None:
+    note = (
+        "Fashion-MNIST Not measured again: these are the figures measured on images of MNIST, which have the same size."
+    )
+    assert page.words.count("Not measured again") == page.words.count(note) == 1
+    step = json.loads((project.reports / "timings.json").read_text(encoding="utf-8"))["mnist"]["lunet"]["step_ms"]
+    assert page.words.count(f"Training step {step['median']:#.4g}[") == 2
+
+
+def test_what_is_not_measured_says_how_to_measure_it(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__recipes=["lunet"]))
+    project.change("measure/mnist-lunet.json", image_shape=[14, 14])
+    project.collect()
+    hint = "Nothing was measured on images of this size. To measure them, add fashion_mnist to measure.datasets"
+    assert Page(render(project.reports, "Size")).words.count(hint) == 1
+    failure = {"status": "out_of_memory", "times": None, "memory": None, "determinant": None}
+    project.change("measure/mnist-lunet.json", image_shape=[28, 28], **failure)
+    project.collect()
+    assert hint not in Page(render(project.reports, "Failed")).words
+
+
+def test_times_on_a_gpu_have_their_precision_and_the_source_of_memory(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    reason = "unknown: the driver does not answer"
+    for phase, mib, source in (("training", None, reason), ("sampling", 612.0, "counted by the driver")):
+        changes = {"allocated_peak_mib": 77.0, "gpu_process_mib": mib, "gpu_process_source": source}
+        project.change("measure/mnist-lunet.json", **{f"memory__{phase}__{key}": x for key, x in changes.items()})
+    project.change("measure/mnist-lunet.json", times__step__precision="bfloat16")
+    project.change("measure/mnist-realnvp.json", times__step__precision="float32")
+    project.collect()
+    words = Page(render(project.reports, "GPU")).words
+    assert words.count("batch 256, bfloat16") == 1
+    assert "batch 256, float32" not in words
+    assert f"Training, whole process on the GPU – {reason} –" in words
+    assert "Sampling, whole process on the GPU 612 counted by the driver –" in words
 
 
 def test_a_single_value_has_no_raw_values(tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ import pytest
 from collected import content, table
 from fake_results import SMALL, Project, parameters
 
+from pipeline.collect import collect
+from pipeline.core.params import load_params
+from pipeline.results.metrics import troubles_of
+from pipeline.results.reading import CellStatus, read_results
+
 
 def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
     metrics = content(whole, "metrics.json")
@@ -58,6 +63,39 @@ def test_timings_are_medians_with_unit_and_batch(whole: Project) -> None:
     assert "step_ms" not in timings["gaussian"]
 
 
+def test_data_sets_with_images_of_one_size_have_the_times_of_one_measurement(whole: Project) -> None:
+    timings = content(whole, "timings.json")
+    assert timings["mnist"] == timings["fashion_mnist"]
+    assert "step_ms" in timings["mnist"]["lunet"]
+
+
+def test_without_a_measurement_of_the_size_there_is_a_reason(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__recipes=["lunet", "realnvp"]))
+    for recipe in ("lunet", "realnvp"):
+        project.change(f"measure/mnist-{recipe}.json", image_shape=[14, 14])
+    project.collect()
+    assert content(project, "timings.json")["fashion_mnist"] == {"lunet": {}, "realnvp": {}}
+    for claim in content(project, "claims.json")["claims"]:
+        if claim["id"] in ("step", "sampling", "determinant"):
+            mnist, fashion = claim["datasets"]
+            assert "add" not in mnist["sentence"]
+            assert fashion["verdict"] == "not_tested"
+            assert "measured on no images of 28×28; add fashion_mnist to measure.datasets." in fashion["sentence"]
+
+
+def test_a_failed_measurement_is_the_reason_on_each_data_set_that_it_would_stand_for(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(grid__recipes=["lunet", "realnvp"]))
+    failure = {"status": "out_of_memory", "times": None, "memory": None, "determinant": None}
+    project.change("measure/mnist-lunet.json", message="no", **failure)
+    unfinished = CellStatus(stage="measure", dataset="mnist", recipe="realnvp", status="missing", message="not begun")
+    collect(project.params, project.data, project.runs, project.reports, unfinished=[unfinished])
+    claims = {claim["id"]: claim for claim in content(project, "claims.json")["claims"]}
+    for dataset in claims["determinant"]["datasets"]:
+        assert dataset["sentence"] == "The measurement of lunet: out of memory."
+    results = read_results(load_params(project.params), project.data, project.runs, [unfinished])
+    assert troubles_of(results, "fashion_mnist", "realnvp") == ["the measurement of realnvp: missing"]
+
+
 def test_a_gpu_s_memory_is_the_allocator_s(small_project: Project) -> None:
     small_project.change(
         "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__sampling__allocated_peak_mib=11.0
@@ -66,16 +104,21 @@ def test_a_gpu_s_memory_is_the_allocator_s(small_project: Project) -> None:
     timings = content(small_project, "timings.json")["mnist"]["lunet"]
     assert timings["memory_training_mib"]["median"] == 77
     assert "memory_training_gpu_process_mib" not in timings
+    assert "gpu_process" not in timings["memory_training_mib"]
     assert "memory_training_above_start_mib" not in timings
 
 
 def test_gpu_memory_of_the_whole_process_is_a_second_entry(small_project: Project) -> None:
     small_project.change(
-        "measure/mnist-lunet.json", memory__training__allocated_peak_mib=77.0, memory__training__gpu_process_mib=612.0
+        "measure/mnist-lunet.json",
+        memory__training__allocated_peak_mib=77.0,
+        memory__training__gpu_process_mib=612.0,
+        memory__training__gpu_process_source="counted",
     )
     small_project.collect()
     timings = content(small_project, "timings.json")["mnist"]["lunet"]
     assert timings["memory_training_gpu_process_mib"]["median"] == 612
+    assert timings["memory_training_mib"]["gpu_process"] == "counted"
     assert timings["memory_training_mib"]["median"] == 77
 
 

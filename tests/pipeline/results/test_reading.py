@@ -11,7 +11,7 @@ import pytest
 from fake_results import SMALL, Project, parameters
 
 from pipeline.core.console import UserError
-from pipeline.results.reading import CellStatus, read_samples
+from pipeline.results.reading import CellStatus, read_results, read_samples
 
 
 @pytest.fixture
@@ -35,6 +35,24 @@ def test_a_missing_cell_is_named_with_its_command(small: Project, missing: str, 
         small.collect()
     assert missing in str(error.value)
     assert command in str(error.value)
+
+
+def test_a_measurement_of_its_own_comes_before_one_of_images_of_the_same_size(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(measure__datasets=["mnist", "fashion_mnist"]))
+    results = project.read()
+    assert [results.measured(name, "lunet").dataset for name in results.datasets] == ["mnist", "fashion_mnist"]  # type: ignore[union-attr]
+    left_out = CellStatus(stage="measure", dataset="fashion_mnist", recipe="lunet", status="missing", message=None)
+    results = read_results(results.params, project.data, project.runs, [left_out])
+    assert [results.measured(name, "lunet").dataset for name in results.datasets] == ["mnist", "mnist"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shape", [[14, 28], None])
+def test_a_measurement_stands_for_no_data_set_of_another_size(tmp_path: Path, shape: list[int] | None) -> None:
+    project = Project(tmp_path, parameters(grid__recipes=["lunet"]))
+    project.change("measure/mnist-lunet.json", image_shape=shape)
+    results = project.read()
+    assert results.measured("mnist", "lunet") is results.measurements[0]
+    assert results.measured("fashion_mnist", "lunet") is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from fake_results import SMALL, Project, parameters, with_failures
 from pipeline.core.console import UserError
 from pipeline.results.reading import Results
 from pipeline.results.tables import (
+    by_dataset,
     curves_table,
     read_history,
     read_table,
@@ -48,12 +49,32 @@ def test_failed_cells_have_one_row_without_figures(whole: Results) -> None:
 
 
 def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> None:
-    table = timings_table(whole.measurements)
+    table = timings_table(whole)
     sizes = table[table["recipe"] == "lunet"].groupby(["dataset", "quantity"]).size()
+    # Each recipe is measured once, for both data sets.
+    assert set(table["dataset"]) == {"mnist"}
+    assert set(table["stands_for"]) == {"mnist fashion_mnist"}
     assert sizes["mnist", "step"] == 8
     assert sizes["mnist", "determinant_slogdet"] == 6 * 3
     assert sizes["mnist", "memory_training_process_peak"] == 1
-    assert table[table["quantity"] == "step"]["repetition"].tolist() == 4 * list(range(8))
+    assert table[table["quantity"] == "step"]["repetition"].tolist() == 2 * list(range(8))
+
+
+def test_a_measurement_has_its_rows_for_each_data_set_that_it_stands_for(whole: Results) -> None:
+    table = timings_table(whole)
+    rows = by_dataset(table)
+    assert len(rows) == 2 * len(table)
+    assert rows["measured"].unique().tolist() == ["mnist"]
+    for name in ("mnist", "fashion_mnist"):
+        assert rows[rows["dataset"] == name]["value"].tolist() == table["value"].tolist()
+
+
+def test_in_a_table_of_before_a_measurement_stands_for_its_own_data_set(whole: Results, tmp_path: Path) -> None:
+    table = timings_table(whole)
+    write_table(tmp_path / "timings.csv", table.drop(columns="stands_for"))
+    pd.testing.assert_frame_equal(
+        read_table(tmp_path / "timings.csv"), table.assign(stands_for=table["dataset"]), rtol=1e-15
+    )
 
 
 def test_curves_are_the_concatenated_histories(whole: Results) -> None:
@@ -101,7 +122,7 @@ def test_a_damaged_history_is_named(tmp_path: Path, text: str) -> None:
 def test_tables_survive_a_round_trip_through_csv(whole: Results, tmp_path: Path) -> None:
     tables = {
         "results": results_table(whole),
-        "timings": timings_table(whole.measurements),
+        "timings": timings_table(whole),
         "curves": curves_table(whole.cells),
     }
     for name, table in tables.items():
