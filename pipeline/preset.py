@@ -29,6 +29,8 @@ def main() -> None:
         params = load_params(arguments.params)
         if params.preset not in PRESETS:
             raise refusal(str(arguments.params), [f"preset: is {params.preset!r}; there are: {', '.join(PRESETS)}"])
+        if params.measure.datasets is None:
+            raise refusal(str(arguments.params), ["measure.datasets: is missing; give data sets, such as [mnist]"])
         check(params, str(arguments.params))
         say(f"{arguments.params} has no mistakes")
         return

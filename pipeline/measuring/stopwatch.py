@@ -1,4 +1,8 @@
-"""The stopwatch of this room and of `benchmarks/`: times of calls whose device may compute after they return."""
+"""The stopwatch of this room and of `benchmarks/`: times of calls whose device may compute after they return.
+
+Every time is read from the wall clock between two waits for the device, not from its events: a caller also waits while
+the CPU starts the work.
+"""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ def test_a_mistake_anywhere_in_a_parameter_file_is_refused(tmp_path: Path) -> No
     [
         ("preset: laptop", "preset: lapotp", "preset: is 'lapotp'; there are: laptop, overnight, paper, smoke"),
         ("kind: realnvp\n", "kind: realnpv\n", "recipes.realnvp.model.kind: is 'realnpv'"),
+        ("measure:\n  datasets:\n  - mnist\n", "measure:\n", "measure.datasets: is missing; give data sets"),
     ],
 )
 def test_names_that_only_the_code_knows_are_checked(tmp_path: Path, before: str, after: str, words: str) -> None:
