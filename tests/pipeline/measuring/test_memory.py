@@ -97,4 +97,5 @@ def test_the_record_of_a_gpu_s_memory_has_its_source(monkeypatch: pytest.MonkeyP
     assert (weighed.allocated_peak_mib, weighed.reserved_peak_mib, weighed.gpu_process_mib) == (30, 40, 700)
     assert weighed.gpu_process_source == "counted by the driver for the process"
     on_cpu = memory.weigh(lambda: None, torch.device("cpu"))
-    assert on_cpu.gpu_process_source is on_cpu.gpu_process_mib is on_cpu.allocated_peak_mib is None
+    assert on_cpu.gpu_process_source is None
+    assert on_cpu.gpu_process_mib is None

@@ -44,7 +44,7 @@ def test_steps_have_the_training_s_precision_and_all_else_is_strict_float32(
 
     monkeypatch.setattr("pipeline.measuring.work.sample_times", timed)
     monkeypatch.setattr("pipeline.measuring.quantities.weigh", timed)
-    monkeypatch.setattr("pipeline.measuring.released.clock", lambda *call: Milliseconds(*timed(*call), 1.0))
+    monkeypatch.setattr("pipeline.measuring.released.clock", lambda *call: Milliseconds(timed(*call)[0], 1.0))
     measured = take(quantity, validate(smoke_values, "params.yaml"), "lunet", IMAGES)
     assert used == {precision}
     if isinstance(measured, Timing):
