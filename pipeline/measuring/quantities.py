@@ -28,9 +28,10 @@ WIDTHS = [64, 128, 256, 512, 1024]
 
 
 def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
-    """Measure one of `QUANTITIES` for a recipe and uint8 images of shape (N, H, W), in float32 without TF32.
+    """Measure one of `QUANTITIES` for a recipe and uint8 images of shape (N, H, W).
 
-    What earlier quantities have left in memory is freed.
+    All is computed in strict float32, but for training steps, which set their own precision. What earlier quantities
+    have left in memory is freed.
 
     Raises:
         MemoryError: If the memory of the device or of the machine did not suffice.
@@ -79,11 +80,10 @@ def make_step(work: Work, training: Training) -> Callable[[], object]:
 
 
 def time_step(work: Work, *, whole: bool) -> Timing | None:
-    """Milliseconds of a whole optimisation step, or of ``optimizer.step()`` alone, in the training's precision."""
+    """Milliseconds of a whole optimisation step, or of ``optimizer.step()`` alone."""
     if (training := work.recipe.training) is None:
         return None
-    with arithmetic(training.precision):
-        samples = work.sample_times(make_step(work, training) if whole else work.first_update(training))
+    samples = work.sample_times(make_step(work, training) if whole else work.first_update(training))
     return Timing(per="step", batch=training.batch_size, samples=samples, precision=training.precision)
 
 
@@ -118,8 +118,7 @@ def weigh_training(work: Work) -> Memory | None:
         for _ in range(3):
             step()
 
-    with arithmetic(training.precision):
-        return weigh(steps, work.device)
+    return weigh(steps, work.device)
 
 
 def weigh_sampling(work: Work) -> Memory:

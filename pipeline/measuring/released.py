@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lunet import LUNet, triangular, unchecked
-from pipeline.core.precision import arithmetic
 from pipeline.measuring.record import Timing
 from pipeline.measuring.stopwatch import clock, synchronize
 from pipeline.measuring.work import Work
@@ -35,8 +34,7 @@ def time_released_optimizer(work: Work) -> Timing | None:
     training = work.recipe.training
     if training is None or work.recipe.model.kind not in RELEASED_BATCH:
         return None
-    with arithmetic(training.precision):
-        samples = [clock(work.first_update(training), None).wall]
+    samples = [clock(work.first_update(training), None).wall]
     return Timing(per="step", batch=training.batch_size, samples=samples, precision=training.precision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from pipeline.core.params import Params, validate
 from pipeline.measure import PROCESSES
 from pipeline.measuring.quantities import QUANTITIES, take
 from pipeline.measuring.record import Timing
-from pipeline.measuring.stopwatch import Milliseconds
 
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
 
@@ -22,33 +22,31 @@ def test_the_stage_takes_every_quantity_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "precision"),
+    ("quantity", "place", "precision"),
     [
-        ("times.step", "high"),
-        ("times.optimizer_step", "high"),
-        ("times.released_optimizer_step", "high"),
-        ("memory.training", "high"),
-        ("times.sampling_small", "highest"),
-        ("determinant", "highest"),
+        ("times.step", "pipeline.training.optimisation.loss_and_bits", "high"),
+        ("memory.training", "pipeline.training.optimisation.loss_and_bits", "high"),
+        ("times.density_small", "lunet.image_flow.ImageFlow.bits_per_dim", "highest"),
+        ("times.released_sampling", "lunet.image_flow.ImageFlow.sample", "highest"),
+        ("memory.sampling", "lunet.image_flow.ImageFlow.sample", "highest"),
     ],
 )
 def test_steps_have_the_training_s_precision_and_all_else_is_strict_float32(
-    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, quantity: str, precision: str
+    smoke_values: Any, monkeypatch: pytest.MonkeyPatch, quantity: str, place: str, precision: str
 ) -> None:
-    smoke_values["recipes"]["lunet"]["training"]["precision"] = "tf32"
+    smoke_values["recipes"]["realnvp"]["training"]["precision"] = "tf32"
     used = set()
+    function = pkgutil.resolve_name(place)
 
-    def timed(call: Any, *_: Any) -> Any:
+    def watched(*arguments: Any, **options: Any) -> Any:
         used.add(torch.get_float32_matmul_precision())
-        return [1.0]
+        return function(*arguments, **options)
 
-    monkeypatch.setattr("pipeline.measuring.work.sample_times", timed)
-    monkeypatch.setattr("pipeline.measuring.quantities.weigh", timed)
-    monkeypatch.setattr("pipeline.measuring.released.clock", lambda *call: Milliseconds(timed(*call)[0], 1.0))
-    measured = take(quantity, validate(smoke_values, "params.yaml"), "lunet", IMAGES)
+    monkeypatch.setattr(place, watched)
+    measured = take(quantity, validate(smoke_values, "params.yaml"), "realnvp", IMAGES)
     assert used == {precision}
     if isinstance(measured, Timing):
-        assert measured.precision == ("tf32" if precision == "high" else None)
+        assert measured.precision == ("tf32" if quantity == "times.step" else None)
 
 
 def test_the_parameters_are_counted(params: Params) -> None:
