@@ -51,14 +51,13 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
 
 def troubles_of(results: Results, dataset: str, recipe: str) -> list[str]:
     """Why figures of a recipe on a data set may be missing: each failed or unfinished cell, or no measurement."""
-    measured, troubles = results.measured(dataset, recipe), []
-    for cell in results.statuses:
-        of_measurement = cell.stage == "measure" and (measured is None or cell.key == measured.key)
-        of_seed = cell.stage != "measure" and cell.dataset == dataset
-        if cell.recipe == recipe and cell.status != "complete" and (of_measurement or of_seed):
-            subject = "the measurement" if of_measurement else f"seed {cell.seed}"
-            troubles.append(f"{subject} of {recipe}: {cell.status.replace('_', ' ')}")
-    if measured is None and not any(trouble.startswith("the measurement") for trouble in troubles):
+    measured = results.measured(dataset, recipe)
+    failures = [cell for cell in results.statuses if cell.recipe == recipe and cell.status != "complete"]
+    seeds = [cell for cell in failures if cell.stage != "measure" and cell.dataset == dataset]
+    measurements = [cell for cell in failures if cell.stage == "measure" and (not measured or cell.key == measured.key)]
+    troubles = [f"seed {cell.seed} of {recipe}: {cell.status.replace('_', ' ')}" for cell in seeds]
+    troubles += [f"the measurement of {recipe}: {cell.status.replace('_', ' ')}" for cell in measurements]
+    if measured is None and not measurements:
         height, width = results.image_shape(dataset)
         troubles.append(f"{recipe} was measured on no images of {height}×{width}; add {dataset} to measure.datasets")
     return troubles
