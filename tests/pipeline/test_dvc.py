@@ -64,7 +64,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "dvc", "config", "core.no_scm", "true")
     run(folder, "pipeline.preset", "smoke")
     output = run(folder, "dvc", "repro")
-    assert output.count("Running stage") == 23
+    assert output.count("Running stage") == 20
     return folder
 
 
