@@ -25,7 +25,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
-STAGES = 23
+STAGES = 20
 
 
 def checkout(folder: Path, source: Path = ROOT) -> Path:
