@@ -22,8 +22,10 @@ from pipeline.presets.merged import load_preset
 from pipeline.results.statistics import mean_interval
 from pipeline.train import train
 
-KEY = ["dataset", "seed", "precision"]
+KEY = ["dataset", "clipping", "seed", "precision"]
 PRECISIONS = ("float32", "bfloat16")
+# The norms at which gradients are clipped, by name: as in the laptop preset, and as in the paper's.
+CLIPPING = {"none": None, "at 10": 10.0}
 SCORED = 128  # images a batch
 
 
@@ -40,14 +42,14 @@ def trained_bits(dataset: Dataset, recipe: Recipe, seed: int) -> float:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """For each data set the mean difference of bfloat16 from float32, paired by seed, with its interval."""
-    bits = table.pivot_table("bits_per_dim", ["dataset", "seed"], "precision")
+    """The mean differences of bfloat16 from float32, paired by seed, with their intervals."""
+    bits = table.pivot_table("bits_per_dim", ["dataset", "clipping", "seed"], "precision")
     lines = []
-    for dataset, pairs in bits.groupby("dataset"):
+    for (dataset, clipping), pairs in bits.groupby(["dataset", "clipping"]):
         difference = mean_interval([*(pairs["bfloat16"] - pairs["float32"])])
         lines.append(
-            f"{dataset}: {pairs['float32'].mean():.4f} bits/dim in float32; bfloat16 changes it by "
-            f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}], {difference.n} seeds"
+            f"{dataset}, clipping {clipping}: {pairs['float32'].mean():.4f} bits/dim in float32; bfloat16 changes it "
+            f"by {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}], {difference.n} seeds"
         )
     return "\n".join(lines)
 
@@ -58,11 +60,12 @@ def fill(path: Path, recipe: Recipe, datasets: Sequence[Path], seeds: Sequence[i
     environment = describe_environment(torch.device("cpu"))
     about = environment.model_dump(include={"processor", "threads", "torch", "commit", "dirty"})
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEY)
-    for dataset, seed, precision in product(map(load_dataset, datasets), seeds, PRECISIONS):
-        key = dict(zip(KEY, (dataset.name, seed, precision), strict=True))
+    for dataset, clipping, seed, precision in product(map(load_dataset, datasets), CLIPPING, seeds, PRECISIONS):
+        key = dict(zip(KEY, (dataset.name, clipping, seed, precision), strict=True))
         if (table[KEY] == pd.Series(key)).all(axis=1).any():
             continue
-        training, begin = recipe.training.model_copy(update={"precision": precision}), time.perf_counter()
+        changes, begin = {"precision": precision, "clip_norm": CLIPPING[clipping]}, time.perf_counter()
+        training = recipe.training.model_copy(update=changes)
         bits = trained_bits(dataset, recipe.model_copy(update={"training": training}), seed)
         row = {**key, "bits_per_dim": bits, "seconds": round(time.perf_counter() - begin, 1), **about}
         table = pd.DataFrame([*table.to_dict("records"), row])
@@ -76,8 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.precision",
         description="Train the laptop preset's RealNVP on a CPU, its networks in float32 and in bfloat16, from the "
-        "same seeds; write the test likelihoods, both scored in float32, and print their difference. A minute or two "
-        "for each training; those that the table has are not done again.",
+        "same seeds, with gradients clipped or not; write the test likelihoods, all scored in float32, and print the "
+        "differences. A minute or two for each training; those that the table has are not done again.",
     )
     parser.add_argument("--data", type=Path, nargs="+", default=[Path("data/mnist"), Path("data/fashion_mnist")])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -237,6 +237,7 @@ class Flow(nn.Module, ABC):
         error = float((reconstruction - z).abs().amax()) if len(x) else 0.0
         if not math.isfinite(error):
             self(self.inverse(self(x).z))  # raises an error that names the cause
+            raise NonFiniteError(f"the error of the round trip is {error}")
         return Diagnostics(self._layer_diagnostics(), error)
 
     def _layer_diagnostics(self) -> list[LayerDiagnostics]:

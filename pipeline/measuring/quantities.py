@@ -114,7 +114,8 @@ def weigh_training(work: Work) -> Memory | None:
         return None
 
     def steps() -> None:
-        step = make_step(work, training)
+        # Without a graph and a compiler, whose trials of algorithms take memory of their own.
+        step = make_step(work, training.model_copy(update={"capture": False, "compile": False}))
         for _ in range(3):
             step()
 

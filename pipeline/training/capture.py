@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,17 +22,18 @@ class Graphs:
     """
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators, self._pool = generators, torch.cuda.graph_pool_handle()
+        self._generators, self._pool, self._stream = generators, torch.cuda.graph_pool_handle(), _stream()
 
     def warm_up(self, function: Function, batch: Tensor) -> None:
-        """Call a function a few times, on a stream of its own as a capture needs it; the generators do not advance."""
+        """Call a function a few times on the stream of the captures, and wait for it; no generator advances."""
         states = [generator.get_state() for generator in self._generators]
-        stream = torch.cuda.Stream(batch.device)
-        stream.wait_stream(torch.cuda.current_stream(batch.device))
-        with torch.cuda.stream(stream):
+        own_state = torch.cuda.get_rng_state()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP):
                 function(batch)
-        torch.cuda.current_stream(batch.device).wait_stream(stream)
+        torch.cuda.synchronize()
+        torch.cuda.set_rng_state(own_state)
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state)
 
@@ -43,18 +45,34 @@ class Graphs:
         Args:
             function: The function.
             batch: The tensor from which the graph reads each batch, which is copied there.
+
+        Raises:
+            RuntimeError: If an operation of the function cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self._pool):
-            function(batch)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                function(batch)
+        except RuntimeError as error:
+            # To end a capture that an error has broken raises another, which does not tell of the first.
+            first: BaseException = error
+            while first.__context__ is not None:
+                first = first.__context__
+            raise first from None
 
         def replay(rows: Tensor) -> None:
             batch.copy_(rows)
             graph.replay()
 
         return replay
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """The stream of all captures; each new one would allocate workspaces that are never freed."""
+    return torch.cuda.Stream()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from lunet import ImageFlow
 from pipeline.core.environment import memory_errors
@@ -52,11 +53,14 @@ def describe_failure(model: ImageFlow, batch: Tensor, generator: torch.Generator
             loss, bits = loss_and_bits(model, batch, generator, training.objective, training.batch_size)
         loss.backward()
     mean = float(bits.detach())
+    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for handle in handles:
         handle.remove()
     if layers:
         return f"the loss is {mean}: the layer {layers[0]} is the first with a value that is not finite"
     reason = "" if math.isfinite(mean) else f"the loss is {mean}: "
+    if not parameters and math.isfinite(mean) and norm.isfinite():
+        return "the loss or its gradient is not finite, but is when the step is taken again without graph and compiler"
     if not parameters:
         return f"{reason}the norm of the gradient is not finite"
     layer, _, weight = parameters[0].rpartition(".")

@@ -30,7 +30,7 @@ from pipeline.training.optimisation import Totals, TrainingStep, rate_factor
 from pipeline.training.record import DIAGNOSES, HISTORY, Fit, Row
 
 DIAGNOSED_IMAGES = 100  # held-out images in a diagnosis of the model's inverse
-READ_EVERY = 20  # steps; in between, nothing waits for a GPU
+READ_EVERY = {"cpu": 1, "cuda": 20}  # steps; in between, nothing waits for a GPU
 TRAINING_STREAMS: tuple[Stream, ...] = ("order", "training", "released pixels")
 VALIDATION_STREAMS: tuple[Stream, ...] = ("validation", "diagnosis")
 SCORING_BATCH = {"cpu": 128, "cuda": 1024}  # images that fit a CPU's caches, and that fill a GPU
@@ -50,8 +50,8 @@ def fit(
     """Fit one model to uint8 images of shape (N, H, W), in place; record divergence and lack of memory, not raise them.
 
     ``test`` is used only if the recipe selects the weights on the test set. With a checkpoint, training resumes there
-    as if it had never stopped. ``title`` is the name of the training in messages, ``name`` that of the model in the
-    run.
+    as if it had never stopped, but for the algorithms that a GPU may choose anew if it need not be deterministic.
+    ``title`` is the name of the training in messages, ``name`` that of the model in the run.
 
     Raises:
         UserError: If the images cannot determine the model's initialisation.
@@ -167,6 +167,7 @@ class Trainer:
         self._step = TrainingStep(self._model.train(), training, self._streams["training"], pixels)
         self._totals = self._validated = self._step.read()
         indices = range(1, training.validations + 1)
+        read_every = READ_EVERY[device.type]
         validation_steps = {round(self.steps * index / training.validations) for index in indices} | {self.steps}
         if saved is None:
             self.validate(training)
@@ -178,7 +179,7 @@ class Trainer:
             while self.done < self.steps:
                 before = self.done
                 next_stop = min(step for step in validation_steps if step > before)
-                due = self._advance(training, checkpoint, min(next_stop, before - before % READ_EVERY + READ_EVERY))
+                due = self._advance(training, checkpoint, min(next_stop, before - before % read_every + read_every))
                 note = self._note()
                 if self.done in validation_steps:
                     self.validate(training)
@@ -186,9 +187,11 @@ class Trainer:
                 if due:
                     state = {"epochs": self.epoch, "model": self._model.state_dict(), "trainer": self.state()}
                     checkpoint.write(state, f"{self._title} after step {self.done} of {self.steps}")
-        self._diagnose(self.history[-1])
-        self._model.load_state_dict(self._best_weights)
+        if self._best is not self.history[-1]:
+            self._diagnose(self.history[-1])
+            self._model.load_state_dict(self._best_weights)
         self._diagnose(self._best)
+        self._model.zero_grad(set_to_none=True)  # gradients may be in the memory of a graph
 
     def _advance(self, training: Training, checkpoint: Checkpoint, until: int) -> bool:
         """Take steps to the step ``until`` or to one at which a checkpoint is due, and say whether it is.
@@ -196,12 +199,13 @@ class Trainer:
         Raises:
             DivergedError: If one of them was not finite.
         """
-        due = False
+        due, setup_seconds = False, self._step.setup_seconds
         with self._timed():
             while self.done < until and not due:
                 self.step(training)
                 due = checkpoint.is_due()
             self._read(training)
+        self._seconds -= self._step.setup_seconds - setup_seconds
         return due
 
     def step(self, training: Training) -> None:
@@ -223,7 +227,7 @@ class Trainer:
             self.done += 1
             return
         # Here the error no longer keeps the tensors of the failed step alive.
-        fits = batch_that_fits(self._step.optimise, batch)
+        fits = batch_that_fits(self._step.try_out, batch)
         raise MemoryError(f"{message}; a batch of {fits} images would fit" if fits else message)
 
     def _read(self, training: Training) -> None:
@@ -234,7 +238,7 @@ class Trainer:
         """
         totals = self._step.read()
         if totals.failed:
-            failed = self._unread[totals.completed - self._totals.completed]
+            failed, self.done = self._unread[totals.completed - self._totals.completed], totals.completed
             noise = self._streams["training"].set_state(failed.noise)
             with self._step.eager():
                 failure = describe_failure(self._model, failed.batch, noise, training)
@@ -303,6 +307,7 @@ class Trainer:
             epochs=self.epoch if trained else None,
             steps=self.steps if trained else None,
             seconds=self._seconds,
+            setup_seconds=self._step.setup_seconds if trained and self._step.captures else None,
             best_epoch=self._best.get("epoch"),
             best_step=self._best.get("step"),
             best_holdout_bits_per_dim=self._best.get("holdout_bits_per_dim"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -53,15 +54,20 @@ class TrainingStep:
     """The optimisation step of a training, whatever takes it: the trainer, the stopwatch, or the check of a GPU.
 
     A step computes the loss and its gradient, clips the gradient, and updates the parameters, unless the likelihood or
-    the gradient is not finite: such a step and all later ones change neither parameters nor buffers. Nothing waits for
-    a GPU until `read`. If the training asks for it, a GPU captures the step once for each size of batch, and replays
-    it; and the model's `lunet.Flow.conditioners` are compiled, which is worthwhile for full batches only.
+    the gradient is not finite: such a step and all later ones change neither parameters nor persistent buffers. Nothing
+    waits for a GPU until `read`. If the training asks for it, a GPU captures the step once for each size of batch, and
+    replays it; and the model's `lunet.Flow.conditioners` are compiled, which is worthwhile for full batches only.
 
     Args:
         model: The model, in train mode and on its device.
         training: The settings of the training.
         noise: The source of the dequantisation noise.
         pixels: The source of the noise of the released RealNVP's preprocessing, if its infinite pixels are counted.
+
+    Attributes:
+        captures: Whether steps are captured.
+        compiles: Whether networks are compiled.
+        setup_seconds: The seconds that captures have taken, with the compilation before the first.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class TrainingStep:
         self._buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
         self.captures = training.capture and capture.runs_graphs(device)
         self.compiles = training.compile and capture.runs_graphs(device)
+        self.setup_seconds = 0.0
         self._optimizer = make_optimizer(model, training)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         if self.captures:  # a graph reads the rate from the device
@@ -108,15 +115,23 @@ class TrainingStep:
             self.optimise(batch)
             return
         if len(batch) not in self._functions:
+            begin = time.perf_counter()
             self._functions[len(batch)] = self._capture(self._graphs, batch.clone())
+            self.setup_seconds += time.perf_counter() - begin
         self._functions[len(batch)](batch)
 
+    def try_out(self, batch: Tensor) -> None:
+        """Take a step that changes nothing, and that no step follows, to see whether memory suffices for it."""
+        self._functions, self._graphs = {}, None
+        self._failed.fill_(1)
+        self.optimise(batch)
+
     def optimise(self, batch: Tensor) -> None:
-        """The step itself, at the present learning rates; not captured."""
+        """The step itself, at the present learning rates; what a graph captures."""
         model, training, device = self._model, self._training, self._model.device
         buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
         self._optimizer.zero_grad(set_to_none=True)
-        with arithmetic(training.precision), self._eager(compiled=len(batch) == training.batch_size):
+        with arithmetic(training.precision), self._networks(full=len(batch) == training.batch_size):
             with networks_in(training.precision, device):
                 loss, bits = loss_and_bits(model, batch, self._noise, training.objective, training.batch_size)
             loss.backward()
@@ -145,16 +160,27 @@ class TrainingStep:
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Compute in the block without compiled networks: they are compiled for training and its full batches only."""
-        with self._eager(compiled=False):
+        if self.compiles:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
             yield
 
     @contextmanager
-    def _eager(self, *, compiled: bool) -> Iterator[None]:
-        if compiled or not self.compiles:
-            yield
-        else:
-            with torch.compiler.set_stance("force_eager"):
+    def _networks(self, *, full: bool) -> Iterator[None]:
+        """Compute in the block with compiled networks if they are to be and the batch is a full one."""
+        if not full:
+            with self.eager():
                 yield
+            return
+        try:
+            yield
+        except Exception as error:
+            # By name, since the compiler, whose import takes seconds, has not been imported if it is not used.
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"the networks cannot be compiled, {reason}; set training.compile: false") from error
+            raise
 
     def state(self) -> dict[str, Any]:
         """The tensors and plain values that `restore` takes."""
@@ -172,23 +198,30 @@ class TrainingStep:
     def _capture(self, graphs: capture.Graphs, batch: Tensor) -> capture.Function:
         """The step as a CUDA graph for batches of one size."""
         failed, is_first = self._failed.clone(), not self._optimizer.state
-        places = {name: tensor.data_ptr() for name, tensor in self._model.state_dict().items()}
-        is_full = len(batch) == self._training.batch_size
-        try:
-            with memory_errors(), capture.fastest_convolutions(wanted=is_full):
-                self._failed.fill_(1)  # so that the first calls update nothing
-                graphs.warm_up(self.optimise, batch)
-                self._failed.copy_(failed)
+        places = self._places()
+        with memory_errors(), capture.fastest_convolutions(wanted=len(batch) == self._training.batch_size):
+            self._failed.fill_(1)  # so that the first calls update nothing
+            graphs.warm_up(self.optimise, batch)
+            self._failed.copy_(failed)
+            if is_first:
                 for value in (value for values in self._optimizer.state.values() for value in values.values()):
-                    if is_first:
-                        value.zero_()
-                for name, tensor in self._model.state_dict().items():
-                    if tensor.data_ptr() != places[name]:
-                        raise RuntimeError(f"{name} is replaced in each step, and not changed in place")
-                return graphs.capture(self.optimise, batch)
-        except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"a training step cannot be captured, {reason}; set training.capture: false") from None
+                    value.zero_()
+            if moved := [name for name, place in self._places().items() if place != places[name]]:
+                raise _refusal(f"{moved[0]} is replaced in each step, and not changed in place")
+            try:
+                with memory_errors():
+                    return graphs.capture(self.optimise, batch)
+            except RuntimeError as error:
+                raise _refusal((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+    def _places(self) -> dict[str, int]:
+        """The addresses of parameters and buffers."""
+        tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+        return {name: tensor.data_ptr() for name, tensor in tensors}
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"a training step cannot be captured, {reason}; set training.capture: false")
 
 
 def make_optimizer(model: ImageFlow, training: Training) -> torch.optim.Optimizer:

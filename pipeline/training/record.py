@@ -23,6 +23,7 @@ Row = dict[str, Any]
 class Fit(Record):
     """The outcome of training one model.
 
+    ``setup_seconds``, of compilation and of the capture of CUDA graphs, are not part of ``seconds``.
     ``infinite_pixels`` counts the pixels that the released RealNVP's preprocessing would have made infinite; see
     `pipeline.training.objectives.infinite_pixels`. ``history`` has the columns `HISTORY` without ``model``; it is not
     part of `run.json`.
@@ -35,6 +36,7 @@ class Fit(Record):
     epochs: FiniteFloat | None = None
     steps: int | None = None
     seconds: FiniteFloat = 0.0
+    setup_seconds: FiniteFloat | None = None
     best_epoch: FiniteFloat | None = None
     best_step: int | None = None
     best_holdout_bits_per_dim: FiniteFloat | None = None

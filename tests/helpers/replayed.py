@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.training.capture import WARM_UP, Function
+from pipeline.training import capture
 
-READS = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
+# Operations that read a value from a GPU or copy one to it, which no capture permits.
+FORBIDDEN = {
+    "aten._local_scalar_dense.default", "aten._unique2.default", "aten.equal.default", "aten.is_nonzero.default",
+    "aten.lift_fresh.default", "aten.masked_select.default", "aten.nonzero.default",
+}  # fmt: skip
+
+
+def place(tensor: Tensor) -> int:
+    """The address of a tensor's memory."""
+    return tensor.untyped_storage().data_ptr()
 
 
 class Recording(TorchDispatchMode):
     """Records operations with the very tensors and numbers that they are given, as the capture of a CUDA graph does."""
 
-    def __init__(self) -> None:
+    def __init__(self, generators: list[torch.Generator]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._generators = generators
         self._calls: list[tuple[Any, Any, Any, Any]] = []
         self._made: set[int] = set()
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._before: dict[int, tuple[Any, Any]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if str(function) in READS:
+        leaves = tree_leaves((args, kwargs))
+        seeds = {generator.initial_seed() for generator in self._generators}  # a generator arrives as another object
+        if any(isinstance(leaf, torch.Generator) and leaf.initial_seed() not in seeds for leaf in leaves):
+            raise RuntimeError("a generator is not registered with the graph")
+        has_mask = any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in leaves)
+        if str(function) in FORBIDDEN or (has_mask and str(function).startswith("aten.index")):
             raise RuntimeError("operation not permitted when stream is capturing")
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and tensor.data_ptr() not in self._made | {*self._before}:
-                self._before[tensor.data_ptr()] = (tensor.detach(), tensor.detach().clone())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and place(leaf) not in self._made | self._before.keys():
+                self._before[place(leaf)] = leaf.untyped_storage(), leaf.untyped_storage().clone()
         outputs = function(*args, **(kwargs or {}))
-        self._made |= {tensor.data_ptr() for tensor in tree_leaves(outputs) if isinstance(tensor, Tensor)}
-        self._made -= {*self._before}
+        made = {place(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)}
+        self._made |= made - self._before.keys()
         self._calls.append((function, args, kwargs or {}, outputs))
         return outputs
 
-    @torch.no_grad()
     def undo(self) -> None:
-        """Restore all tensors that the operations did not make: a capture only records."""
-        for tensor, value in self._before.values():
-            tensor.copy_(value)
+        """Restore all memory that the operations did not make: a capture only records."""
+        for storage, value in self._before.values():
+            storage.copy_(value)
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -52,31 +67,54 @@ class Recording(TorchDispatchMode):
                     old.copy_(new)
 
 
-class ReplayedGraphs:
-    """`pipeline.training.capture.Graphs` with recordings in place of CUDA graphs."""
+class ReplayedGraph:
+    """`torch.cuda.CUDAGraph`, with a recording in place of a graph."""
 
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators = generators
+    def __init__(self) -> None:
+        self._generators: list[torch.Generator] = []
 
-    def warm_up(self, function: Function, batch: Tensor) -> None:
-        with self._unmoved():
-            for _ in range(WARM_UP):
-                function(batch)
-
-    def capture(self, function: Function, batch: Tensor) -> Function:
-        with self._unmoved(), Recording() as recording:
-            function(batch)
-        recording.undo()
-
-        def replay(rows: Tensor) -> None:
-            batch.copy_(rows)
-            recording.replay()
-
-        return replay
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self._generators.append(generator)
 
     @contextmanager
-    def _unmoved(self) -> Iterator[None]:
+    def capturing(self) -> Iterator[None]:
+        """Record the block; as on a GPU, an error in it is followed by another at its end."""
         states = [generator.get_state() for generator in self._generators]
-        yield
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
+        self._recording = Recording(self._generators)
+        try:
+            with self._recording:
+                yield
+        except Exception:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904 - as CUDA does
+        finally:
+            self._recording.undo()
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
+
+    def replay(self) -> None:
+        self._recording.replay()
+
+
+class Stream:
+    """`torch.cuda.Stream`, without any effect."""
+
+    def wait_stream(self, _: Stream) -> None:
+        pass
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `pipeline.training.capture` capture on the CPU."""
+    monkeypatch.setattr(capture, "runs_graphs", lambda _: True)
+    monkeypatch.setattr(capture, "_stream", Stream)
+    functions = {
+        "CUDAGraph": ReplayedGraph,
+        "graph": lambda graph, **_: graph.capturing(),
+        "graph_pool_handle": lambda: (0, 0),
+        "current_stream": Stream,
+        "stream": lambda _: nullcontext(),
+        "synchronize": lambda: None,
+        "get_rng_state": torch.get_rng_state,
+        "set_rng_state": torch.set_rng_state,
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(torch.cuda, name, function)

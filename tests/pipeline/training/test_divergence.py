@@ -92,6 +92,11 @@ def test_a_gradient_whose_norm_overflows_is_a_failure(training: Training) -> Non
     assert failure(models()["lunet"], training, spoil) == "the norm of the gradient is not finite"
 
 
+def test_a_failure_that_does_not_happen_again_is_told_as_that(training: Training) -> None:
+    message = describe_failure(models()["lunet"], IMAGES, torch.Generator().manual_seed(0), training)
+    assert message.endswith("but is when the step is taken again without graph and compiler")
+
+
 def test_a_parameter_of_the_flow_itself_has_no_layer(training: Training) -> None:
     class Shifted(LUNet, kind="shifted-of-this-test"):
         def __init__(self) -> None:

@@ -66,7 +66,7 @@ def train_one(recipe: Recipe, checkpoint: Checkpoint, images: int = 160) -> Fit:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_host_rarely_waits(gpu: Counts, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("pipeline.training.fit.READ_EVERY", 4)  # the steps are slow here
+    monkeypatch.setattr("pipeline.training.fit.READ_EVERY", {"cuda": 4})  # the steps are slow here
 
     def waits(steps: int, validations: int) -> Counter[str]:
         recipe = small_recipe(name, epochs=steps, batch_size=1000, validations=validations)
