@@ -34,7 +34,7 @@ def main() -> None:
     parser = cell_parser(
         "evaluate",
         "Score a trained run on the test set. Writes one JSON file and a folder with samples.npy, and bits.npy, the "
-        "bits per dimension of each test image.",
+        "bits per dimension of each test image. Of a partial run, the trained classes are scored.",
         out="runs/evaluate/mnist-lunet-0.json",
         out_help="the JSON file to write",
         seed=True,
@@ -58,7 +58,7 @@ def main() -> None:
         try:
             with determinism(params), memory_errors():
                 scores, arrays = evaluate(trained.models, dataset, recipe, params.evaluate, arguments.seed)
-            results |= scores
+            results |= scores if trained.record.status == "complete" else {"per_class": scores["per_class"]}
         except NonFiniteError as error:
             results = {"status": "diverged", "message": f"the trained weights fail on the test set: {error}"}
         except MemoryError as error:
@@ -86,6 +86,8 @@ def main() -> None:
         lost = round(pixels * (1 - evaluation.round_trip.pixels_exact))
         figures = f", {evaluation.test.bits_per_dim.mean:.4f} bits/dim on the test set"
         figures += f", {lost:,} of {pixels:,} pixels do not come back exactly from their latents"
+    elif evaluation.status == "partial":
+        figures = f", {len(evaluation.per_class or ())} classes"
     say(f"{key}: {evaluation.status}{figures}, written to {arguments.out}")
 
 

@@ -15,6 +15,8 @@ from pipeline.core.params import mistakes
 Message = Annotated[str, AfterValidator(without_paths)]
 PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Status = Literal["complete", "diverged", "out_of_memory"]
+# A partial cell has the results of some of its classes, and none over all of them.
+CellOutcome = Literal[Status, "partial"]
 
 
 class Record(BaseModel):
@@ -51,7 +53,7 @@ class StageRecord(Record):
     dataset: str
     recipe: str
     seed: int | None = None
-    status: Status
+    status: CellOutcome
     message: Message | None
     environment: Environment
 

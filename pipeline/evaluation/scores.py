@@ -42,8 +42,9 @@ def evaluate(
 
     Returns:
         The results, fields of an `Evaluation`, and arrays by name: ``bits``, the bits per dimension of each test image,
-        and grids of images with shape (rows, columns, H, W), which are samples, their nearest training images,
-        interpolations, and for an LU-Net also samples from a Gaussian fitted to its training latents.
+        NaN for those of a class without a model, and grids of images with shape (rows, columns, H, W), which are
+        samples, their nearest training images, interpolations, and for an LU-Net also samples from a Gaussian fitted to
+        its training latents. If a class has no model, the results are those of the other classes alone.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
@@ -66,11 +67,11 @@ def evaluate(
                 bits[part] += batch_bits / settings.draws
                 by_draw[draw] += batch_bits.double().sum() / len(images)
                 released[part] += printed(scores.log_prob).cpu() / settings.draws
-    if not bits.isfinite().all():
-        raise NonFiniteError(f"{int((~bits.isfinite()).sum())} test images have no finite likelihood")
+    scored = torch.cat([rows for _, (rows,) in by_model(models, labels)])
+    if failures := int((~bits[scored].isfinite()).sum()):
+        raise NonFiniteError(f"{failures} test images have no finite likelihood")
     samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
     nearest = nearest_training_images(samples, dataset)
-    interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
     each, classification_noise = recipe.classes == "each", generator("classification", seed)
 
     def likelihood(rows: Tensor) -> dict[str, Any]:
@@ -78,10 +79,20 @@ def evaluate(
         poster = None if recipe.margin is None else float(released[rows].double().mean())
         return {"images": len(rows), "bits_per_dim": summary(bits[rows]), "poster_bits_per_pixel": poster}
 
-    classes = range(len(dataset.class_names))
-    results = {
-        "test": {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": by_draw.tolist()},
-        "per_class": {str(label): likelihood((labels == label).nonzero().flatten()) for label in classes},
+    is_whole, results = len(scored) == len(images), dict[str, Any]()
+    if is_whole:
+        results["test"] = {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": by_draw.tolist()}
+    results["per_class"] = {
+        str(label): likelihood((labels == label).nonzero().flatten())
+        for label in range(len(dataset.class_names))
+        if is_whole or str(label) in models
+    }
+    by_image = torch.full_like(bits, torch.nan).index_copy(0, scored, bits[scored])
+    arrays = {"bits": by_image.numpy(), "samples": samples.numpy(), "nearest": dataset.train_images[nearest.numpy()]}
+    if not is_whole:
+        return results, arrays
+    interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
+    results |= {
         "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
         "latents": normality(torch.cat(latents)),
         "reduced_precision": in_training_precision(models, images, labels, recipe, settings, seed),
@@ -93,9 +104,7 @@ def evaluate(
             classification_accuracy(models, images, labels, settings, classification_noise) if each else None
         ),
     }
-    nearest_images = dataset.train_images[nearest.numpy()]
-    arrays = {"samples": samples.numpy(), "nearest": nearest_images, "interpolations": interpolations.numpy()}
-    arrays["bits"] = bits.numpy()
+    arrays["interpolations"] = interpolations.numpy()
     if recipe.model.kind == "lunet":
         with contextlib.suppress(SingularBaseError):
             fitted, arrays["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)

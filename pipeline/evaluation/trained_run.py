@@ -18,12 +18,16 @@ from pipeline.core.record import load_record
 from pipeline.training.record import Run
 
 RETRAIN = "dvc repro -f -s train"
+USABLE = ("complete", "partial")
 Models = Mapping[str, ImageFlow]
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained run; its models are named after their classes, or "all"; there are none if the training failed."""
+    """A trained run; its models are named after their classes, or "all".
+
+    There are none if the training failed, and only the finished ones if it is partial.
+    """
 
     name: str
     record: Run
@@ -61,7 +65,7 @@ def load_run(folder: Path, device: torch.device, key: Key | None = None, recipe:
             f"{path} is not the run that was asked for: {', '.join(differing)} differ; train it again with: dvc repro"
         )
     try:
-        names = run.models if run.status == "complete" else ()
+        names = [name for name, fit in run.models.items() if run.status in USABLE and fit.status == "complete"]
         return TrainedRun(folder.name, run, {name: load_flow(folder / "flows" / name, device) for name in names})
     except SavedFlowError as error:
         is_unknown = isinstance(error.__cause__, UnknownKindError)

@@ -126,7 +126,7 @@ class Run(Record):
 
     @property
     def unfinished(self) -> list[CellStatus]:
-        """The cells that have no figures."""
+        """The cells that have no figures, or those of some classes alone."""
         return [cell for cell in self.provenance.cells if cell.status != "complete"]
 
     def value(self, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Run(Record):
         return {
             "found": timing and timing.model_dump() if measured else self.bits.get((dataset, recipe)),
             "trouble": [
-                (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.status.replace("_", " ")
+                (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.summary
                 for cell in own
                 if cell.status != "complete"
             ],

@@ -55,8 +55,8 @@ def troubles_of(results: Results, dataset: str, recipe: str) -> list[str]:
     failures = [cell for cell in results.statuses if cell.recipe == recipe and cell.status != "complete"]
     seeds = [cell for cell in failures if cell.stage != "measure" and cell.dataset == dataset]
     measurements = [cell for cell in failures if cell.stage == "measure" and (not measured or cell.key == measured.key)]
-    troubles = [f"seed {cell.seed} of {recipe}: {cell.status.replace('_', ' ')}" for cell in seeds]
-    troubles += [f"the measurement of {recipe}: {cell.status.replace('_', ' ')}" for cell in measurements]
+    troubles = [f"seed {cell.seed} of {recipe}: {cell.summary}" for cell in seeds]
+    troubles += [f"the measurement of {recipe}: {cell.summary}" for cell in measurements]
     if measured is None and not measurements:
         height, width = results.image_shape(dataset)
         troubles.append(f"{recipe} was measured on no images of {height}×{width}; add {dataset} to measure.datasets")

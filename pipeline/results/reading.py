@@ -16,7 +16,7 @@ from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
 from pipeline.core.params import Params, mistakes
-from pipeline.core.record import Message, Record, StageRecord, Status, existing, load_record
+from pipeline.core.record import CellOutcome, Message, Record, StageRecord, Status, existing, load_record
 from pipeline.evaluation.record import Evaluation
 from pipeline.measuring.record import Measurement
 from pipeline.results.mixture_record import Mixture
@@ -34,7 +34,8 @@ S = TypeVar("S", bound=StageRecord)
 class CellStatus(Record):
     """The status of a cell; for a training, the ``epochs`` that each model has completed of ``planned_epochs``.
 
-    Both are null for cells without training steps. Epochs of an incomplete training have no results.
+    Both are null for cells without training steps. A partial cell has the results of some classes; one that is missing
+    or has failed has none, whatever its epochs.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -43,7 +44,7 @@ class CellStatus(Record):
     dataset: str
     recipe: str
     seed: int | None = None
-    status: Literal[Status, "partial", "missing", "failed"]
+    status: Literal[CellOutcome, "missing", "failed"]
     message: Message | None
     epochs: dict[str, float | None] | None = None
     planned_epochs: float | None = None
@@ -58,6 +59,17 @@ class CellStatus(Record):
         """Whether the cell has ended, successfully or not."""
         return self.status in get_args(Status)
 
+    @property
+    def summary(self) -> str:
+        """The status in words; of a partial cell, how many classes are trained."""
+        words = self.status.replace("_", " ")
+        return f"{words}, {self.message}" if self.status == "partial" else words
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the cell has a file, of all of its classes or of some."""
+        return self.status in get_args(CellOutcome)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -70,14 +82,18 @@ class Cell:
     samples: Path
 
     @property
-    def status(self) -> Status:
+    def status(self) -> CellOutcome:
         """The status of the training if it failed, otherwise that of the evaluation."""
-        return self.run.status if self.run.status != "complete" else self.evaluation.status
+        return self._decisive.status
 
     @property
     def message(self) -> str | None:
-        """The message of the stage that failed, if any."""
-        return self.run.message or self.evaluation.message
+        """The message of the stage that failed, or of a training that is partial."""
+        return self._decisive.message
+
+    @property
+    def _decisive(self) -> Run | Evaluation:
+        return self.evaluation if self.run.status in ("complete", "partial") else self.run
 
 
 @dataclass(frozen=True)
@@ -206,6 +222,11 @@ def read_densities(runs: Path, mixture: Mixture) -> dict[str, NDArray[np.float32
 def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     """Read one training and its evaluation."""
     run, evaluation = read_record(Run, runs, params, key), read_record(Evaluation, runs, params, key)
+    if {run.status, evaluation.status} == {"complete", "partial"}:
+        raise UserError(
+            f"{key} was evaluated with {'some' if evaluation.status == 'partial' else 'all'} of its classes, and then "
+            f"trained again; run: {key.command('evaluate')}"
+        )
     history = existing(runs / "train" / str(key) / "history.csv", key.command("train"))
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 

@@ -92,12 +92,16 @@ def _complete_text(path: Path) -> StringIO:
 
 
 def results_table(results: Results) -> pd.DataFrame:
-    """A row for each cell as a whole (class "all"), and one for each class of a complete cell."""
+    """A row for each cell as a whole (class "all"), and one for each class of a complete or partial cell.
+
+    Only a complete cell has a likelihood as a whole.
+    """
     rows: list[Row] = []
     for cell in results.cells:
         evaluation, outcome = cell.evaluation, {"status": cell.status, "message": cell.message}
         shared = {**evaluation.model_dump(), **_origin(evaluation.environment), **outcome}
-        test, per_class = (evaluation.test, evaluation.per_class) if cell.status == "complete" else (None, None)
+        test = evaluation.test if cell.status == "complete" else None
+        per_class = evaluation.per_class if cell.status in ("complete", "partial") else None
         rows.append({**shared, "class": "all", "training_seconds": cell.run.seconds, **_likelihood(test)})
         class_names = results.datasets[evaluation.dataset].class_names
         for label, likelihood in sorted((per_class or {}).items(), key=lambda item: int(item[0])):

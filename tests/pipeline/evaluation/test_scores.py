@@ -45,6 +45,23 @@ def test_evaluation_scores_each_image_by_the_model_of_its_class(
     assert right["latents"]["images"] == 100
 
 
+def test_classes_without_a_model_are_left_out_and_change_nothing_else(
+    smoke_values: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = recipe_of(smoke_values, "gaussian", classes="each")
+    settings = validate(smoke_values, "params.yaml").evaluate
+    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
+    models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
+    whole, all_arrays = evaluate(models, dataset, recipe, settings, 0)
+    partial, arrays = evaluate({"0": models["0"]}, dataset, recipe, settings, 0)
+    assert partial == {"per_class": {"0": whole["per_class"]["0"]}}
+    assert set(arrays) == {"bits", "samples", "nearest"}
+    scored = dataset.test_labels == 0
+    assert np.array_equal(arrays["bits"][scored], all_arrays["bits"][scored])
+    assert np.isnan(arrays["bits"][~scored]).all()
+    assert np.isfinite(all_arrays["bits"]).all()
+
+
 def test_one_draw_is_an_unbiased_estimate_of_several(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
     recipe = validate(smoke_values, "params.yaml").recipe("gaussian")
     train(dataset, recipe, 0, CPU, tmp_path, "gaussian")

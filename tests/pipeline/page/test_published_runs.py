@@ -117,7 +117,7 @@ def test_what_is_partial_missing_or_failed_is_visible_in_its_place(reports: Path
     publish(other, reports, "part")
     words = section(render(reports, "Part"))
     assert "part is not whole. 5 of its 21 cells have no figures." in words
-    assert "MNIST RealNVP 1.450 1.455[1.391, 1.519] seed 2: partial" in words
+    assert "MNIST RealNVP 1.450 1.455[1.391, 1.519] seed 2: partial, 12.5 of 100 epochs" in words
     assert "Fashion-MNIST LU-Net – seed 0: missing seed 1: missing seed 2: missing" in words
     assert re.search(r"Training step MNIST RealNVP [\d.]+\[[\d., ]+\] batch 256 failed", words)
     assert re.search(r"Training step Fashion-MNIST LU-Net – [\d.]+\[", words)
