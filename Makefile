@@ -35,10 +35,8 @@ repro: setup ## Run the pipeline and say where the report is
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
 
-paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=540, again and again; see the README
-	grep -q '^preset: paper$$' params.yaml || $(PYTHON) -m pipeline.preset paper
-	$(PYTHON) -m pipeline.preset --check
-	$(PYTHON) -m pipeline.run --pack paper.tar.gz $(if $(LIMIT),--time-limit $(LIMIT))
+paper: ## Run it at the paper's scale on a GPU, without DVC: make paper LIMIT=590, again and again; see the README
+	$(PYTHON) -m pipeline.run --plan paper --out paper-run $(if $(LIMIT),--time-limit $(LIMIT))
 
 test: setup ## Run the tests but those of page and faults, one whole run of the pipeline on a small subset included
 	OMP_NUM_THREADS=1 pytest -m "not faults and not page" --numprocesses logical --maxprocesses 4 \

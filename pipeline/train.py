@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,9 +35,6 @@ def main() -> None:
         seed=True,
     )
     parser.add_argument(
-        "--reached", action="store_true", help="train nothing; print each model's epochs so far, of a stopped training"
-    )
-    parser.add_argument(
         "--finished",
         action="store_true",
         help="train nothing; write the run with the classes that a stopped training has finished, with the status "
@@ -61,9 +57,6 @@ def main() -> None:
     }
     models = [*groups(dataset, recipe)]
     saved = checkpoint_folder(arguments.out, identity)
-    if arguments.reached:
-        say(json.dumps(completed_epochs(saved, models)))
-        return
     chosen = finished_models(saved, models) if arguments.finished else models
     if not chosen:
         raise UserError(f"{title}: no model is finished, so there is nothing to write; train it first")
@@ -150,12 +143,6 @@ def finished_models(folder: Path, models: Iterable[str]) -> list[str]:
     """The models whose training has ended, from a folder of checkpoints."""
     saved = {model: Checkpoint(folder / f"{model}.pt").read() for model in models}
     return [model for model, state in saved.items() if state and "fit" in state]
-
-
-def completed_epochs(folder: Path, models: Iterable[str]) -> dict[str, float]:
-    """The epochs that each model has completed, from a folder of checkpoints; 0 without a checkpoint."""
-    saved = {model: Checkpoint(folder / f"{model}.pt").read() for model in models}
-    return {model: state["epochs"] if state else 0.0 for model, state in saved.items()}
 
 
 if __name__ == "__main__":

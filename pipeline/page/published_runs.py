@@ -26,13 +26,24 @@ BITS = "bits_per_dim"
 T = TypeVar("T")
 
 
-class Manifest(Section):
-    """`manifest.json`: a description of the run, and the SHA-256 of every other file in the archive.
+class Origin(Section):
+    """One of the runs that the cells of a published run are of; ``code`` is a digest of all files of its code."""
 
-    ``code`` contains the SHA-256 of every file of the code that was run; ``commit`` is null without git.
+    created: str
+    commit: str | None
+    dirty: bool | None
+    code: str
+
+
+class Manifest(Section):
+    """`manifest.json`: a description of the run, and the SHA-256 of every other file.
+
+    ``code`` contains the SHA-256 of every file of the code that was run last, ``data`` those of the data sets;
+    ``commit`` is null without git. ``runs`` describes each run that the cells of a published run are of, and a cell's
+    ``run`` is the time at which it was created.
     """
 
-    format: Literal[1]
+    format: Literal[1, 2]
     created: str
     preset: str
     commit: str | None
@@ -41,6 +52,8 @@ class Manifest(Section):
     cells: list[CellStatus]
     code: dict[str, str]
     files: dict[str, str]
+    runs: list[Origin] = Field(default_factory=list)
+    data: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
 class Figure(Record):
@@ -68,6 +81,16 @@ class Machine(Record):
     gpu: str | None
     commit: str | None
     dirty: bool | None
+
+    @property
+    def title(self) -> str:
+        """The device for readers: the GPU, or the processor."""
+        return self.gpu or f"{self.processor}, {self.device.upper()}"
+
+
+def commit_title(source: Origin | Manifest | Machine) -> str:
+    """A commit for readers, with a + if there were changes that were not committed."""
+    return "unknown commit" if source.commit is None else source.commit[:12] + ("+" if source.dirty else "")
 
 
 class Group(Record):
@@ -98,7 +121,10 @@ class Judged(Record):
 
 
 class Run(Record):
-    """One column of the tables: a run's name and what its files contain, figures by data set and recipe."""
+    """One column of the tables: a run's name and what its files contain, figures by data set and recipe.
+
+    ``partial`` has the figures of the trained classes of cells that are partial.
+    """
 
     name: str
     manifest: Manifest | None
@@ -106,6 +132,7 @@ class Run(Record):
     claims: Annotated[list[Judged], Field(validation_alias=AliasPath("claims", "claims"))]
     timings: dict[str, dict[str, dict[str, Figure]]]
     bits: dict[tuple[str, str], dict[str, Any]]
+    partial: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
     def machines(self) -> list[Machine]:
@@ -115,14 +142,43 @@ class Run(Record):
     @property
     def devices(self) -> list[str]:
         """The devices that the cells of the grid ran on: the GPU, or the processor."""
-        return sorted({machine.gpu or f"{machine.processor}, {machine.device.upper()}" for machine in self.machines})
+        return sorted({machine.title for machine in self.machines})
 
     @property
     def commits(self) -> list[str]:
         """The commits of the code, each with a + if it had changes that were not committed."""
-        sources = [self.manifest] if self.manifest and self.manifest.commit is not None else self.machines
-        states = {(source.commit, "+" if source.dirty else "") for source in sources}
-        return sorted({"unknown commit" if commit is None else commit[:12] + mark for commit, mark in states})
+        runs: Sequence[Origin | Manifest] = (self.manifest.runs or [self.manifest]) if self.manifest else []
+        sources = [run for run in runs if run.commit is not None] or self.machines
+        return sorted({commit_title(source) for source in sources})
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """Which run, device and commit the cells with results are of: a row each, with the cells by stage."""
+        manifest = self.manifest
+        if manifest is None:
+            return []
+        runs = {run.created: run for run in manifest.runs}
+        machines = {
+            (stage, name): group.environment
+            for group in self.provenance.environments
+            for stage, names in group.cells.items()
+            for name in names
+        }
+        rows: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+        for cell in manifest.cells:
+            if (machine := machines.get((cell.stage, str(cell.key)))) is None:
+                continue
+            created = cell.run or manifest.created
+            run = runs.get(created, manifest)
+            row = created, machine.title, commit_title(run if run.commit is not None else machine)
+            rows.setdefault(row, {}).setdefault(cell.stage, []).append(str(cell.key))
+        columns = ("created", "device", "commit")
+        return [{**dict(zip(columns, row, strict=True)), "cells": cells} for row, cells in sorted(rows.items())]
+
+    @property
+    def has_different_code(self) -> bool:
+        """Whether its cells are of runs with different code."""
+        return self.manifest is not None and len({run.code for run in self.manifest.runs}) > 1
 
     @property
     def unfinished(self) -> list[CellStatus]:
@@ -189,7 +245,9 @@ def _read(folder: Path, name: str, manifest: Manifest | None) -> Run:
     """
     contents = {Path(file).stem: _content(folder / file) for file in FILES}
     try:
-        return Run.model_validate({**contents, "name": name, "manifest": manifest, "bits": _bits(contents["results"])})
+        results = contents["results"]
+        bits = {"bits": _bits(results), "partial": _classes_of_partial_cells(results)}
+        return Run.model_validate({**contents, **bits, "name": name, "manifest": manifest})
     except ValidationError as error:
         raise UserError(f"its {mistakes(error, ())[0]}") from None
     except ValueError as error:
@@ -214,6 +272,19 @@ def _bits(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
         figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
         bits[str(dataset), str(recipe)] = {**figure, "raw": seeds(rows["seed"], rows["bits_per_dim_mean"])}
     return bits
+
+
+def _classes_of_partial_cells(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The test bits/dim of each trained class of the partial cells."""
+    rows = table[(table["status"] == "partial") & (table["class"] != "all")]
+    columns = {
+        "dataset": "dataset",
+        "recipe": "recipe",
+        "seed": "seed",
+        "class_name": "class",
+        "bits_per_dim_mean": "bits",
+    }
+    return rows[list(columns)].rename(columns=columns).to_dict("records")
 
 
 def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
         "seeds": list(params.grid.seeds),
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
-        "cells": [cell.model_dump(exclude={"epochs", "planned_epochs"}) for cell in results.statuses],
+        "cells": [cell.model_dump(exclude={"epochs", "planned_epochs", "run"}) for cell in results.statuses],
         "stages": stages(results),
         "environments": environments(results),
         "commands": commands(results),

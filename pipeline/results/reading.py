@@ -35,7 +35,7 @@ class CellStatus(Record):
     """The status of a cell; for a training, the ``epochs`` that each model has completed of ``planned_epochs``.
 
     Both are null for cells without training steps. A partial cell has the results of some classes; one that is missing
-    or has failed has none, whatever its epochs.
+    or has failed has none. ``run`` is the time of the run that a published cell is of.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -48,6 +48,7 @@ class CellStatus(Record):
     message: Message | None
     epochs: dict[str, float | None] | None = None
     planned_epochs: float | None = None
+    run: str | None = None
 
     @property
     def key(self) -> Key:

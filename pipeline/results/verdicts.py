@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from pipeline.core.dataset import Dataset
-from pipeline.core.params import Params, Recipe
+from pipeline.core.params import Params, Recipe, Training
 from pipeline.evaluation import released_bits
 from pipeline.evaluation.record import Likelihood
 from pipeline.measuring.record import Determinant
@@ -297,7 +297,11 @@ def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, 
     """The content of `claims.json`: parts of `claims.yaml` for the report, and verdicts on the paper's data sets."""
     ours = results.params
     claims = load_claims()
-    same = frozenset(name for name in ours.grid.recipes if ours.recipes[name] == paper.recipes.get(name))
+    same = frozenset(
+        name
+        for name in ours.grid.recipes
+        if name in paper.recipes and as_trained(ours.recipes[name]) == as_trained(paper.recipes[name])
+    )
     scales = {
         name: Scale(ours.preset, dataset.title, bool(dataset.info["subset"]), same)
         for name, dataset in results.datasets.items()
@@ -309,6 +313,14 @@ def claims_of(results: Results, paper: Params, subjects: Subjects) -> dict[str, 
         "claims": [judge(claim, scales, subjects) for claim in claims.claims],
         "conversion": conversion_of(results, claims),
     }
+
+
+def as_trained(recipe: Recipe) -> Recipe:
+    """A recipe whatever the way in which its steps are computed, which depends on the machine."""
+    if recipe.training is None:
+        return recipe
+    settings = {name: Training.model_fields[name].default for name in ("precision", "capture", "compile")}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=settings)})
 
 
 def conversion_of(results: Results, claims: ClaimsFile) -> dict[str, Any]:

@@ -10,30 +10,28 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.core.cell import Key, cells_of
+from pipeline.core.cell import cells_of
 from pipeline.core.console import UserError
 from pipeline.core.files import replacing, sha256, without_paths
 from pipeline.core.params import Params, load_params, mistakes
 from pipeline.core.record import StageRecord
 from pipeline.page.published_runs import MANIFEST, Manifest
-from pipeline.page.view import DAMAGES, as_yaml, render
+from pipeline.page.view import as_yaml
 from pipeline.results import reading
 from pipeline.results.provenance import plain_values
 from pipeline.results.reading import RECORDS, CellStatus, read_record, record_path
-from pipeline.results.tables import TABLES, read_table
 from pipeline.runner.steps import digest_of, files_under
 from pipeline.training.record import Run
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
 PARAMS = "params.yaml"
-COLLECTED = ("metrics.json", "timings.json", "claims.json", "mixture.json", "provenance.json", *TABLES)
-LARGEST_FILE, LARGEST_ARCHIVE = 2_000_000, 15 * 2**20
+# Bytes: what git should hold of a published run, and what comes back from a lent machine.
+LARGEST_FILE, LARGEST_ARCHIVE, LARGEST_FOLDER, MOST_FILES = 2_000_000, 15 * 2**20, 60 * 2**20, 8
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
 SUFFIXES = TEXTS | {".png", ".npy"}
@@ -44,33 +42,41 @@ def code_digests() -> dict[str, str]:
     return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
 
 
-def pack(archive: Path, params: Params, results: Iterable[Path], cells: Sequence[CellStatus], reports: Path) -> None:
+def pack(
+    archive: Path,
+    params: Params,
+    results: Iterable[Path],
+    cells: Sequence[CellStatus],
+    data: Mapping[str, dict[str, str]],
+) -> int:
     """Write the archive of a run; equal results give equal bytes, except for the time.
 
     Args:
         archive: The file to write, a gzipped tar.
         params: The parameters.
-        results: The files of the finished steps, without weights.
+        results: The files of the cells that have any, without weights.
         cells: The status of each cell.
-        reports: The folder that collect wrote.
+        data: The SHA-256 of the files of each data set.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        UserError: If the archive, a file in it or its folder would exceed a limit; an older archive is then unchanged.
     """
-    files = {name: reports / name for name in COLLECTED}
-    files |= {f"figures/{file.name}": file for file in files_under(reports / "figures")}
-    files |= {file.as_posix(): file for file in results}
-    contents = {name: file.read_bytes() for name, file in files.items()}
+    contents = {file.as_posix(): file.read_bytes() for file in results}
     contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
-    environments = json.loads(contents["provenance.json"])["environments"]
-    states = {(group["environment"]["commit"], group["environment"]["dirty"]) for group in environments}
-    commit, dirty = states.pop() if len(states) == 1 else (None, None)
+    commit, dirty = _commit(contents)
     manifest = Manifest(
-        format=1,
+        format=2,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         preset=params.preset,
         commit=commit,
         dirty=dirty,
-        environments=environments,
+        environments=[],
         cells=list(cells),
         code=code_digests(),
+        data=dict(data),
         files={name: sha256(content) for name, content in sorted(contents.items())},
     )
     contents[MANIFEST] = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False).encode() + b"\n"
@@ -80,8 +86,40 @@ def pack(archive: Path, params: Params, results: Iterable[Path], cells: Sequence
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
             tar.addfile(member, io.BytesIO(content))
+    compressed = gzip.compress(plain.getvalue(), mtime=0)
+    _check_limits(archive, contents, compressed)
     with replacing(archive) as temporary:
-        temporary.write_bytes(gzip.compress(plain.getvalue(), mtime=0))
+        temporary.write_bytes(compressed)
+    return len(compressed)
+
+
+def _commit(contents: Mapping[str, bytes]) -> tuple[str | None, bool | None]:
+    """The commit of all records, and whether the code differed from it; None if they have none or several."""
+    records = (json.loads(content) for name, content in contents.items() if Path(name).suffix == ".json")
+    environments = [record["environment"] for record in records if "environment" in record]
+    states = {(environment["commit"], environment["dirty"]) for environment in environments}
+    return states.pop() if len(states) == 1 else (None, None)
+
+
+def _check_limits(archive: Path, contents: Mapping[str, bytes], compressed: bytes) -> None:
+    """Raise a `UserError` if the archive would not come home, or could not be published."""
+    folder = archive.parent
+    others = [file for file in folder.iterdir() if file != archive] if folder.is_dir() else []
+    total = len(compressed) + sum(file.stat().st_size for file in others if file.is_file())
+    largest = max(contents, key=lambda name: len(contents[name]))
+    problems = {
+        f"{largest} has {len(contents[largest]):,} bytes; at most {LARGEST_FILE:,} are allowed": (
+            len(contents[largest]) > LARGEST_FILE
+        ),
+        f"it would have {len(compressed):,} bytes; at most {LARGEST_ARCHIVE:,} are allowed": (
+            len(compressed) > LARGEST_ARCHIVE
+        ),
+        f"{folder} would have {total:,} bytes; at most {LARGEST_FOLDER:,} are allowed": total > LARGEST_FOLDER,
+        f"{folder} would have {len(others) + 1} files; at most {MOST_FILES} are allowed": len(others) >= MOST_FILES,
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise UserError(f"{archive} is not written: {problem}")
 
 
 def unpack(archive: Path, folder: Path) -> Manifest:
@@ -101,7 +139,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     try:
-        _check_results(folder, manifest)
+        check_results(folder, manifest)
     except UserError as error:
         # The folder is temporary, so the message names only the archive.
         raise UserError(f"{archive} cannot be published: {str(error).replace(f'{folder}/', '')}") from None
@@ -143,7 +181,7 @@ def _read(archive: Path) -> dict[str, bytes]:
 def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
     """The manifest; raises a `UserError` if it does not describe exactly these contents."""
     if MANIFEST not in contents:
-        raise UserError(f"{archive} has no {MANIFEST}; write it with: python -m pipeline.run --pack {archive.name}")
+        raise UserError(f"{archive} has no {MANIFEST}; write it with: python -m pipeline.run --out FOLDER")
     try:
         manifest = Manifest.model_validate_json(contents[MANIFEST])
     except ValidationError as error:
@@ -152,16 +190,24 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
     if packed != listed:
         differing = ", ".join(sorted(packed ^ listed)[:5])
         raise UserError(f"{archive} and its {MANIFEST} do not name the same files: {differing}")
-    for name in [*sorted(packed), MANIFEST]:
-        if name != MANIFEST and sha256(contents[name]) != manifest.files[name]:
+    for name in sorted(packed):
+        if sha256(contents[name]) != manifest.files[name]:
             raise UserError(f"{archive}: {name} is not what was packed: its SHA-256 is another")
-        try:
-            path = path_in(contents[name].decode()) if Path(name).suffix in TEXTS else None
-        except UnicodeDecodeError:
-            raise UserError(f"{archive}: {name} is no text in UTF-8") from None
-        if path:
-            raise UserError(f"{archive}: {name} tells a path of a machine: {path}")
+    check_files(str(archive), contents)
     return manifest
+
+
+def check_files(source: str, contents: Mapping[str, bytes]) -> None:
+    """Raise a `UserError` if a file is too large for git, or its text is not UTF-8 or has a path of a machine."""
+    for name, content in contents.items():
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{source}: {name} has {len(content):,} bytes; at most {LARGEST_FILE:,} are allowed")
+        try:
+            path = path_in(content.decode()) if Path(name).suffix in TEXTS else None
+        except UnicodeDecodeError:
+            raise UserError(f"{source}: {name} is no text in UTF-8") from None
+        if path:
+            raise UserError(f"{source}: {name} tells a path of a machine: {path}")
 
 
 def path_in(text: str) -> str | None:
@@ -172,46 +218,43 @@ def path_in(text: str) -> str | None:
     return None if start is None else text[start : start + 60].split()[0].rstrip("\"',;")
 
 
-def _check_results(folder: Path, manifest: Manifest) -> None:
-    """Read all files as the pipeline does, with every cell that the manifest calls finished, and render the report."""
-    missing = [name for name in (*COLLECTED, PARAMS) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"it lacks {', '.join(missing)}")
+def check_results(folder: Path, manifest: Manifest) -> None:
+    """Read the record of every cell that the manifest says has one, as the pipeline does.
+
+    Raises:
+        UserError: If one is missing, damaged, of other parameters, or not what the manifest says.
+    """
+    if not (folder / PARAMS).is_file():
+        raise UserError(f"it lacks {PARAMS}")
     params = load_params(folder / PARAMS)
     if params.preset != manifest.preset:
         raise UserError(f"{MANIFEST} is of the preset {manifest.preset}, but {PARAMS} of {params.preset}")
-    cells = {(cell.stage, cell.key) for cell in manifest.cells}
-    if cells != {(stage, key) for stage, keys in cells_of(params).items() for key in keys}:
+    cells = {(stage, key) for stage, keys in cells_of(params).items() for key in keys}
+    if {(cell.stage, cell.key) for cell in manifest.cells} != cells:
         raise UserError(f"{MANIFEST} does not tell of exactly the cells that {PARAMS} has")
-    reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
+    if (folder / "runs/mixture.json").exists():
+        reading.read_densities(folder / "runs", reading.read_mixture(folder / "runs", params))
+    present = {(cell.stage, cell.key) for cell in manifest.cells if cell.has_record}
     for cell in manifest.cells:
         _check_cell(folder / "runs", params, cell)
-    finished = {(cell.stage, cell.key) for cell in manifest.cells if cell.finished}
-    tables = {name: read_table(folder / name) for name in TABLES}
-    for name, stages in {"results.csv": ("train", "evaluate"), "timings.csv": ("measure",)}.items():
-        columns = [tables[name][field] for field in Key._fields if field in tables[name]]
-        if unexpected := {key for key in map(Key, *columns) if not finished.issuperset(product(stages, [key]))}:
-            raise UserError(f"{name} has figures of {unexpected.pop()}, which {MANIFEST} does not call finished")
-    try:
-        render(folder, params.report.title)
-    except DAMAGES as error:
-        raise UserError(f"no report can be made of it: {type(error).__name__}: {error}") from None
+        if cell.stage == "evaluate" and cell.has_record:
+            if ("train", cell.key) not in present:
+                raise UserError(f"{MANIFEST} has an evaluation of {cell.key}, but no training")
+            results = reading.read_cell(folder / "runs", params, cell.key)
+            if cell.status == "complete":
+                reading.read_samples(results)
 
 
 def _check_cell(runs: Path, params: Params, cell: CellStatus) -> None:
-    """Check that a cell's files exist and agree with the manifest if it is finished, and do not exist otherwise."""
+    """Check that a cell's record exists and agrees with the manifest, or does not exist if the manifest has none."""
     file = record_path(runs, cell.stage, cell.key)
-    if not cell.finished:
+    if not cell.has_record:
         if file.exists():
             raise UserError(f"{file} is there, though {MANIFEST} calls that cell {cell.status}")
         return
     record = read_record(RECORDS[cell.stage], runs, params, cell.key)
     if epochs_of(record) != cell.epochs:
         raise UserError(f"{file} has other epochs than {MANIFEST}")
-    if cell.stage == "evaluate":
-        results = reading.read_cell(runs, params, cell.key)
-        if record.status == "complete":
-            reading.read_samples(results)
     if record.status != cell.status:
         raise UserError(f"{file} is {record.status}, but {MANIFEST} calls it {cell.status}")
 

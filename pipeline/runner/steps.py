@@ -115,11 +115,13 @@ def _step(name: str, stage: Mapping[str, Any], item: Mapping[str, Any], fields: 
 class Note(Section):
     """The digests of a step's inputs (files, parameters, command), and of the files that it wrote.
 
-    ``outs`` is null from the beginning of the step until it succeeds.
+    ``outs`` is null from the beginning of the step until it succeeds. A ``partial`` step has written the results of
+    some classes.
     """
 
     inputs: dict[str, str]
     outs: dict[str, str] | None
+    partial: bool = False
 
 
 class Ledger:
@@ -138,38 +140,41 @@ class Ledger:
         self._params = params
         self._makers = {out: step for step in steps for out in step.outs}
         self._evaluations = {step.key: step for step in steps if step.stage == "evaluate"}
-        # Only digests of data are cached: data are large and were just verified by the data stage, but code may change.
-        self._data = cache(digest_of)
 
     def is_done(self, step: Step) -> bool:
         """Whether a step's files exist and were made from the present inputs."""
-        outs = self._outs(step)
-        if outs is None:
+        note = self._current(step)
+        if note is None or note.partial or not self.results(step):
             return False
-        digests = {file: digest_of(Path(file)) for file in outs}
-        if any(digest not in ("", outs[file]) for file, digest in digests.items()):
-            return False
-        missing = [file for file, digest in digests.items() if not digest]
-        only_weights = step.stage == "train" and all("/flows/" in file for file in missing)
-        return not missing or (only_weights and self.is_done(self._evaluations[step.key]))
+        is_missing = any(not Path(file).exists() for file in note.outs or {})
+        # Only weights can be missing here.
+        return not is_missing or self.is_done(self._evaluations[step.key])
 
     def is_begun(self, step: Step) -> bool:
         """Whether a step was begun with the present inputs and has not succeeded."""
         note = self._current(step)
-        return note is not None and note.outs is None
+        return note is not None and (note.outs is None or note.partial)
 
     def results(self, step: Step) -> list[Path]:
-        """The note and the files of a finished step, without weights."""
-        return [step.note, *(Path(file) for file in self._outs(step) or {} if "/flows/" not in file)]
+        """The note and the files of a finished or partial step, without weights; none if one was changed or removed."""
+        outs = self._outs(step)
+        if outs is None:
+            return []
+        digests = {file: digest_of(Path(file)) for file in outs}
+        if any(digest != outs[file] and (digest or "/flows/" not in file) for file, digest in digests.items()):
+            return []
+        return [step.note, *(Path(file) for file in outs if "/flows/" not in file)]
 
     def begin(self, step: Step) -> None:
-        """Record that a step has begun."""
-        write_json(step.note, {"inputs": self._inputs(step), "outs": None})
+        """Record that a step has begun; until it succeeds, its partial results count."""
+        note = self._current(step)
+        if note is None or not note.partial:
+            write_json(step.note, {"inputs": self._inputs(step), "outs": None})
 
-    def finish(self, step: Step) -> None:
+    def finish(self, step: Step, *, partial: bool = False) -> None:
         """Record that a step has succeeded; its inputs are those recorded when it began."""
         outs = {file.as_posix(): digest_of(file) for out in step.outs for file in files_under(Path(out))}
-        write_json(step.note, {**read_json(step.note), "outs": outs})
+        write_json(step.note, {**read_json(step.note), "outs": outs, "partial": partial})
 
     def _current(self, step: Step) -> Note | None:
         """The note of a step, if its inputs are the present ones; else None."""
@@ -190,10 +195,8 @@ class Ledger:
             inputs[f"params {key}"] = sha256(json.dumps(_value(self._params, key), sort_keys=True).encode())
         for dep in step.deps:
             maker = self._makers.get(dep)
-            if maker is None:
+            if maker is None or maker.stage == "data":
                 inputs[dep] = digest_of(Path(dep))
-            elif maker.stage == "data":
-                inputs[dep] = self._data(Path(dep))
             elif (outs := self._outs(maker)) is not None:
                 inputs[dep] = sha256(json.dumps(outs, sort_keys=True).encode())
             else:
@@ -213,4 +216,13 @@ def digest_of(path: Path) -> str:
     if path.is_dir():
         names = {file.relative_to(path).as_posix(): digest_of(file) for file in files_under(path)}
         return sha256(json.dumps(names).encode())
-    return sha256(path) if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    return _digest(path.absolute(), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest(path: Path, _time: int, _size: int) -> str:
+    """The SHA-256 of a file, computed again only if its time or its size is another."""
+    return sha256(path)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from workshop import Workshop, write_yaml
 
 from pipeline.core.console import StopRequest
 from pipeline.core.params import read_yaml
 from pipeline.run import Runner
+from pipeline.runner.plan import Budget
 
 
-def work(deadline: float = float("inf"), archive: str | None = None) -> int:
-    """Run the runner once in this process, and return what it returns."""
+class Clock:
+    """A clock that stands still until a stage hangs, and then jumps ahead."""
+
+    def __init__(self, jump: float = math.inf) -> None:
+        self.jump = jump
+
+    def __call__(self) -> float:
+        return self.jump if Path("hanging").exists() else 0.0
+
+
+def work(limit: float = math.inf, out: str | None = None, jump: float = math.inf, **options: Any) -> int:
+    """Run the runner once in this process, and return what it returns; a stage that hangs moves the clock to a time."""
     Path("runs").mkdir(exist_ok=True)
-    return Runner(Path("params.yaml"), deadline, StopRequest()).run(Path(archive) if archive else None)
+    budget = Budget(limit, Clock(jump), begin=0.0)
+    return Runner(Path("params.yaml"), budget, StopRequest(), Path(out) if out else None, **options).run()
 
 
 def without_report(workshop: Workshop) -> None:

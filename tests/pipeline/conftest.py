@@ -13,14 +13,14 @@ import pytest
 from fake_results import SMALL, Project, parameters, with_failures
 from idx_sources import replace_mirrors
 from parsed_page import HOSTILE, Page
-from workshop import ROOT, Workshop
+from runner_calls import work
+from workshop import PYTHONPATH, Workshop
 
-from pipeline.core.console import StopRequest, UserError
+from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params, validate
 from pipeline.page.view import render
 from pipeline.presets.merged import preset_values
-from pipeline.run import Runner
 from pipeline.sources import published as sources
 from pipeline.sources.published import FILES, ORIGINS, idx_bytes
 
@@ -118,7 +118,7 @@ def small_project(tmp_path: Path) -> Project:
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     shop = Workshop(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     return shop
 
 
@@ -128,12 +128,11 @@ def packed_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         shop = Workshop(tmp_path_factory.mktemp("packed"), data__mnist__folder="/home/someone/data")
         patch.chdir(shop.folder)
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         shop.fault("evaluate mnist-realnvp-0", 3)
-        Path("runs").mkdir()
         with pytest.raises(UserError, match="5 of 6 cells done"):
-            Runner(Path("params.yaml"), float("inf"), StopRequest()).run(Path("a.tar.gz"))
-        return shop.folder / "a.tar.gz"
+            work(out="a")
+        return shop.folder / "a/run.tar.gz"
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
-import re
 import signal
 import sys
 import time
@@ -13,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_stage import play
 from import_graph import reachable
 from runner_calls import without_report, work
-from workshop import ROOT, Workshop, write_yaml
+from workshop import PYTHONPATH, ROOT, Workshop, write_yaml
 
 from pipeline import run
 from pipeline.core.console import UserError
 from pipeline.core.params import read_yaml
-from pipeline.presets.merged import load_preset, preset_text, preset_values
-from pipeline.run import CELLS, in_order
+from pipeline.presets.merged import preset_text
+from pipeline.results.reading import CellStatus
+from pipeline.run import Runner, TimeIsUpError
 from pipeline.runner.archive import unpack
-from pipeline.runner.steps import read_steps
+from pipeline.runner.plan import PACKING, SHORTEST, STOPPING, WORTHWHILE
+from pipeline.runner.steps import Ledger, Step
 
 ALL = [
     "measure mnist-lunet",
@@ -33,41 +34,6 @@ ALL = [
     "train mnist-realnvp-0",
     "evaluate mnist-realnvp-0",
 ]
-
-
-def content(path: str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-class Clock:
-    """A clock that stands still until a stage hangs, and then jumps ahead."""
-
-    sleep = staticmethod(time.sleep)
-
-    @staticmethod
-    def monotonic() -> float:
-        return 1000.0 if Path("hanging").exists() else 0.0
-
-
-def test_the_most_valuable_cells_come_first() -> None:
-    values = preset_values("paper")
-    values["grid"]["seeds"] = [3, 1]
-    write = [step for step in read_steps(values, ROOT / "dvc.yaml") if step.stage in CELLS]
-    params = load_preset("paper")
-    params = params.model_copy(update={"grid": params.grid.model_copy(update={"seeds": [3, 1]})})
-    names = [str(step) for step in in_order(reversed(write), params)]
-    assert len(names) == len(write)
-    assert names[:2] == ["measure mnist lunet", "measure mnist realnvp"]
-    first = ("mnist lunet 3", "mnist lunet_released 3")
-    assert names[2:6] == [f"{stage} {cell}" for cell in first for stage in ("train", "evaluate")]
-    trained = [name for name in names if name.startswith("train")]
-    places = [trained.index(name) for name in (
-        "train fashion_mnist lunet_released 3", "train mnist realnvp 3", "train fashion_mnist realnvp 3",
-        "train mnist realnvp_released 3", "train fashion_mnist realnvp_released 3", "train mnist lunet_learned 3",
-    )]  # fmt: skip
-    assert places == sorted(places)
-    first_of_second = min(names.index(name) for name in names if name.endswith(" 1"))
-    assert all(name.endswith(" 1") for name in names[first_of_second:])
 
 
 def test_the_runner_needs_neither_dvc_nor_files_that_the_readme_does_not_list() -> None:
@@ -94,7 +60,7 @@ def test_a_run_is_in_order_and_a_second_one_does_nothing(workshop: Workshop, cap
     assert workshop.done() == ALL
     assert work() == 0
     assert workshop.done() == []
-    assert capfd.readouterr().out.splitlines()[-1] == "all 6 cells are done"
+    assert capfd.readouterr().out.splitlines()[-1].endswith("] all 6 cells are done")
 
 
 def test_the_mixture_runs_once_and_again_when_its_file_is_missing(workshop: Workshop) -> None:
@@ -110,7 +76,7 @@ def test_the_mixture_runs_once_and_again_when_its_file_is_missing(workshop: Work
     assert path.stat().st_mtime_ns > made
     Path("runs/mixture.npy").unlink()
     workshop.fault("mixture mixture", 3)
-    with pytest.raises(UserError, match="the stage mixture failed"):
+    with pytest.raises(UserError, match=r"failed, .*: mixture \(exit status 3\)"):
         work()
 
 
@@ -161,46 +127,136 @@ def test_weights_may_be_missing_only_after_their_evaluation(workshop: Workshop) 
     assert workshop.done() == ["train mnist-lunet-0"]
 
 
-def test_the_time_limit_stops_the_training_and_finished_cells_are_reported(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+def cells_in(archive: str, folder: Path) -> dict[str, CellStatus]:
+    return {f"{cell.stage} {cell.key}": cell for cell in unpack(Path(archive), folder).cells}
+
+
+def test_the_time_limit_stops_the_training_and_the_archive_has_what_is_done(
+    workshop: Workshop, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run, "time", Clock)
     workshop.fault("train mnist-realnvp-0", "hang")
-    assert work(deadline=100, archive="part.tar.gz") == run.TIME_IS_UP
+    assert work(100, "part", jump=60) == run.TIME_IS_UP
     assert Path("stopped").exists()
     lines = capfd.readouterr().out.splitlines()
-    assert lines[-1] == "4 of 6 cells done; run the same command again"
+    assert lines[-1] == "[  60 s] 4 of 6 cells done; run the same command again"
+    assert [line for line in lines if "packed 4 of 6 cells" in line]
     assert not [line for line in lines if "warning" in line]
-    metrics = content("reports/metrics.json")["mnist"]
-    assert metrics["lunet"]["bits_per_dim"]["mean"] == pytest.approx(1.85)
-    assert metrics["realnvp"] == {}
-    # Measured all the same.
-    assert content("reports/timings.json")["mnist"]["realnvp"]["step_ms"]["n"] == 8
-    claims = {claim["id"]: claim["datasets"][0] for claim in content("reports/claims.json")["claims"]}
-    assert claims["nll"]["verdict"] == "not_tested"
-    assert claims["nll"]["sentence"] == "Seed 0 of realnvp: partial."
-    page = Path("reports/index.html").read_text(encoding="utf-8")
-    assert "1 cell of the grid did not finish" in " ".join(re.sub("<.*?>", "", page).split())
-    assert "stopped after 12.5 of 0.3 epochs" in page
-    manifest = unpack(Path("part.tar.gz"), tmp_path / "unpacked")
-    cells = {f"{cell.stage} {cell.key}": cell for cell in manifest.cells}
-    partial = cells["train mnist-realnvp-0"]
-    assert (partial.status, partial.epochs, partial.planned_epochs) == ("partial", {"all": 12.5}, 0.3)
-    assert cells["evaluate mnist-realnvp-0"].status == "missing"
+    cells = cells_in("part/run.tar.gz", tmp_path / "unpacked")
+    stopped = cells["train mnist-realnvp-0"]
+    assert (stopped.status, stopped.message) == ("missing", "begun, and not finished")
+    assert (cells["evaluate mnist-realnvp-0"].status, cells["evaluate mnist-lunet-0"].status) == ("missing", "complete")
     whole = cells["train mnist-lunet-0"]
     assert (whole.status, whole.epochs, whole.planned_epochs) == ("complete", {"all": 3.0}, 4.0)
-    assert not [name for name in manifest.files if "realnvp-0" in name]
+    assert not [*(tmp_path / "unpacked").rglob("*realnvp-0*")]
 
     Path("hanging").unlink()
     workshop.fault("nothing", 0)
     workshop.done()
-    assert work(deadline=100, archive="all.tar.gz") == 0
+    assert work(100, "part") == 0
     assert workshop.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
-    assert content("reports/metrics.json")["mnist"]["realnvp"]["bits_per_dim"]["mean"] == pytest.approx(1.45)
-    assert {cell.status for cell in unpack(Path("all.tar.gz"), tmp_path / "whole").cells} == {"complete"}
+    assert {cell.status for cell in cells_in("part/run.tar.gz", tmp_path / "whole").values()} == {"complete"}
 
 
-def test_files_of_an_older_run_are_not_results_of_an_unfinished_cell(workshop: Workshop) -> None:
+@pytest.fixture
+def per_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """A workshop whose RealNVP has a model for each of three classes."""
+    shop = Workshop(tmp_path, recipes__realnvp__classes="each")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    return shop
+
+
+def test_the_finished_classes_of_a_stopped_training_come_home_and_the_next_call_goes_on(
+    per_class: Workshop, tmp_path: Path
+) -> None:
+    per_class.fault("train mnist-realnvp-0", "hang")
+    for finished in (1, 2):
+        per_class.finished(finished)
+        assert work(100, "home", jump=60) == run.TIME_IS_UP
+        cells = cells_in("home/run.tar.gz", tmp_path / str(finished))
+        for stage in ("train", "evaluate"):
+            cell = cells[f"{stage} mnist-realnvp-0"]
+            assert (cell.status, cell.message) == ("partial", f"{finished} of 3 classes trained")
+        Path("hanging").unlink()
+    per_class.fault("nothing", 0)
+    per_class.done()
+    assert work(100, "home") == 0
+    assert per_class.done() == ["train mnist-realnvp-0", "evaluate mnist-realnvp-0"]
+    assert cells_in("home/run.tar.gz", tmp_path / "whole")["evaluate mnist-realnvp-0"].status == "complete"
+
+
+def test_a_partial_cell_stays_in_the_archive_while_its_training_goes_on(per_class: Workshop, tmp_path: Path) -> None:
+    per_class.fault("train mnist-realnvp-0", "hang")
+    per_class.finished(2)
+    assert work(100, "home", jump=60) == run.TIME_IS_UP
+    Path("hanging").unlink()
+    Path("runs/measure/mnist-lunet.json").unlink()
+    # The measurement is packed before the training is stopped without anything to write.
+    per_class.finished(0)
+    assert work(100, "home", jump=60) == run.TIME_IS_UP
+    assert cells_in("home/run.tar.gz", tmp_path / "unpacked")["evaluate mnist-realnvp-0"].status == "partial"
+
+
+class Killed(BaseException):
+    """The process is killed."""
+
+
+MOMENTS = 38  # of the run below
+
+
+def at_once(step: Step, *options: str) -> int:
+    return 0 if step.stage == "data" else play(step.stage, str(step.key) if step.item else "mixture", *options)
+
+
+@pytest.mark.parametrize("moment", range(1, MOMENTS + 2))
+def test_a_kill_at_any_moment_leaves_a_valid_archive_from_which_another_call_goes_on(
+    per_class: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: int
+) -> None:
+    moments = 0
+
+    def killed_in(owner: Any, patch: pytest.MonkeyPatch, name: str) -> None:
+        method = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal moments
+            moments += 1
+            if moments == moment:
+                raise Killed
+            return method(*arguments, **options)
+
+        patch.setattr(owner, name, call)
+
+    def stopped_in_realnvp(_self: Runner, step: Step, *options: str, reserved: bool = False) -> int:
+        if str(step) == "train mnist realnvp 0" and not options:
+            raise TimeIsUpError
+        return at_once(step, *options)
+
+    per_class.finished(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_call", stopped_in_realnvp)
+        for owner, name in (
+            (Runner, "_event"),
+            (Runner, "_call"),
+            (Ledger, "begin"),
+            (Ledger, "finish"),
+            (run, "pack"),
+        ):
+            killed_in(owner, patch, name)
+        try:
+            status = work(1000, "home")
+        except Killed:
+            assert moment <= MOMENTS
+        else:
+            assert (status, moments, moment) == (run.TIME_IS_UP, MOMENTS, MOMENTS + 1)
+    archive = Path("home/run.tar.gz")
+    before = cells_in(str(archive), tmp_path / "before").values() if archive.exists() else ()
+    monkeypatch.setattr(Runner, "_call", lambda _self, step, *options, reserved=False: at_once(step, *options))
+    assert work(1000, "home") == 0
+    assert {cell.status for cell in cells_in(str(archive), tmp_path / "after").values()} == {"complete"}
+    assert (moment <= 6) or before
+
+
+def test_files_of_an_older_run_are_not_results_of_an_unfinished_cell(workshop: Workshop, tmp_path: Path) -> None:
     graph = Path("dvc.yaml").read_bytes()
     without_report(workshop)
     assert work() == 0
@@ -208,11 +264,10 @@ def test_files_of_an_older_run_are_not_results_of_an_unfinished_cell(workshop: W
     workshop.change("evaluate.draws", 3)
     workshop.fault("evaluate mnist-realnvp-0", 7)
     with pytest.raises(UserError, match=r"5 of 6 cells done; failed, .*: evaluate mnist realnvp 0 \(exit status 7\)"):
-        work(archive="part.tar.gz")
+        work(out="part")
     assert Path("runs/evaluate/mnist-realnvp-0.json").exists()
-    assert content("reports/metrics.json")["mnist"]["realnvp"] == {}
-    (status,) = [cell for cell in content("reports/provenance.json")["cells"] if cell["status"] != "complete"]
-    assert (status["stage"], status["status"], status["message"]) == ("evaluate", "failed", "exit status 7")
+    (cell,) = [cell for cell in cells_in("part/run.tar.gz", tmp_path / "x").values() if cell.status != "complete"]
+    assert (cell.stage, cell.status, cell.message) == ("evaluate", "failed", "exit status 7")
 
 
 def test_a_failed_cell_does_not_stop_the_others(workshop: Workshop) -> None:
@@ -223,25 +278,11 @@ def test_a_failed_cell_does_not_stop_the_others(workshop: Workshop) -> None:
     assert workshop.done() == [cell for cell in ALL if cell != "evaluate mnist-lunet-0"]
 
 
-def test_a_data_set_that_is_only_measured_has_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = Workshop(tmp_path, grid__datasets=["fashion_mnist"], grid__recipes=["lunet"])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    graph = read_yaml(tmp_path / "dvc.yaml")
-    graph["stages"]["data"]["do"]["cmd"] = "touch ${key}"
-    write_yaml(tmp_path / "dvc.yaml", graph)
-    assert work(archive="a.tar.gz") == 0
-    assert shop.done() == ["measure mnist-lunet", "train fashion_mnist-lunet-0", "evaluate fashion_mnist-lunet-0"]
-    assert Path("mnist").exists()
-    assert unpack(Path("a.tar.gz"), tmp_path / "unpacked").cells[0].dataset == "mnist"
-    assert content("unpacked/timings.json")["fashion_mnist"]["lunet"]["step_ms"]["n"] == 8
-
-
 def test_a_failed_data_stage_stops_the_run(workshop: Workshop) -> None:
     graph = read_yaml(workshop.folder / "dvc.yaml")
     graph["stages"]["data"]["do"]["cmd"] = 'python -c "raise SystemExit(1)"'
     write_yaml(workshop.folder / "dvc.yaml", graph)
-    with pytest.raises(UserError, match="data mnist failed"):
+    with pytest.raises(UserError, match=r"0 of 6 cells done; failed, .*: data mnist \(exit status 1\)"):
         work()
     assert workshop.done() == []
 
@@ -249,37 +290,36 @@ def test_a_failed_data_stage_stops_the_run(workshop: Workshop) -> None:
 def test_a_measurement_that_exceeds_the_limit_is_reported_and_blocks_no_other_cell(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "time", Clock)
     without_report(workshop)
     workshop.fault("measure mnist-lunet", "hang")
     # It has the first turn, then the last one, and is given up when it was given all the time there is.
     for done in (ALL[:1], [*ALL[1:], ALL[0]]):
-        assert work(deadline=100) == run.TIME_IS_UP
+        assert work(100, jump=99) == run.TIME_IS_UP
         assert workshop.done() == done
         Path("hanging").unlink()
     with pytest.raises(UserError, match="measure mnist lunet needs more time"):
-        work(deadline=100)
+        work(100, jump=99)
 
 
 def test_of_the_stopped_cells_the_one_that_waited_longest_comes_first(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "time", Clock)
     without_report(workshop)
     for recipe in ("lunet", "realnvp", "lunet"):
         workshop.fault(f"measure mnist-{recipe}", "hang")
-        assert work(deadline=100) == run.TIME_IS_UP
+        assert work(100, jump=99) == run.TIME_IS_UP
         Path("hanging").unlink()
     workshop.done()
     workshop.fault("nothing", 0)
-    assert work(deadline=100) == 0
+    assert work(100) == 0
     assert workshop.done() == ["measure mnist-realnvp", "measure mnist-lunet"]
 
 
-def test_no_cell_begins_shortly_before_the_time_limit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "time", Clock)
-    assert work(deadline=run.WORTHWHILE - 1) == run.TIME_IS_UP
+def test_no_cell_begins_shortly_before_the_time_limit(workshop: Workshop) -> None:
+    assert work(STOPPING + PACKING + WORTHWHILE - 1) == run.TIME_IS_UP
     assert workshop.done() == []
+    assert work(SHORTEST - WORTHWHILE - 1) == run.TIME_IS_UP
+    assert workshop.done() == ALL[:2]
 
 
 def wait_for(path: Path) -> None:
@@ -324,11 +364,8 @@ def test_after_a_kill_no_finished_cell_runs_again(workshop: Workshop) -> None:
 
 
 def test_a_time_limit_that_is_too_short_is_refused(workshop: Workshop) -> None:
-    # Time to collect and to render is needed with an archive and without.
-    for archive in ([], ["--pack", "x.tar.gz"]):
-        status, output = workshop.run("--time-limit", "80", *archive)
-        assert status == 1
-        assert output == "error: --time-limit must be at least 90 seconds\n"
+    status, output = workshop.run("--time-limit", "50", "--out", "x")
+    assert (status, output) == (1, "error: --time-limit must be at least 52 seconds\n")
 
 
 def test_the_paper_preset_stops_at_once_without_a_gpu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

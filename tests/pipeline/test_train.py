@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_trainings import CPU, folder_with, recipe_of, stage
-from workshop import ROOT, write_yaml
 
 from lunet import load_flow
 from pipeline.core.dataset import Dataset
-from pipeline.core.files import read_json
 from pipeline.core.params import Params
-from pipeline.presets.merged import preset_values
-from pipeline.train import train
+from pipeline.train import finished_models, outcome, train
+from pipeline.training.checkpoints import Checkpoint
 from pipeline.training.models import groups
 from pipeline.training.optimisation import TrainingStep
+from pipeline.training.record import Fit
 
 
 @pytest.mark.parametrize("name", ["lunet", "lunet_learned", "realnvp", "gaussian", "histogram"])
@@ -128,46 +122,25 @@ def test_a_mistyped_out_folder_deletes_nothing(tmp_path: Path) -> None:
 # Partial runs
 
 
-def test_the_finished_classes_of_a_stopped_training_can_be_written_and_evaluated(tmp_path: Path) -> None:
-    folder, values = tmp_path, preset_values("smoke")
-    values["recipes"]["realnvp"]["classes"] = "each"
-    values["recipes"]["realnvp"]["training"]["epochs"] = 2
-    write_yaml(folder / "params.yaml", values)
-    cell = ("--dataset", "mnist", "--recipe", "realnvp")
-    assert stage("pipeline.data", "--dataset", "mnist", "--out", "data/mnist", cwd=folder).returncode == 0
-    training = ("pipeline.train", *cell, "--out", "runs/train/mnist-realnvp-0")
-    stop_after_models(folder, training, 2)
-    checkpoints = {path: path.read_bytes() for path in folder.glob(".checkpoints/*/*.pt")}
-    finished = stage(*training, "--finished", cwd=folder)
-    assert finished.returncode == 0, finished.stderr
-    assert {path: path.read_bytes() for path in folder.glob(".checkpoints/*/*.pt")} == checkpoints
-    run = read_json(folder / "runs/train/mnist-realnvp-0/run.json")
-    count = len(run["models"])
-    assert count in (2, 3)
-    assert (run["status"], run["message"]) == ("partial", f"{count} of 10 classes trained")
-    assert {path.name for path in (folder / "runs/train/mnist-realnvp-0/flows").iterdir()} == set(run["models"])
-    evaluation = stage("pipeline.evaluate", *cell, "--out", "runs/evaluate/mnist-realnvp-0.json", cwd=folder)
-    assert evaluation.returncode == 0, evaluation.stderr
-    scored = read_json(folder / "runs/evaluate/mnist-realnvp-0.json")
-    assert (scored["status"], scored["message"], scored["test"]) == ("partial", run["message"], None)
-    assert set(scored["per_class"]) == set(run["models"])
-    assert stage(*training, cwd=folder).returncode == 0
-    whole = read_json(folder / "runs/train/mnist-realnvp-0/run.json")
-    assert (whole["status"], len(whole["models"])) == ("complete", 10)
-    assert {name: whole["models"][name] for name in run["models"]} == run["models"]
-    assert not [*folder.glob(".checkpoints/*/*.pt")]
+def test_a_run_of_some_classes_is_partial_and_of_all_classes_what_they_are() -> None:
+    complete = Fit(train_images=9, holdout_images=1)
+    failed = Fit(train_images=9, holdout_images=1, status="diverged", message="class 1: the loss is nan")
+    assert outcome({"0": complete, "1": complete}, ["0", "1"]) == ("complete", None)
+    assert outcome({"0": complete, "1": failed}, ["0", "1"]) == ("diverged", "class 1: the loss is nan")
+    assert outcome({"0": complete}, ["0", "1"]) == ("partial", "1 of 2 classes trained")
+    message = "1 of 3 classes trained; class 1: the loss is nan"
+    assert outcome({"0": complete, "1": failed}, ["0", "1", "2"]) == ("partial", message)
 
 
-def stop_after_models(folder: Path, training: tuple[str, ...], number: int) -> None:
-    """Start a training, and stop it by a signal once so many models are finished."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *training],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-    )
-    while len([*folder.glob(".checkpoints/*/*.pt")]) < number + 1 and process.poll() is None:
-        time.sleep(0.01)
-    process.terminate()
-    process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+def test_models_are_finished_whose_checkpoint_has_a_fit(tmp_path: Path) -> None:
+    assert finished_models(tmp_path, ["0", "1", "2"]) == []
+    Checkpoint(tmp_path / "0.pt").write({"epochs": 1.0, "trainer": {}}, "begun")
+    Checkpoint(tmp_path / "2.pt").write({"epochs": 3.0, "fit": {}}, "trained")
+    assert finished_models(tmp_path, ["0", "1", "2"]) == ["2"]
+
+
+def test_only_the_chosen_classes_are_trained(smoke_values: Any, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_of(smoke_values, "gaussian", classes="each")
+    fits, parameters = train(dataset, recipe, 0, CPU, tmp_path, "gaussian", chosen=["1"])
+    assert [*fits] == ["1"]
+    assert parameters.stored > 0

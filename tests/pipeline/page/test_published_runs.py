@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_results import ENVIRONMENT, Project, parameters
+from fake_stage import change
 from parsed_page import HOSTILE, Page
 from published_run import publish, seal
 
@@ -67,8 +68,8 @@ def test_none_published_says_how_to_publish_one_and_sweeps_are_no_run(reports: P
     (reports / "published/sweeps").mkdir(parents=True)
     (reports / "published/sweeps/lunet.csv").write_text("a,b\n", encoding="utf-8")
     html = render(reports, "None")
-    assert "None is published yet. python -m pipeline.run --pack run.tar.gz packs a run" in section(html)
-    assert "python -m pipeline.publish run.tar.gz NAME lays it down" in section(html)
+    assert "None is published yet. python -m pipeline.run --out archive packs a run" in section(html)
+    assert "python -m pipeline.publish archive/run.tar.gz NAME shows it" in section(html)
     assert "<table" not in html[html.index('id="others"') : html.index('<section id="provenance"')]
     assert "beside it" not in html[: html.index('id="claims"')]
 
@@ -131,6 +132,42 @@ def test_a_failed_measurement_is_visible_on_each_data_set_that_it_would_stand_fo
     assert run.value("fashion_mnist", "realnvp", "step_ms") == {"found": None, "trouble": ["failed"]}
     assert run.value("fashion_mnist", "lunet", "step_ms")["trouble"] == []
     assert run.value("kmnist", "realnvp", "step_ms")["trouble"] == []
+
+
+def test_the_classes_of_a_partial_cell_are_shown_and_no_mean_over_all(reports: Path, tmp_path: Path) -> None:
+    small = parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"], recipes__realnvp__classes="each")
+    (tmp_path / "partial").mkdir()
+    project = Project(tmp_path / "partial", small)
+    change(project.runs / "train/mnist-realnvp-0/run.json", "models", 2)
+    change(project.runs / "evaluate/mnist-realnvp-0.json", "per_class", 2)
+    project.collect()
+    publish(project.reports, reports, "part")
+    words = section(render(reports, "Part"))
+    assert "part is not whole. 1 of its 4 cells has no figures, or those of some classes only." in words
+    assert "MNIST RealNVP 1.450 seed 0: partial, 2 of 3 classes trained" in words
+    assert "mnist realnvp 0 0 1.350 mnist realnvp 0 1 1.450" in words
+    page = Page(render(project.reports, "Partial")).words
+    assert "RealNVP seed 0: partial, 2 of 3 classes trained – 0 of 1" in page
+    claims = json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]
+    (nll,) = [claim["datasets"][0] for claim in claims if claim["id"] == "nll"]
+    assert (nll["verdict"], nll["sentence"]) == ("not_tested", "Seed 0 of realnvp: partial, 2 of 3 classes trained.")
+
+
+def test_each_cell_says_of_which_run_device_and_commit_it_is(reports: Path, other: Path) -> None:
+    runs = [{"created": f"2026-0{month}-01T00:00:00+00:00", "dirty": False} for month in (1, 2)]
+    runs[0] |= {"commit": 40 * "a", "code": "1"}
+    runs[1] |= {"commit": 40 * "b", "code": "2"}
+    lunet: dict[str, Any] = {"dataset": "mnist", "recipe": "lunet", "status": "complete", "message": None}
+    cells = [
+        {**lunet, "stage": "measure", "run": runs[0]["created"]},
+        *({**lunet, "stage": stage, "seed": 0, "run": runs[1]["created"]} for stage in ("train", "evaluate")),
+    ]
+    publish(other, reports, "two", runs=runs, cells=cells, commit=None, dirty=None)
+    words = section(render(reports, "Two"))
+    assert "of each cell of two. The code of these runs differs." in words
+    assert "2026-01-01 00:00 UTC NVIDIA H100 aaaaaaaaaaaa measure mnist-lunet" in words
+    assert "2026-02-01 00:00 UTC NVIDIA H100 bbbbbbbbbbbb train mnist-lunet-0; evaluate mnist-lunet-0" in words
+    assert "NVIDIA H100 aaaaaaaaaaaa, bbbbbbbbbbbb" in words
 
 
 # What cannot be read

@@ -16,10 +16,21 @@ from pipeline.core.params import Evaluate
 from pipeline.evaluation.record import Likelihood
 from pipeline.evaluation.scores import evaluate
 from pipeline.measuring.record import Determinant
+from pipeline.presets.merged import load_preset
 from pipeline.results.claims import CLAIMS as CLAIMS_FILE
 from pipeline.results.claims import LABELS, Claim, load_claims
 from pipeline.results.statistics import Estimate
-from pipeline.results.verdicts import STATISTICS, Evidence, Scale, Subject, converted, judge, rule_in_words, verdict_of
+from pipeline.results.verdicts import (
+    STATISTICS,
+    Evidence,
+    Scale,
+    Subject,
+    as_trained,
+    converted,
+    judge,
+    rule_in_words,
+    verdict_of,
+)
 from pipeline.train import train
 from pipeline.training.models import groups
 
@@ -364,3 +375,13 @@ def test_a_printed_figure_converts_to_the_honest_one(
     assert evaluation["test"]["poster_bits_per_pixel"] != pytest.approx(
         evaluation["test"]["bits_per_dim"]["mean"], abs=0.3
     )
+
+
+def test_how_a_step_is_computed_makes_no_other_recipe() -> None:
+    recipe = load_preset("paper").recipe("realnvp")
+    assert recipe.training is not None
+    ways = {"precision": "bfloat16", "capture": True, "compile": True}
+    faster = recipe.model_copy(update={"training": recipe.training.model_copy(update=ways)})
+    shorter = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 1.0})})
+    assert as_trained(faster) == as_trained(recipe) != as_trained(shorter)
+    assert as_trained(load_preset("paper").recipe("gaussian")) == load_preset("paper").recipe("gaussian")

@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from archives import Contents, forge, repack, unpacked
-from workshop import ROOT
+from runner_calls import work
+from workshop import PYTHONPATH
 
-from pipeline.core.console import StopRequest, UserError
-from pipeline.page.published_runs import Manifest
+from pipeline.core.console import UserError
+from pipeline.core.files import write_json
+from pipeline.core.params import load_params
+from pipeline.page.published_runs import Manifest, Origin
 from pipeline.publish import PUBLISHED, publish, summary
-from pipeline.run import Runner
 from pipeline.runner import archive as archive_module
 from pipeline.runner.archive import path_in
 
+RUN = "runs/train/mnist-lunet-0/run.json"
 Change = Callable[[Contents], object]
 
 
@@ -35,25 +38,25 @@ def state(manifest: Any, stage: str, recipe: str) -> Any:
 def test_equal_results_give_equal_archives_except_for_the_time(
     packed_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(packed_archive.parent)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(packed_archive.parents[1])
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     with pytest.raises(UserError, match="5 of 6 cells done"):
-        Runner(Path("params.yaml"), float("inf"), StopRequest()).run(Path("b.tar.gz"))
-    first, second = (unpacked(packed_archive.with_name(name)) for name in ("a.tar.gz", "b.tar.gz"))
+        work(out="b")
+    first, second = unpacked(packed_archive), unpacked(Path("b/run.tar.gz"))
     assert list(first) == list(second)
     assert [name for name in first if first[name] != second[name]] in (["manifest.json"], [])
 
 
 def other_bytes(contents: Contents) -> None:
-    contents["metrics.json"] += b" "
+    contents[RUN] += b" "
 
 
 def longer(contents: Contents) -> None:
-    contents["curves.csv"] += bytes(archive_module.LARGEST_FILE)
+    contents[RUN] += bytes(archive_module.LARGEST_FILE)
 
 
 def a_path(contents: Contents) -> None:
-    edit(contents, "provenance.json", lambda value: value.update(note="see /home/someone/x.log"))
+    edit(contents, RUN, lambda value: value.update(note="see /home/someone/x.log"))
     forge(contents)
 
 
@@ -96,12 +99,10 @@ def with_file(name: str, content: bytes) -> Change:
     return change
 
 
-def invented(contents: Contents) -> None:
-    """A result of the cell whose evaluation failed."""
-    text = contents["results.csv"].decode()
-    row = next(line for line in text.splitlines() if line.startswith("mnist,lunet,0,all"))
-    contents["results.csv"] = (text + row.replace("lunet", "realnvp") + "\n").encode()
-    forge(contents)
+def without_its_training(contents: Contents) -> None:
+    for name in [name for name in contents if name.startswith("runs/train/mnist-lunet-0/")]:
+        del contents[name]
+    forge(contents, lambda manifest: state(manifest, "train", "lunet").update(status="missing", epochs=None))
 
 
 def no_cell(contents: Contents) -> None:
@@ -109,15 +110,15 @@ def no_cell(contents: Contents) -> None:
 
 
 BAD: dict[str, tuple[Change, str]] = {
-    "changed": (other_bytes, "metrics.json is not what was packed: its SHA-256 is another"),
-    "a file gone": (without("claims.json"), "do not name the same files: claims.json"),
-    "a file gone and forged": (without_and_forged("claims.json"), "it lacks claims.json"),
+    "changed": (other_bytes, "run.json is not what was packed: its SHA-256 is another"),
+    "a file gone": (without(RUN), "do not name the same files: runs/train/mnist-lunet-0/run.json"),
+    "a file gone and forged": (without_and_forged(RUN), "run.json is missing"),
     "no manifest": (without("manifest.json"), "has no manifest.json"),
-    "another format": (manifest_with(format=2), "manifest.json: format: is 2; input should be 1"),
+    "another format": (manifest_with(format=3), "manifest.json: format: is 3; input should be 1 or 2"),
     "an unknown key": (manifest_with(more=1), "manifest.json: more: unknown key"),
     "a manifest that is none": (lambda c: c.update({"manifest.json": b"{"}), "json: the file: is .*; invalid JSON"),
-    "too large a file": (longer, r"curves.csv has [\d,]+ bytes; at most 2,000,000"),
-    "a path of a machine": (a_path, "provenance.json tells a path of a machine: /home/someone/x.log"),
+    "too large a file": (longer, r"run.json has [\d,]+ bytes; at most 2,000,000"),
+    "a path of a machine": (a_path, "run.json tells a path of a machine: /home/someone/x.log"),
     "no text": (with_file("params.yaml", b"\xff"), "params.yaml is no text in UTF-8"),
     "weights": (with_file("flows/weights.safetensors", b"x"), "allowed are relative paths"),
     "a name with a backslash": (with_file("a\\b.json", b"{}"), "allowed are relative paths"),
@@ -127,16 +128,14 @@ BAD: dict[str, tuple[Change, str]] = {
     "another preset": (manifest_with(preset="paper"), "is of the preset paper, but params.yaml of laptop"),
     "wrong parameters": (with_file("params.yaml", b"preset: paper\n"), "params.yaml has .* mistake"),
     "a cell less": (no_cell, "does not tell of exactly the cells"),
-    "a finished cell called partial": (forged("train", "lunet", status="partial"), "calls that cell partial"),
+    "a finished cell called partial": (forged("train", "lunet", status="partial"), "but .* calls it partial"),
     "a failed cell called complete": (forged("evaluate", "realnvp", status="complete"), "realnvp-0.json is missing"),
     "more epochs": (forged("train", "lunet", epochs={"all": 40.0}), "has other epochs"),
     "another status": (forged("measure", "lunet", status="diverged"), "is complete, but .* calls it diverged"),
-    "another recipe": (edited("runs/train/mnist-lunet-0/run.json", recipe_params={}), "with other parameters"),
+    "another recipe": (edited(RUN, recipe_params={}), "with other parameters"),
     "samples gone": (without_and_forged("runs/samples/mnist-lunet-0/samples.npy"), "samples.npy is missing"),
-    "an invented figure": (invented, "results.csv has figures of mnist-realnvp-0, which .* does not call finished"),
-    "nothing to report": (with_file("metrics.json", b"{}"), "metrics.json is damaged, it lacks mnist"),
-    "figures that are none": (with_file("metrics.json", b'{"mnist": 1}'), "no report can be made of it"),
-    "a table that is none": (with_file("curves.csv", b"a,b\n"), "curves.csv is damaged"),
+    "an evaluation without its training": (without_its_training, "evaluation of mnist-lunet-0, but no training"),
+    "a damaged history": (with_file("runs/mixture.json", b"{}"), "mixture.json: status: is missing"),
 }  # fmt: skip
 
 
@@ -172,7 +171,7 @@ def large(number: int) -> list[tarfile.TarInfo]:
         ([link(tarfile.LNKTYPE)], "is no plain file"),
         ([link(tarfile.FIFOTYPE)], "is no plain file"),
         ([link(tarfile.DIRTYPE)], "is no plain file"),
-        ([tarfile.TarInfo("metrics.json")], "twice"),
+        ([tarfile.TarInfo(RUN)], "twice"),
         (large(8), "more than the 15,728,640 bytes"),
     ],
 )
@@ -215,4 +214,28 @@ def test_paths_of_a_machine_are_found(text: str, found: str | None) -> None:
 
 def test_uncommitted_changes_are_mentioned(packed_archive: Path) -> None:
     manifest = Manifest.model_validate_json(unpacked(packed_archive)["manifest.json"])
-    assert "not committed" in summary(manifest.model_copy(update={"dirty": True}))
+    origin = Origin(created="x", commit=40 * "a", dirty=True, code="")
+    assert "not committed" in summary(manifest.model_copy(update={"runs": [origin]}))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [
+        ("LARGEST_FILE", 10, r"has [\d,]+ bytes; at most 10 are allowed"),
+        ("LARGEST_ARCHIVE", 100, "it would have .* at most 100"),
+        ("LARGEST_FOLDER", 100, "folder would have .* bytes; at most 100"),
+        ("MOST_FILES", 1, "folder would have 2 files; at most 1"),
+    ],
+)
+def test_an_archive_over_a_limit_is_not_written_and_the_older_one_stays(
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, message: str
+) -> None:
+    params = load_params(packed_archive.parents[1] / "params.yaml")
+    result = working_folder / "folder/other.json"
+    write_json(result, {"more": 1})
+    archive = working_folder / "folder/run.tar.gz"
+    archive.write_bytes(b"older")
+    monkeypatch.setattr(archive_module, limit, value)
+    with pytest.raises(UserError, match=f"is not written: .*{message}"):
+        archive_module.pack(archive, params, [Path("folder/other.json")], [], {})
+    assert archive.read_bytes() == b"older"

@@ -1,0 +1,213 @@
+"""Merges the archive of a run into a published run: cell by cell, what is complete in place of what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.core.cell import Key, cells_of
+from pipeline.core.console import UserError
+from pipeline.core.files import read_json, sha256, write_text
+from pipeline.core.params import Params, load_params, mistakes, validate
+from pipeline.page.published_runs import MANIFEST, Manifest, Origin
+from pipeline.page.view import as_yaml
+from pipeline.results.provenance import plain_values
+from pipeline.results.reading import CellStatus, Stage
+from pipeline.runner.archive import PARAMS
+from pipeline.runner.steps import files_under
+
+MIXTURE = (Path("runs/mixture.json"), Path("runs/mixture.npy"))
+# Parameters that all cells of a published run must share, beside those of their recipes.
+SHARED = ("preset", "deterministic", "evaluate", "measure", "mixture")
+UNSHARED = {"measure": {"datasets"}}  # the grids may differ, and so may the data sets to measure
+# The cells that go together: an evaluation is of its training.
+UNITS: dict[Stage, tuple[Stage, ...]] = {"measure": ("measure",), "train": ("train", "evaluate")}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A run in a folder, published or unpacked from an archive."""
+
+    folder: Path
+    manifest: Manifest
+    params: Params
+
+    @classmethod
+    def read(cls, folder: Path) -> Published:
+        """Read a run; raises a `UserError` if it is damaged or was made by an incompatible version."""
+        try:
+            manifest = Manifest.model_validate(read_json(folder / MANIFEST))
+        except ValidationError as error:
+            raise UserError(f"{folder / MANIFEST}: {mistakes(error, Manifest.model_fields)[0]}") from None
+        for name, checksum in manifest.files.items():
+            if not (folder / name).is_file() or sha256(folder / name) != checksum:
+                raise UserError(f"{folder / name} is not what was published; restore it, or delete {folder}")
+        return cls(folder, manifest, load_params(folder / PARAMS))
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, Key], CellStatus]:
+        """The status of each cell of the grid."""
+        return {(cell.stage, cell.key): cell for cell in self.manifest.cells}
+
+    @property
+    def recipes(self) -> set[str]:
+        """The recipes with results."""
+        return {cell.recipe for cell in self.manifest.cells if cell.has_record}
+
+    @property
+    def has_mixture(self) -> bool:
+        """Whether the experiment in two dimensions is there."""
+        return all((self.folder / file).is_file() for file in MIXTURE)
+
+    def unit(self, stage: Stage, key: Key) -> list[CellStatus]:
+        """The cells that go together with one; empty if the grid has none of them."""
+        return [self.cells[part, key] for part in UNITS[stage] if (part, key) in self.cells]
+
+    def has(self, stage: str, key: Key) -> bool:
+        """Whether a cell, with those that go together with it, has ended."""
+        unit = self.unit("measure" if stage == "measure" else "train", key)
+        return bool(unit) and all(cell.finished for cell in unit)
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """The settings of a recipe as plain values."""
+        return self.params.recipe(name).model_dump(mode="json")
+
+    def origins(self) -> list[Origin]:
+        """The runs that the cells are of."""
+        code = sha256(json.dumps(self.manifest.code, sort_keys=True).encode())
+        own = Origin(**self.manifest.model_dump(include={"created", "commit", "dirty"}), code=code)
+        return self.manifest.runs or [own]
+
+    def labelled(self, cells: Iterable[CellStatus]) -> list[CellStatus]:
+        """Cells of this run, those with results with the run that they are of."""
+        return [
+            cell.model_copy(update={"run": cell.run or self.manifest.created}) if cell.has_record else cell
+            for cell in cells
+        ]
+
+    def check_compatible(self, params: Params, recipes: Sequence[str] | None = None) -> None:
+        """Raise a `UserError` if cells of other parameters cannot stand beside those of this run."""
+        names = [f"recipes.{name}" for name in recipes or params.recipes if name in self.recipes]
+        theirs, ours = (
+            {**{name: values[name] for name in SHARED}, **{f"recipes.{n}": r for n, r in values["recipes"].items()}}
+            for values in (params.model_dump(exclude=UNSHARED), self.params.model_dump(exclude=UNSHARED))
+        )
+        if differing := [name for name in (*SHARED, *names) if theirs.get(name) != ours.get(name)]:
+            raise UserError(
+                f"{self.folder} was made with other parameters ({', '.join(differing)}), and no cells can be "
+                "added to it; choose another name"
+            )
+
+
+def merge(old: Published, new: Published, *, replace: bool) -> Manifest:
+    """Add the cells of a published run to the folder of a newly unpacked one, and return their common manifest.
+
+    Of a cell that both have, the one stays that is complete, or has more classes. If both are complete and differ, it
+    is that of the new run if ``replace`` says so.
+
+    Raises:
+        UserError: If the runs do not go together, or both have a complete cell and ``replace`` is false.
+    """
+    old.check_compatible(new.params, sorted(new.recipes))
+    shared_data = old.manifest.data.keys() & new.manifest.data.keys()
+    if changed := [name for name in sorted(shared_data) if old.manifest.data[name] != new.manifest.data[name]]:
+        raise UserError(f"{old.folder} was made from other data of {', '.join(changed)}")
+    params = merged_params(old, new)
+    merged, conflicts = list[CellStatus](), list[str]()
+    cells_by_stage = cells_of(params)
+    for stage, key in [(stage, key) for stage in UNITS for key in cells_by_stage[stage]]:
+        ours, theirs = old.unit(stage, key), new.unit(stage, key)
+        is_newer = worth(theirs) > worth(ours)
+        if old.has(stage, key) and new.has(stage, key) and not same_files(old, new, stage, key):
+            is_newer = replace
+            conflicts += [] if replace else [f"{stage} {key}"]
+        source, cells = (new, theirs) if is_newer else (old, ours)
+        if not is_newer:
+            take(old, new, stage, key)
+        merged += source.labelled(cells) or [
+            CellStatus(stage=part, **key._asdict(), status="missing", message="not begun") for part in UNITS[stage]
+        ]
+    if conflicts:
+        raise UserError(
+            f"both {old.folder} and the archive have {', '.join(conflicts)}, with other results; --replace takes those "
+            "of the archive"
+        )
+    if not new.has_mixture and old.has_mixture:
+        for file in MIXTURE:
+            copy(old.folder / file, new.folder / file)
+    used = {cell.run for cell in merged if cell.has_record}
+    origins = {origin.created: origin for origin in (*new.origins(), *old.origins())}
+    runs = sorted((origins[created] for created in used if created), key=lambda origin: origin.created)
+    states = {(origin.commit, origin.dirty) for origin in runs}
+    commit, dirty = states.pop() if len(states) == 1 else (None, None)
+    write_text(new.folder / PARAMS, as_yaml(plain_values(params), sort=True))
+    update = {"cells": merged, "runs": runs, "commit": commit, "dirty": dirty}
+    return new.manifest.model_copy(update={**update, "data": old.manifest.data | new.manifest.data})
+
+
+def merged_params(old: Published, new: Published) -> Params:
+    """The parameters of both runs' cells: the settings of a recipe are those of a run that has results of it."""
+    values, added = (run.params.model_dump(mode="json", exclude_unset=True) for run in (old, new))
+    grids = [values["grid"], added["grid"]]
+    values["grid"] = {name: list(dict.fromkeys([*grids[0][name], *grids[1][name]])) for name in grids[0]}
+    measured = [key.dataset for run in (old, new) for key in cells_of(run.params)["measure"]]
+    values["measure"]["datasets"] = list(dict.fromkeys(measured))
+    values["data"] = added["data"] | values["data"]
+    values["recipes"] = added["recipes"] | {
+        name: recipe
+        for name, recipe in values["recipes"].items()
+        if name in old.recipes or name not in new.params.recipes
+    }
+    return validate(values, "the parameters of both runs")
+
+
+def worth(cells: Sequence[CellStatus]) -> tuple[bool, bool, int, int]:
+    """Orders the states of a cell: all of it has ended; all of it has results; its trained classes; its records."""
+    records = [cell for cell in cells if cell.has_record]
+    is_whole = bool(cells) and len(records) == len(cells)
+    classes = sum(len(cell.epochs or ()) for cell in records)
+    has_ended = is_whole and all(cell.finished for cell in cells)
+    return has_ended, is_whole, 0 if has_ended else classes, 0 if has_ended else len(records)
+
+
+def paths(stage: Stage, key: Key) -> Iterator[Path]:
+    """The results of a cell and of those that go together with it, then their notes; relative to a run's folder."""
+    runs = Path("runs")
+    if stage == "measure":
+        yield runs / "measure" / f"{key}.json"
+    else:
+        yield from (runs / "train" / str(key), runs / "evaluate" / f"{key}.json", runs / "samples" / str(key))
+
+
+def same_files(old: Published, new: Published, stage: Stage, key: Key) -> bool:
+    """Whether two runs have the same results of a cell, byte for byte."""
+
+    def contents(folder: Path) -> dict[str, str]:
+        files = [file for path in paths(stage, key) for file in files_under(folder / path) if file.is_file()]
+        return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+    return contents(old.folder) == contents(new.folder)
+
+
+def take(old: Published, new: Published, stage: Stage, key: Key) -> None:
+    """Put the files of a cell of the old run in the place of those of the new one."""
+    notes = [Path("runs/done", part, f"{key}.json") for part in UNITS[stage]]
+    for path in (*paths(stage, key), *notes):
+        target = new.folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        for file in files_under(old.folder / path):
+            if file.is_file():
+                copy(file, new.folder / file.relative_to(old.folder))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file and make the folder that it goes to."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

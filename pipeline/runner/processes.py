@@ -1,0 +1,38 @@
+"""Runs a command for a limited time, and ends it with its children."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+
+# Seconds: until a process that was asked to stop is killed; between two polls of a running one.
+GRACE, PAUSE = 20.0, 0.1
+
+
+def run_while(command: Sequence[str], is_allowed: Callable[[], bool]) -> int:
+    """Run a command as long as it is allowed to run, and return its exit status."""
+    process = subprocess.Popen(command)
+    while (status := process.poll()) is None:
+        if not is_allowed():
+            return stop(process)
+        time.sleep(PAUSE)
+    return status
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Terminate a process and its children, and kill them after the grace period; returns the exit status."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        processes = [parent, *parent.children(recursive=True)]
+        for running in processes:
+            running.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        for running in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                running.kill()
+    return process.wait()
