@@ -26,6 +26,7 @@ from pipeline.training.optimisation import TrainingStep
 # Precision, capture and compile: the reference, then the variants, those that need longest to begin last.
 REFERENCE = Trial(precision="float32", capture=False, compile=False)
 VARIANTS = (
+    Trial(precision="float32", capture=True, compile=False),
     Trial(precision="tf32", capture=True, compile=False),
     Trial(precision="bfloat16", capture=True, compile=False),
     Trial(precision="bfloat16", capture=False, compile=True),

@@ -63,7 +63,7 @@ def test_two_calls_on_a_lent_machine_and_the_page_at_home(
 
     assert call(until_some_classes_are_trained) == TIME_IS_UP
     gate = Gate.model_validate(read_json(GATE))
-    assert (gate.classes, len(gate.trials)) == (10, 5)
+    assert (gate.classes, len(gate.trials)) == (10, 6)
     run = read_json(Path("runs/train/mnist-realnvp-0/run.json"))
     count = len(run["models"])
     assert 3 <= count < 10
