@@ -134,6 +134,7 @@ class Runner:
     ) -> None:
         self._path, self._budget, self._request = path, budget, request
         self._out, self._published, self._gated = out, published, gated
+        self._fixes_arithmetic = published is not None and GATED in published.recipes
         self._failed: dict[str, int] = {}
         self.has_data = cache(self._make_data)
         self._load()
@@ -337,6 +338,8 @@ class Runner:
             self._event(f"gate: no variant was tried to its end; {GATED} is trained as its recipe says")
             return
         values = read_yaml(self._path)
+        if self._fixes_arithmetic and gate.chosen.settings.items() - values["recipes"][GATED]["training"].items():
+            self._event(f"gate: the published {GATED} cannot be trained so here; publish this run under another name")
         values["recipes"][GATED]["training"] |= gate.chosen.settings
         write_text(self._path, as_yaml(values))
         self._load()
@@ -347,12 +350,11 @@ class Runner:
     def _try_variants(self, dataset: str, inputs: str) -> Gate | None:
         """Run the gate in a process of its own, for a limited time; what it has recorded until then counts."""
         GATE.unlink(missing_ok=True)
-        is_fixed = self._published is not None and GATED in self._published.recipes
         options = ["--params", str(self._path), "--dataset", dataset, "--recipe", GATED, "--inputs", inputs]
         command = [sys.executable, "-m", "pipeline.runner.gate", *options, "--out", str(GATE)]
         end = self._budget.elapsed + GATE_SECONDS
         status = run_while(
-            [*command, *(["--fixed"] if is_fixed else [])],
+            [*command, *(["--fixed"] if self._fixes_arithmetic else [])],
             lambda: self._request.signal is None and self._budget.elapsed < end,
         )
         self._request.heed("the gate is not done; the same command starts it again")

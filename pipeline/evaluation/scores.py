@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -47,10 +47,78 @@ def evaluate(
         its training latents. If a class has no model, the results are those of the other classes alone.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
-    bits, released, latents = torch.zeros(len(images)), torch.zeros(len(images)), []
+    scores = score_images(models, images, labels, recipe, settings, generator("test", seed))
+    samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
+    nearest = nearest_training_images(samples, dataset)
+    each, classification_noise = recipe.classes == "each", generator("classification", seed)
+
+    def likelihood(rows: Tensor) -> dict[str, Any]:
+        # The released programs print densities of logits.
+        poster = None if recipe.margin is None else float(scores.printed[rows].double().mean())
+        return {"images": len(rows), "bits_per_dim": summary(scores.bits[rows]), "poster_bits_per_pixel": poster}
+
+    is_whole, results = not scores.bits.isnan().any(), dict[str, Any]()
+    if is_whole:
+        results["test"] = {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": scores.by_draw.tolist()}
+    results["per_class"] = {
+        str(label): likelihood((labels == label).nonzero().flatten())
+        for label in range(len(dataset.class_names))
+        if is_whole or str(label) in models
+    }
+    nearest_images = dataset.train_images[nearest.numpy()]
+    arrays = {"bits": scores.bits.numpy(), "samples": samples.numpy(), "nearest": nearest_images}
+    if not is_whole:
+        return results, arrays
+    interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
+    results |= {
+        "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
+        "latents": normality(scores.latents),
+        "reduced_precision": in_training_precision(models, images, labels, recipe, settings, seed),
+        "fitted_base_bits_per_dim": None,
+        "fitted_latents": None,
+        "interpolations": len(interpolations),
+        "sample_class_accuracy": class_accuracy(nearest, dataset) if each else None,
+        "classification_accuracy": (
+            classification_accuracy(models, images, labels, settings, classification_noise) if each else None
+        ),
+    }
+    arrays["interpolations"] = interpolations.numpy()
+    if recipe.model.kind == "lunet":
+        with contextlib.suppress(SingularBaseError):
+            fitted, arrays["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
+            results |= fitted
+    return results, arrays
+
+
+class Scores(NamedTuple):
+    """The scores of N test images.
+
+    Attributes:
+        bits: Bits per dimension, a mean over the draws, with shape (N,); NaN for images of a class without a model.
+        printed: What the released programs would print for each, with shape (N,).
+        by_draw: The mean bits per dimension of each draw, a sum over the scored images divided by N.
+        latents: The latents of the scored images in the first draw.
+    """
+
+    bits: Tensor
+    printed: Tensor
+    by_draw: Tensor
+    latents: Tensor
+
+
+def score_images(
+    models: Models, images: Tensor, labels: Tensor, recipe: Recipe, settings: Evaluate, noise: torch.Generator
+) -> Scores:
+    """Score each image by the model of its class.
+
+    Raises:
+        NonFiniteError: If an image has no finite likelihood.
+    """
+    bits, released, latents = torch.full((len(images),), torch.nan), torch.zeros(len(images)), []
     by_draw = torch.zeros(settings.draws, dtype=torch.float64)
-    noise = generator("test", seed)
+    failures = 0
     for model, (rows,) in by_model(models, labels):
+        bits[rows] = 0.0
         printed = partial(
             poster_bits_per_pixel,
             features=model.flow.features,
@@ -67,49 +135,10 @@ def evaluate(
                 bits[part] += batch_bits / settings.draws
                 by_draw[draw] += batch_bits.double().sum() / len(images)
                 released[part] += printed(scores.log_prob).cpu() / settings.draws
-    scored = torch.cat([rows for _, (rows,) in by_model(models, labels)])
-    if failures := int((~bits[scored].isfinite()).sum()):
+        failures += int((~bits[rows].isfinite()).sum())
+    if failures:
         raise NonFiniteError(f"{failures} test images have no finite likelihood")
-    samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
-    nearest = nearest_training_images(samples, dataset)
-    each, classification_noise = recipe.classes == "each", generator("classification", seed)
-
-    def likelihood(rows: Tensor) -> dict[str, Any]:
-        # The released programs print densities of logits.
-        poster = None if recipe.margin is None else float(released[rows].double().mean())
-        return {"images": len(rows), "bits_per_dim": summary(bits[rows]), "poster_bits_per_pixel": poster}
-
-    is_whole, results = len(scored) == len(images), dict[str, Any]()
-    if is_whole:
-        results["test"] = {**likelihood(torch.arange(len(images))), "bits_per_dim_by_draw": by_draw.tolist()}
-    results["per_class"] = {
-        str(label): likelihood((labels == label).nonzero().flatten())
-        for label in range(len(dataset.class_names))
-        if is_whole or str(label) in models
-    }
-    by_image = torch.full_like(bits, torch.nan).index_copy(0, scored, bits[scored])
-    arrays = {"bits": by_image.numpy(), "samples": samples.numpy(), "nearest": dataset.train_images[nearest.numpy()]}
-    if not is_whole:
-        return results, arrays
-    interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
-    results |= {
-        "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
-        "latents": normality(torch.cat(latents)),
-        "reduced_precision": in_training_precision(models, images, labels, recipe, settings, seed),
-        "fitted_base_bits_per_dim": None,
-        "fitted_latents": None,
-        "interpolations": len(interpolations),
-        "sample_class_accuracy": class_accuracy(nearest, dataset) if each else None,
-        "classification_accuracy": (
-            classification_accuracy(models, images, labels, settings, classification_noise) if each else None
-        ),
-    }
-    arrays["interpolations"] = interpolations.numpy()
-    if recipe.model.kind == "lunet":
-        with contextlib.suppress(SingularBaseError):
-            fitted, arrays["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
-            results |= fitted
-    return results, arrays
+    return Scores(bits, released, by_draw, torch.cat(latents))
 
 
 def summary(bits: Tensor) -> dict[str, float]:

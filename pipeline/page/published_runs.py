@@ -277,14 +277,9 @@ def _bits(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
 def _classes_of_partial_cells(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The test bits/dim of each trained class of the partial cells."""
     rows = table[(table["status"] == "partial") & (table["class"] != "all")]
-    columns = {
-        "dataset": "dataset",
-        "recipe": "recipe",
-        "seed": "seed",
-        "class_name": "class",
-        "bits_per_dim_mean": "bits",
-    }
-    return rows[list(columns)].rename(columns=columns).to_dict("records")
+    same = {name: name for name in ("dataset", "recipe", "seed")}
+    columns = {**same, "class": "class_name", "bits": "bits_per_dim_mean"}
+    return [{name: row[column] for name, column in columns.items()} for _, row in rows.iterrows()]
 
 
 def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
