@@ -10,8 +10,19 @@ from workshop import Workshop, write_yaml
 
 from pipeline.core.console import StopRequest
 from pipeline.core.params import read_yaml
+from pipeline.results.reading import CellStatus
 from pipeline.run import Runner
+from pipeline.runner.archive import unpack
 from pipeline.runner.plan import Budget
+
+ALL = [
+    "measure mnist-lunet",
+    "measure mnist-realnvp",
+    "train mnist-lunet-0",
+    "evaluate mnist-lunet-0",
+    "train mnist-realnvp-0",
+    "evaluate mnist-realnvp-0",
+]
 
 
 class Clock:
@@ -36,3 +47,8 @@ def without_report(workshop: Workshop) -> None:
     graph = read_yaml(workshop.folder / "dvc.yaml")
     graph["stages"]["collect"]["cmd"] = graph["stages"]["report"]["cmd"] = "python -c pass"
     write_yaml(workshop.folder / "dvc.yaml", graph)
+
+
+def cells_in(archive: str, folder: Path) -> dict[str, CellStatus]:
+    """The status of each cell in an archive, which is unpacked to a folder and checked."""
+    return {f"{cell.stage} {cell.key}": cell for cell in unpack(Path(archive), folder).cells}

@@ -13,27 +13,16 @@ from typing import Any
 import pytest
 from fake_stage import play
 from import_graph import reachable
-from runner_calls import without_report, work
+from runner_calls import ALL, cells_in, without_report, work
 from workshop import PYTHONPATH, ROOT, Workshop, write_yaml
 
 from pipeline import run
 from pipeline.core.console import UserError
 from pipeline.core.params import read_yaml
 from pipeline.presets.merged import preset_text
-from pipeline.results.reading import CellStatus
 from pipeline.run import Runner, TimeIsUpError
-from pipeline.runner.archive import unpack
 from pipeline.runner.plan import PACKING, SHORTEST, STOPPING, WORTHWHILE
 from pipeline.runner.steps import Ledger, Step
-
-ALL = [
-    "measure mnist-lunet",
-    "measure mnist-realnvp",
-    "train mnist-lunet-0",
-    "evaluate mnist-lunet-0",
-    "train mnist-realnvp-0",
-    "evaluate mnist-realnvp-0",
-]
 
 
 def test_the_runner_needs_neither_dvc_nor_files_that_the_readme_does_not_list() -> None:
@@ -125,10 +114,6 @@ def test_weights_may_be_missing_only_after_their_evaluation(workshop: Workshop) 
     weights.write_bytes(b"others")
     assert work() == 0
     assert workshop.done() == ["train mnist-lunet-0"]
-
-
-def cells_in(archive: str, folder: Path) -> dict[str, CellStatus]:
-    return {f"{cell.stage} {cell.key}": cell for cell in unpack(Path(archive), folder).cells}
 
 
 def test_the_time_limit_stops_the_training_and_the_archive_has_what_is_done(
