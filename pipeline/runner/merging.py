@@ -122,7 +122,8 @@ def merge(old: Published, new: Published, *, replace: bool) -> Manifest:
     params = merged_params(old, new)
     merged, conflicts = list[CellStatus](), list[str]()
     cells_by_stage = cells_of(params)
-    for stage, key in [(stage, key) for stage in UNITS for key in cells_by_stage[stage]]:
+    units = [(stage, key) for stage in UNITS for key in cells_by_stage[stage]]
+    for stage, key in units:
         ours, theirs = old.unit(stage, key), new.unit(stage, key)
         is_newer = worth(theirs) > worth(ours)
         if old.has(stage, key) and new.has(stage, key) and not same_files(old, new, stage, key):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from runner_calls import ALL, cells_in, work
-from workshop import Workshop, write_yaml
+from workshop import PYTHONPATH, Workshop, write_yaml
 
 from pipeline import run
 from pipeline.core.console import UserError
@@ -93,3 +93,16 @@ def test_a_plan_takes_the_recipes_of_a_published_run_and_leaves_the_parameter_fi
     with pytest.raises(UserError, match=r"made with other parameters \(preset"):
         run.write_plan("smoke", published)
     assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_data_set_that_is_only_measured_has_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, grid__datasets=["fashion_mnist"], grid__recipes=["lunet"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    graph = read_yaml(tmp_path / "dvc.yaml")
+    graph["stages"]["data"]["do"]["cmd"] = "touch ${key}"
+    write_yaml(tmp_path / "dvc.yaml", graph)
+    assert work(out="home") == 0
+    assert shop.done() == ["measure mnist-lunet", "train fashion_mnist-lunet-0", "evaluate fashion_mnist-lunet-0"]
+    assert Path("mnist").exists()
+    assert cells_in("home/run.tar.gz", tmp_path / "x")["measure mnist-lunet"].status == "complete"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fake_results import Project, parameters
 from fake_stage import change
 
-from pipeline.core.cell import Key
+from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
 from pipeline.core.params import load_params
 from pipeline.page.published_runs import Manifest
-from pipeline.results.reading import RECORDS, CellStatus, read_record, record_path
-from pipeline.runner.archive import cells_of, check_results, epochs_of
+from pipeline.results.reading import RECORDS, CellStatus, Stage, read_record, record_path
+from pipeline.runner.archive import check_results, epochs_of
 from pipeline.runner.merging import Published, merge, worth
 
 LATER = "2030-01-01T00:00:00+00:00"
@@ -27,7 +27,9 @@ def a_run(folder: Path, keep: dict[str, int | None], created: str = "2026-01-02"
     project = Project(folder, parameters(**{"recipes__realnvp__classes": "each", **changes}))
     params = load_params(project.params)
     cells = []
-    for stage, key in cells_of(params):
+    stages: tuple[Stage, ...] = get_args(Stage)
+    pairs = [(stage, key) for stage in stages for key in cells_of(params)[stage]]
+    for stage, key in pairs:
         name, path = f"{stage} {key}", record_path(project.runs, stage, key)
         classes = [number for start, number in keep.items() if name.startswith(start)]
         if not classes:
@@ -82,6 +84,7 @@ def test_of_two_states_of_a_cell_the_better_one_stays(
 def test_the_grid_of_both_runs_is_their_union_and_a_recipe_is_that_of_its_cells(tmp_path: Path) -> None:
     old = a_run(tmp_path / "old", {"measure mnist-lunet": None}, **PAIR, recipes__realnvp__training__epochs=7.0)
     grid = {"grid__datasets": ["fashion_mnist"], "grid__recipes": ["realnvp", "gaussian"]}
+    grid["measure__datasets"] = ["fashion_mnist"]
     new = a_run(tmp_path / "new", {"measure fashion_mnist-realnvp": None}, LATER, **grid)
     manifest = merge(old, new, replace=False)
     params = load_params(new.folder / "params.yaml")
