@@ -115,5 +115,5 @@ def test_it_is_trained_saved_evaluated_measured_and_sampled(
     assert samples.shape == (12, 8, 8)
     assert 60 < samples.mean() < 180
     images = np.load("data/mnist/train_images.npy")[:64]
-    step = pipeline.measuring.quantities.take("time_step", load_params(), "own", images)
+    step = pipeline.measuring.quantities.take("times.step", load_params(), "own", images)
     assert Timing.model_validate(step).samples
