@@ -43,3 +43,10 @@ def test_the_difference_is_paired_by_seed() -> None:
     )
     with pytest.raises(KeyError):
         summary(pd.DataFrame(rows[::2]))
+
+
+def test_the_readme_has_the_published_figures() -> None:
+    root = Path(__file__).parents[2]
+    printed = summary(pd.read_csv(root / "reports/published/benchmarks/precision.csv"))
+    assert printed in (root / "README.md").read_text(encoding="utf-8")
+    assert printed.count("3 seeds") == 4
