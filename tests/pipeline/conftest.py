@@ -136,15 +136,20 @@ def packed_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
-    """A pretend GPU without graphs, and what happens on it; marginals are fitted in few steps, which are slow here."""
+def quick_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LU-Net's marginals are fitted in few steps."""
+    monkeypatch.setattr("lunet.marginals.FIRST_STEPS", 2)
+    monkeypatch.setattr("lunet.marginals.STEPS", 2)
+
+
+@pytest.fixture
+def gpu(quick_marginals: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
+    """A pretend GPU without graphs, and what happens on it."""
     from pretend_cuda import pretend_cuda  # here, since many tests need no torch
 
     from pipeline.training import capture
 
     monkeypatch.setattr(capture, "runs_graphs", lambda _: False)
-    monkeypatch.setattr("lunet.marginals.FIRST_STEPS", 2)
-    monkeypatch.setattr("lunet.marginals.STEPS", 2)
     with pretend_cuda() as counts:
         yield counts
 

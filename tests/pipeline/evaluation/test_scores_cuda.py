@@ -78,6 +78,7 @@ def test_the_host_waits_a_bounded_number_of_times(gpu: Counts, name: str) -> Non
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("quick_marginals")
 @pytest.mark.parametrize(("name", "classes"), CASES)
 def test_a_real_gpu_evaluates_every_recipe(name: str, classes: str) -> None:
     (expected, _), (results, _) = (evaluated(name, classes, where, halves()) for where in (CPU, CUDA))

@@ -67,10 +67,17 @@ def test_the_steps_are_those_that_the_trainer_takes(recipe: Recipe, dataset: Dat
 def test_the_tests_on_the_gpu_are_found_by_their_mark_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cuda_tests(tmp_path, 10) == "there are none"
+    path = tmp_path / "test_x.py"
+    assert cuda_tests(path, 10) == "there are none"
     mark = "import pytest\npytestmark = pytest.mark.cuda\n"
-    (tmp_path / "test_x.py").write_text(f"{mark}def test_x():\n    assert False\n")
+    path.write_text(f"{mark}def test_x():\n    assert False\n")
     monkeypatch.chdir(tmp_path)
-    assert cuda_tests(tmp_path, 60).startswith("exit status 1: ")
-    (tmp_path / "test_x.py").write_text(f"{mark}import time\ntime.sleep(60)\n")
-    assert cuda_tests(tmp_path, 1) == "stopped after 1 s"
+    assert cuda_tests(path, 60).startswith("exit status 1: ")
+    path.write_text(f"{mark}import time\ntime.sleep(60)\n")
+    assert cuda_tests(path, 1) == "stopped after 1 s"
+
+
+def test_the_tests_of_the_gate_are_there() -> None:
+    text = (Path(__file__).parents[3] / gate_module.TESTS).read_text(encoding="utf-8")
+    assert "pytest.mark.cuda" in text
+    assert "_compiled_" in text

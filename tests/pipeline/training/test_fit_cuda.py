@@ -81,6 +81,7 @@ def test_the_host_rarely_waits(gpu: Counts, monkeypatch: pytest.MonkeyPatch, nam
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("quick_marginals")
 @pytest.mark.parametrize(("name", "classes"), CASES)
 def test_a_real_gpu_trains_every_recipe(name: str, classes: str, tmp_path: Path) -> None:
     recipe, dataset = small_recipe(name, classes, capture=True), halves()
