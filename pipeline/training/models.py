@@ -33,7 +33,7 @@ TRIED_SIZES, MOST_PARAMETERS = (4, 8, 28, 32), 20_000_000
 DISTURBANCE, PROPORTION = 0.3, 0.03  # of all parameters that are zero together, and of each other one
 SETTLING_IMAGES, SETTLING_PASSES = 16, 10  # in train mode, for running averages, and norms that are iterated
 CHECKED_IMAGES = 3
-LARGEST = 4096  # a number of layers or channels beyond it is a typing error
+LARGEST: dict[Any, float] = {int: 4096, float: 1e6}  # a number beyond it, of layers or channels say, is a typing error
 
 
 def check(params: Params, source: str) -> None:
@@ -205,8 +205,8 @@ def _schema(cls: type[Flow | Activation]) -> type[BaseModel]:
     for name, parameter in inspect.signature(cls).parameters.items():
         if name not in _by_images(cls) and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             hint = hints.get(name, Any)
-            if hint is int:
-                hint = Annotated[int, Field(le=LARGEST)]
+            if hint in LARGEST:
+                hint = Annotated[hint, Field(le=LARGEST[hint])]
             elif name in activation_arguments(cls):  # in YAML, its description
                 hint = dict[str, Any] | None
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
