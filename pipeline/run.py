@@ -15,22 +15,15 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.cell import COMMANDS
 from pipeline.core.console import StopRequest, UserError, command_parser, exit_with, say
-from pipeline.core.files import read_json, write_text
+from pipeline.core.files import check_writable, write_text
 from pipeline.core.params import Params, load_params, read_yaml, validate
 from pipeline.page.view import as_yaml
 from pipeline.presets.merged import PRESETS, preset_values
 from pipeline.results.reading import RECORDS, CellStatus, read_record
-from pipeline.runner.archive import LARGEST_FILE, epochs_of, pack
+from pipeline.runner import plan as planning
+from pipeline.runner.archive import LARGEST_FILE, code_digests, data_digests, epochs_of, pack
 from pipeline.runner.merging import Published
 from pipeline.runner.plan import (
-    BEFORE,
-    GATE,
-    GATED,
-    PLANNED,
-    SECOND_CALL,
-    SHORTEST,
-    STARTING,
-    WORTHWHILE,
     Budget,
     Gate,
     advice,
@@ -38,11 +31,12 @@ from pipeline.runner.plan import (
     gate_inputs,
     in_order,
     read_gate,
+    try_variants,
 )
 from pipeline.runner.processes import run_while
 from pipeline.runner.steps import Ledger, Step, read_steps
 
-CELLS = tuple(COMMANDS)
+CELLS, DEFAULT = tuple(COMMANDS), Path("params.yaml")
 RUNS, ARCHIVE = Path("runs"), "run.tar.gz"
 LOCK = RUNS / ".run.lock"
 TIME_IS_UP = 3
@@ -63,12 +57,13 @@ def main() -> None:
         "cell failed.",
         example="--plan paper --time-limit 590 --out archive",
     )
-    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="end within this time")
+    limits = f"end within this time, {planning.SHORTEST:g} at least"
+    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help=limits)
     parser.add_argument(
         "--plan",
         metavar="PRESET",
         help="take the parameters of a preset, or of another parameter file, and leave params.yaml alone; begin with "
-        f"a choice of the fastest way to train {GATED} that is exact enough on this machine",
+        f"a choice of the fastest way to train {planning.GATED} that is exact enough on this machine",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help=f"keep what is done so far packed in FOLDER/{ARCHIVE}, at any time"
@@ -78,8 +73,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     started = time.monotonic() - (time.time() - psutil.Process().create_time())
-    if not arguments.time_limit >= SHORTEST:
-        raise UserError(f"--time-limit must be at least {SHORTEST:g} seconds")
+    if not arguments.time_limit >= (least := planning.SHORTEST):
+        raise UserError(f"--time-limit must be at least {least:g} seconds, to stop a training, evaluate it and pack")
+    if arguments.plan and arguments.params != DEFAULT:
+        raise UserError("--plan and --params are both given; --plan takes a parameter file too, so give one of the two")
+    if arguments.out:
+        check_writable(arguments.out, "--out")
     budget = Budget(arguments.time_limit, begin=started)
     published = Published.read(arguments.published) if arguments.published else None
     RUNS.mkdir(exist_ok=True)
@@ -89,7 +88,9 @@ def main() -> None:
             runner = Runner(path, budget, request, arguments.out, published, gated=bool(arguments.plan))
             status = runner.run()
             if arguments.out:
-                for line in advice(arguments.out / ARCHIVE, arguments.plan, done=status == 0):
+                options = f" --params {path}" if path not in (DEFAULT, planning.PLANNED) else ""
+                options = f" --plan {arguments.plan}" if arguments.plan else options
+                for line in advice(arguments.out / ARCHIVE, options, arguments.published, done=status == 0):
                     say(line)
     except Timeout:
         raise UserError("another python -m pipeline.run is at work in this folder; wait for its end") from None
@@ -101,13 +102,17 @@ def write_plan(plan: str, published: Published | None) -> Path:
 
     Recipes of which a published run has cells keep its settings, so that their figures stay those of one recipe.
     """
+    if plan not in PRESETS and not Path(plan).is_file():
+        raise UserError(f"--plan: {plan} is no parameter file and no preset; the presets are {', '.join(PRESETS)}")
     values = preset_values(plan) if plan in PRESETS else read_yaml(Path(plan))
-    validate(values, plan)
-    if published is not None:
-        values["recipes"] |= {name: published.recipe(name) for name in published.recipes if name in values["recipes"]}
-        published.check_compatible(validate(values, plan))
-    write_text(PLANNED, as_yaml(values))
-    return PLANNED
+    params = validate(values, plan)
+    own = {name: published.recipe(name) for name in published.recipes & params.recipes.keys()} if published else {}
+    for name, recipe in own.items():
+        if recipe != params.recipe(name).model_dump(mode="json"):
+            say(f"{name}: with the settings of the published run, which differ from those of {plan}")
+    values["recipes"] |= own
+    write_text(planning.PLANNED, as_yaml(values))
+    return planning.PLANNED
 
 
 class Runner:
@@ -134,10 +139,14 @@ class Runner:
     ) -> None:
         self._path, self._budget, self._request = path, budget, request
         self._out, self._published, self._gated = out, published, gated
-        self._fixes_arithmetic = published is not None and GATED in published.recipes
+        self._fixes_arithmetic = published is not None and planning.GATED in published.recipes
         self._failed: dict[str, int] = {}
         self.has_data = cache(self._make_data)
         self._load()
+        if published is not None:
+            published.check_compatible(self._params)
+            if published.manifest.code != code_digests():
+                say(f"{published.folder} was made with other code")
 
     def _load(self) -> None:
         """Read the parameter file, and the steps that it describes."""
@@ -202,7 +211,7 @@ class Runner:
                 continue
             if step.stage == "evaluate" and not self._ledger.is_done(self._trainings[step.key]):
                 continue
-            if self._budget.left(step) < WORTHWHILE:
+            if self._budget.left(step) < planning.WORTHWHILE:
                 in_time = False  # a later step may need less
                 continue
             was_stopped = self._turn(step) > 0
@@ -286,15 +295,10 @@ class Runner:
         statuses = [self._status(step) for step in self._cells]
         steps = [step for step, cell in zip(self._cells, statuses, strict=True) if cell.has_record]
         files = [file for step in (self._mixture, *steps) for file in self._ledger.results(step)]
-        if GATE.exists():
-            files.append(GATE)
-        data = {
-            name: read_json(path)["sha256"]
-            for name in self._params.grid.datasets
-            if (path := Path("data", name, "dataset.json")).is_file()
-        }
+        if planning.GATE.exists():
+            files.append(planning.GATE)
         try:
-            size = pack(self._out / ARCHIVE, self._params, files, statuses, data)
+            size = pack(self._out / ARCHIVE, self._params, files, statuses, data_digests(self._params))
         except (UserError, OSError) as error:
             self._event(f"warning: {error}")
             return
@@ -323,40 +327,39 @@ class Runner:
 
     def _choose_arithmetic(self) -> None:
         """Let the gate choose how the gated recipe is trained, and write that into the parameter file."""
-        recipe = self._params.recipes.get(GATED)
-        steps = [step for step in self._cells if step.stage == "train" and step.key.recipe == GATED]
+        recipe = self._params.recipes.get(planning.GATED)
+        steps = [step for step in self._cells if step.stage == "train" and step.key.recipe == planning.GATED]
         waiting = [step for step in steps if not (self._is_published(step) or self._ledger.is_done(step))]
         dataset = next((name for name in dict.fromkeys(s.key.dataset for s in waiting) if self.has_data(name)), None)
         if recipe is None or recipe.training is None or dataset is None:
             return
-        inputs = gate_inputs(recipe, dataset)
+        inputs = gate_inputs(recipe, dataset, fixed=self._fixes_arithmetic)
         gate = read_gate()
         if gate is None or gate.inputs != inputs:
-            self._event(f"gate: {GATED} on {dataset}")
+            self._event(f"gate: {planning.GATED} on {dataset}")
             gate = self._try_variants(dataset, inputs)
         if gate is None:
-            self._event(f"gate: no variant was tried to its end; {GATED} is trained as its recipe says")
+            self._event(f"gate: no variant was tried to its end; {planning.GATED} is trained as its recipe says")
             return
         values = read_yaml(self._path)
-        if self._fixes_arithmetic and gate.chosen.settings.items() - values["recipes"][GATED]["training"].items():
-            self._event(f"gate: the published {GATED} cannot be trained so here; publish this run under another name")
-        values["recipes"][GATED]["training"] |= gate.chosen.settings
+        training_values = values["recipes"][planning.GATED]["training"]
+        if self._fixes_arithmetic:
+            if gate.of(training_values).trials:
+                gate = gate.of(training_values)
+            else:
+                self._event("gate: the published recipe cannot be trained so here; publish this run by another name")
+        training_values |= gate.chosen.settings
         write_text(self._path, as_yaml(values))
         self._load()
-        training = next(step for step in self._cells if step.key.recipe == GATED and step.stage == "train")
-        second = Budget(SECOND_CALL, self._budget.clock).left(training) - STARTING
-        self._event(decision(gate, self._budget.left(training) - BEFORE, second))
+        training = next(step for step in self._cells if step.key.recipe == planning.GATED and step.stage == "train")
+        second = Budget(planning.SECOND_CALL, self._budget.clock).left(training) - planning.STARTING
+        self._event(decision(gate, self._budget.left(training) - planning.BEFORE, second))
 
     def _try_variants(self, dataset: str, inputs: str) -> Gate | None:
-        """Run the gate in a process of its own, for a limited time; what it has recorded until then counts."""
-        GATE.unlink(missing_ok=True)
-        options = ["--params", str(self._path), "--dataset", dataset, "--recipe", GATED, "--inputs", inputs]
-        command = [sys.executable, "-m", "pipeline.runner.gate", *options, "--out", str(GATE)]
+        """Run the gate, for a limited time; what it has recorded until then counts."""
         end = self._budget.elapsed + GATE_SECONDS
-        status = run_while(
-            [*command, *(["--fixed"] if self._fixes_arithmetic else [])],
-            lambda: self._request.signal is None and self._budget.elapsed < end,
-        )
+        is_allowed = lambda: self._request.signal is None and self._budget.elapsed < end  # noqa: E731
+        status = try_variants(self._path, dataset, inputs, is_allowed, fixed=self._fixes_arithmetic)
         self._request.heed("the gate is not done; the same command starts it again")
         if status != 0:
             self._event(f"gate: ended with status {status}; what it recorded before counts")

@@ -140,3 +140,13 @@ def sha256(source: Path | bytes | memoryview) -> str:
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: Path, source: str) -> None:
+    """Make a folder if there is none; raises a `UserError` that names ``source`` if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{source}: cannot write into {folder}: {error.strerror}") from None

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.core.cell import cells_of
 from pipeline.core.console import UserError
-from pipeline.core.files import replacing, sha256, without_paths
+from pipeline.core.files import read_json, replacing, sha256, without_paths
 from pipeline.core.params import Params, load_params, mistakes
 from pipeline.core.record import StageRecord
 from pipeline.page.published_runs import MANIFEST, Manifest
@@ -40,6 +40,12 @@ SUFFIXES = TEXTS | {".png", ".npy"}
 def code_digests() -> dict[str, str]:
     """The SHA-256 of each file of the code, in the present folder."""
     return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
+
+
+def data_digests(params: Params) -> dict[str, dict[str, str]]:
+    """The SHA-256 of the files of each data set of the grid that is there, in the present folder."""
+    paths = {name: Path("data", name, "dataset.json") for name in params.grid.datasets}
+    return {name: read_json(path)["sha256"] for name, path in paths.items() if path.is_file()}
 
 
 def pack(

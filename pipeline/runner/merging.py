@@ -42,6 +42,8 @@ class Published:
     @classmethod
     def read(cls, folder: Path) -> Published:
         """Read a run; raises a `UserError` if it is damaged or was made by an incompatible version."""
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder} is no published run; it has no {MANIFEST}")
         try:
             manifest = Manifest.model_validate(read_json(folder / MANIFEST))
         except ValidationError as error:

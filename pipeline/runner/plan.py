@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, FiniteFloat, ValidationError
 
@@ -18,6 +21,7 @@ from pipeline.core.files import read_json, sha256
 from pipeline.core.params import Params, Precision, Recipe
 from pipeline.core.record import Message, Record
 from pipeline.runner.archive import code_digests
+from pipeline.runner.processes import run_while
 from pipeline.runner.steps import Step
 
 FOLDER = Path("runs/plan")
@@ -135,6 +139,12 @@ class Gate(Record):
     cuda_tests: Message | None = None
     trials: list[Trial] = Field(default_factory=list)
 
+    def of(self, training: Mapping[str, Any]) -> Gate:
+        """The gate with those trials alone that can be used and have the settings of a training."""
+        trials = [trial for trial in self.trials if trial.error is None and trial.step_ms is not None]
+        own = [trial for trial in trials if not trial.settings.items() - training.items()]
+        return self.model_copy(update={"trials": own})
+
     @property
     def chosen(self) -> Trial:
         """The fastest variant without an error; eager float32 if there is none."""
@@ -155,10 +165,12 @@ def decision(gate: Gate, seconds: float, second_call: float) -> str:
     if step_ms is None:
         return f"{gate.recipe}: no variant was timed, so nothing is known about its training; it runs in {gate.chosen}"
     needed = gate.steps * step_ms / 1000 * WITH_VALIDATIONS
-    fits = [min(gate.classes, int(total / needed * gate.classes)) for total in (seconds, seconds + second_call)]
+    shares = [min(1.0, max(0.0, total) / needed) for total in (seconds, seconds + second_call)]
+    fits = [int(share * gate.classes) for share in shares]
+    has = "has no limit" if math.isinf(seconds) else f"has {max(0.0, seconds):.0f} s for them"
     sentence = (
         f"{gate.recipe}: {step_ms:.2f} ms a step ({gate.chosen}), so {gate.steps:,} steps for {gate.classes} class(es) "
-        f"take {needed:.0f} s; this call has {max(0.0, seconds):.0f} s for them: "
+        f"take {needed:.0f} s; this call {has}: "
     )
     if fits[0] == gate.classes:
         return f"{sentence}all fit"
@@ -167,13 +179,28 @@ def decision(gate: Gate, seconds: float, second_call: float) -> str:
     return f"{sentence}{fits[0]} of {gate.classes} classes fit, with a second call {fits[1]}; never fewer epochs"
 
 
-def gate_inputs(recipe: Recipe, dataset: str) -> str:
-    """A digest of what the gate's trials depend on: machine, code, data set, and the recipe but for what it chooses."""
+def gate_inputs(recipe: Recipe, dataset: str, *, fixed: bool) -> str:
+    """A digest of what the gate's trials depend on.
+
+    Args:
+        recipe: The recipe.
+        dataset: The data set.
+        fixed: Whether the recipe's own precision, capture and compilation are tried, or all are.
+    """
     settings = recipe.model_dump(mode="json")
-    for name in ("precision", "capture", "compile"):
-        settings["training"].pop(name)
+    if not fixed:
+        for name in ("precision", "capture", "compile"):
+            settings["training"].pop(name)
     inputs = [platform.node(), platform.python_version(), code_digests(), dataset, settings]
     return sha256(json.dumps(inputs, sort_keys=True).encode())
+
+
+def try_variants(path: Path, dataset: str, inputs: str, is_allowed: Callable[[], bool], *, fixed: bool) -> int:
+    """Run the gate in a process of its own, as long as it is allowed to run, and return its exit status."""
+    GATE.unlink(missing_ok=True)
+    options = ["--params", str(path), "--dataset", dataset, "--recipe", GATED, "--inputs", inputs, "--out", str(GATE)]
+    command = [sys.executable, "-m", "pipeline.runner.gate", *options, *(["--fixed"] if fixed else [])]
+    return run_while(command, is_allowed)
 
 
 def read_gate() -> Gate | None:
@@ -183,14 +210,22 @@ def read_gate() -> Gate | None:
     return None
 
 
-def advice(archive: Path, plan: str | None, *, done: bool) -> list[str]:
-    """The commands to give next."""
-    publish = f"publish it: python -m pipeline.publish {archive} NAME"
+def advice(archive: Path, options: str, published: Path | None, *, done: bool) -> list[str]:
+    """The commands to give next.
+
+    Args:
+        archive: The archive of this call.
+        options: The options of this call, but for its limit, archive and published run.
+        published: The published run whose cells this call left out.
+        done: Whether nothing is left to do.
+    """
+    name, left_out = (published.name, f" --published {published}") if published else ("NAME", "")
+    publish = f"publish it: python -m pipeline.publish {archive} {name}"
     if done:
         return [publish]
-    command = f"python -m pipeline.run{f' --plan {plan}' if plan else ''} --out {archive.parent} --time-limit"
+    command = f"python -m pipeline.run{options} --out {archive.parent} --time-limit"
     return [
-        f"next, here and at once: {command} {SECOND_CALL}",
+        f"next, here and at once: {command} {SECOND_CALL}{left_out}",
         publish,
-        f"then, on a fresh machine: {command} {FIRST_CALL} --published reports/published/NAME",
+        f"then, on a fresh machine: {command} {FIRST_CALL} --published reports/published/{name}",
     ]

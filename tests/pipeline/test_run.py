@@ -350,7 +350,10 @@ def test_after_a_kill_no_finished_cell_runs_again(workshop: Workshop) -> None:
 
 def test_a_time_limit_that_is_too_short_is_refused(workshop: Workshop) -> None:
     status, output = workshop.run("--time-limit", "50", "--out", "x")
-    assert (status, output) == (1, "error: --time-limit must be at least 52 seconds\n")
+    assert (status, output) == (
+        1,
+        "error: --time-limit must be at least 52 seconds, to stop a training, evaluate it and pack\n",
+    )
 
 
 def test_the_paper_preset_stops_at_once_without_a_gpu(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,9 +90,46 @@ def test_a_plan_takes_the_recipes_of_a_published_run_and_leaves_the_parameter_fi
     assert load_params(run.write_plan("other.yaml", None)).recipes["realnvp"].training.capture  # type: ignore[union-attr]
     assert load_params(run.write_plan("other.yaml", published)).recipes == published.params.recipes
     assert load_params(run.write_plan("smoke", None)) == load_preset("smoke")
-    with pytest.raises(UserError, match=r"made with other parameters \(preset"):
-        run.write_plan("smoke", published)
     assert Path("params.yaml").read_bytes() == before
+    with pytest.raises(UserError, match="--plan: nope is no parameter file and no preset; the presets are laptop, "):
+        run.write_plan("nope", None)
+
+
+def test_a_published_run_of_other_parameters_is_refused_and_other_code_is_said(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert work(out="home") == 0
+    folder = tmp_path / "published"
+    manifest = unpack(Path("home/run.tar.gz"), folder)
+    published = Published(folder, manifest, load_params(folder / "params.yaml"))
+    assert work(out="home", published=published) == 0
+    assert "was made with other code" not in capsys.readouterr().out
+    other = Published(folder, manifest.model_copy(update={"code": {}}), published.params)
+    assert work(out="home", published=other) == 0
+    assert "published was made with other code" in capsys.readouterr().out
+    workshop.change("recipes.lunet.training.epochs", 7)
+    with pytest.raises(UserError, match=r"made with other parameters \(recipes\.lunet\)"):
+        work(out="home", published=published)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--out", "afile"], "--out: cannot write into afile: "),
+        (["--plan", "smoke", "--params", "other.yaml"], "--plan and --params are both given"),
+        (["--published", "nothere"], "nothere is no published run; it has no manifest.json"),
+        (["--time-limit", "1"], "--time-limit must be at least 52 seconds, to stop"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("afile").touch()
+    monkeypatch.setattr("sys.argv", ["run", *options])
+    with pytest.raises(UserError, match=words):
+        run.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 
 def test_a_data_set_that_is_only_measured_has_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

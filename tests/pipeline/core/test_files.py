@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json, refuse_foreign, replacing, without_paths, write_json
+from pipeline.core.files import check_writable, read_json, refuse_foreign, replacing, without_paths, write_json
 
 
 def write_half(path: Path) -> None:
@@ -115,3 +115,12 @@ def test_the_old_file_stays_when_the_block_writes_no_new_one(tmp_path: Path) -> 
 )
 def test_paths_are_left_out_of_messages(message: str, clean: str) -> None:
     assert without_paths(message) == clean
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a/b", "--out")
+    assert [*(tmp_path / "a").iterdir()] == [tmp_path / "a/b"]
+    assert [*(tmp_path / "a/b").iterdir()] == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out: cannot write into .*file: File exists"):
+        check_writable(tmp_path / "file", "--out")

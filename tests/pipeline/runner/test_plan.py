@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -106,17 +107,39 @@ def test_the_gate_is_read_if_it_is_whole(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_gate_holds_for_a_recipe_whatever_it_chose() -> None:
-    recipe = load_preset("paper").recipe("realnvp")
+    recipe = load_preset("laptop").recipe("realnvp")
     assert recipe.training is not None
     chosen = recipe.model_copy(update={"training": recipe.training.model_copy(update=FAST.settings)})
     wider = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 64})})
-    digests = [gate_inputs(each, "mnist") for each in (recipe, chosen, wider)]
+    digests = [gate_inputs(each, "mnist", fixed=False) for each in (recipe, chosen, wider)]
     assert digests[0] == digests[1] != digests[2]
+    assert len({gate_inputs(each, "mnist", fixed=True) for each in (recipe, chosen, wider)} | {*digests}) == 5
 
 
 def test_the_commands_to_give_next() -> None:
-    lines = advice(Path("home/run.tar.gz"), "paper", done=False)
+    archive, published = Path("home/run.tar.gz"), Path("reports/published/x")
+    lines = advice(archive, " --plan paper", None, done=False)
     assert lines[0].endswith(": python -m pipeline.run --plan paper --out home --time-limit 190")
     assert lines[1].endswith(": python -m pipeline.publish home/run.tar.gz NAME")
     assert lines[2].endswith("--time-limit 590 --published reports/published/NAME")
-    assert advice(Path("home/run.tar.gz"), None, done=True) == lines[1:2]
+    assert advice(archive, "", None, done=True) == lines[1:2]
+    lines = advice(archive, " --params a.yaml", published, done=False)
+    assert lines[0].endswith(f"run --params a.yaml --out home --time-limit 190 --published {published}")
+    assert lines[1].endswith("publish home/run.tar.gz x")
+    assert lines[2].endswith(f"--time-limit 590 --published {published}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(math.inf, "this call has no limit: all fit"), (-20.0, "this call has 0 s for them: 0 of 10 classes fit")],
+)
+def test_a_decision_without_time_or_without_a_limit(seconds: float, words: str) -> None:
+    assert words in decision(gate(8.0), seconds, 100)
+
+
+def test_the_trials_of_some_settings() -> None:
+    slow = FAST.model_copy(update={"capture": False, "step_ms": 30.0})
+    wrong = slow.model_copy(update={"error": "no"})
+    both = gate(None).model_copy(update={"trials": [FAST.model_copy(update={"step_ms": 8.0}), slow, wrong]})
+    assert both.of({**slow.settings, "epochs": 3}).trials == [slow]
+    assert both.of({**slow.settings, "precision": "tf32"}).trials == []

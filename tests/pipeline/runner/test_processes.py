@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,3 +44,20 @@ def test_a_command_that_is_no_longer_allowed_ends_with_its_children(
     while is_running(child) and time.monotonic() < end:
         time.sleep(0.02)
     assert not is_running(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_command_dies_with_a_runner_that_is_killed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    sleeper = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+    code = "import sys; from pipeline.runner.processes import run_while; "
+    code += f"run_while([sys.executable, '-c', {sleeper!r}], lambda: True)"
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    end = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    runner.kill()
+    runner.wait()
+    while is_running(int(pid.read_text())) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not is_running(int(pid.read_text()))
