@@ -114,7 +114,7 @@ def describe_environment(device: torch.device) -> Environment:
         numpy=np.__version__,
         commit=commit,
         dirty=dirty,
-        tf32=torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        tf32=device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
     )
 
 

@@ -71,3 +71,8 @@ def test_the_record_hides_the_host_name() -> None:
     name = subprocess.run(["uname", "-n"], capture_output=True, text=True, check=True).stdout.strip()
     assert record.host != name
     assert len(record.host) == 8
+
+
+def test_tf32_is_of_a_gpu() -> None:
+    assert torch.backends.cudnn.allow_tf32
+    assert describe_environment(torch.device("cpu")).tf32 is False
