@@ -14,7 +14,7 @@ from small_flows import SETTINGS, flow, seeded
 from small_trainings import CPU, recipe_of
 from torch import Tensor
 
-from lunet import ImageScores, load_flow
+from lunet import ImageFlow, ImageScores, load_flow
 from lunet.pixels import ImpossibleLikelihoodError
 from pipeline.core.dataset import ARRAYS, Dataset, load_dataset
 from pipeline.core.params import Evaluate, Params, Recipe, validate
@@ -27,13 +27,18 @@ from pipeline.train import train
 from pipeline.training.models import build, groups
 
 
+def gaussians(values: Any, dataset: Dataset, folder: Path) -> tuple[Recipe, Evaluate, dict[str, ImageFlow]]:
+    """A recipe of one Gaussian a class, the settings of its evaluation, and its trained models."""
+    recipe = recipe_of(values, "gaussian", classes="each")
+    train(dataset, recipe, 0, CPU, folder, "gaussian")
+    models: dict[str, ImageFlow] = {key: load_flow(folder / key) for key in ("0", "1")}
+    return recipe, validate(values, "params.yaml").evaluate, models
+
+
 def test_evaluation_scores_each_image_by_the_model_of_its_class(
     smoke_values: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(smoke_values, "gaussian", classes="each")
-    settings = validate(smoke_values, "params.yaml").evaluate
-    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
-    models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
+    recipe, settings, models = gaussians(smoke_values, dataset, tmp_path)
     right, _ = evaluate(models, dataset, recipe, settings, 0)
     swapped, _ = evaluate({"0": models["1"], "1": models["0"]}, dataset, recipe, settings, 0)
     assert right["test"]["bits_per_dim"]["mean"] < swapped["test"]["bits_per_dim"]["mean"] - 1
@@ -48,10 +53,7 @@ def test_evaluation_scores_each_image_by_the_model_of_its_class(
 def test_classes_without_a_model_are_left_out_and_change_nothing_else(
     smoke_values: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(smoke_values, "gaussian", classes="each")
-    settings = validate(smoke_values, "params.yaml").evaluate
-    train(dataset, recipe, 0, CPU, tmp_path, "gaussian")
-    models = {key: load_flow(tmp_path / key) for key in ("0", "1")}
+    recipe, settings, models = gaussians(smoke_values, dataset, tmp_path)
     whole, all_arrays = evaluate(models, dataset, recipe, settings, 0)
     partial, arrays = evaluate({"0": models["0"]}, dataset, recipe, settings, 0)
     assert partial == {"per_class": {"0": whole["per_class"]["0"]}}
