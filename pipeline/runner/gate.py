@@ -35,6 +35,7 @@ VARIANTS = (
 # The largest norm of a gradient's difference from the reference, relative to the reference's norm.
 TOLERANCES = {"float32": 0.01, "tf32": 0.01, "bfloat16": 0.1}
 STEPS, WARMUP = 20, 3
+DISTURBANCE = 0.01  # the standard deviation of the noise on all parameters
 TESTS, TESTS_SECONDS = Path("tests/pipeline/training/test_capture.py"), 20.0
 
 
@@ -126,6 +127,11 @@ def measure(recipe: Recipe, images: Tensor, device: torch.device, variant: Trial
     model = build(recipe, (1, *images.shape[1:])).to(device)
     chosen = images[: 8 * training.batch_size].to(device)
     initialise_(model, recipe, chosen, torch.Generator(device).manual_seed(1))
+    disturbance = torch.Generator(device).manual_seed(3)
+    with torch.no_grad():
+        # The last convolutions of a RealNVP start at zero, and those before them would have no gradient to compare.
+        for parameter in model.parameters():
+            parameter.add_(DISTURBANCE * torch.randn(parameter.shape, generator=disturbance, device=device))
     batch = chosen[: training.batch_size]
     step = TrainingStep(model.train(), training, torch.Generator(device).manual_seed(2))
     step.take(batch)

@@ -81,3 +81,9 @@ def test_the_tests_of_the_gate_are_there() -> None:
     text = (Path(__file__).parents[3] / gate_module.TESTS).read_text(encoding="utf-8")
     assert "pytest.mark.cuda" in text
     assert "_compiled_" in text
+
+
+def test_every_parameter_has_a_gradient_to_compare(recipe: Recipe, dataset: Dataset) -> None:
+    _, gradient = gate_module.measure(recipe, torch.from_numpy(dataset.train_images), CPU, REFERENCE)
+    sizes = [parameter.numel() for parameter in build(recipe, (1, 8, 8)).parameters()]
+    assert all(part.any() for part in gradient.split(sizes))
