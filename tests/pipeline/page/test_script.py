@@ -175,8 +175,8 @@ def test_the_contents_mark_the_section_that_is_read(project: Project, tmp_path: 
     let looks = 0;
     const look = () => {{
       const marked = [...document.querySelectorAll(".contents [aria-current=true]")];
-      if (!marked.length && looks++ < 20) {{
-        // What is above may still be laid out.
+      if (!marked.length && looks++ < 200) {{
+        // What is above may still be laid out, and a busy machine draws few frames.
         document.getElementById("{section}").scrollIntoView();
         return setTimeout(look, 100);
       }}
