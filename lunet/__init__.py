@@ -14,6 +14,7 @@ from lunet.base import (
     standard_normal_log_prob,
     unchecked,
 )
+from lunet.bases import Base, ClassGaussians
 from lunet.checking import BrokenFlowError, check_flow
 from lunet.class_flows import ClassFlows
 from lunet.controls import Gaussian, Histogram
@@ -29,8 +30,10 @@ from lunet.saving import SavedFlowError, load_flow, save_flow
 
 __all__ = [
     "Activation",
+    "Base",
     "BrokenFlowError",
     "ClassFlows",
+    "ClassGaussians",
     "Diagnostics",
     "Flow",
     "FlowDistribution",

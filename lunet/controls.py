@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lunet.base import Flow, NonFiniteError, standard_normal_log_prob
 from lunet.triangular import full_precision
-from lunet.whitening import CHUNK, whitening
+from lunet.whitening import CHUNK, whitening, whitening_of
 
 
 class Gaussian(Flow, kind="gaussian"):
@@ -65,6 +65,17 @@ class Gaussian(Flow, kind="gaussian"):
         """
         self._check(x, "x")
         mean, factor = whitening(x, self.ridge)
+        self.mean.copy_(mean)
+        self.whitening.copy_(factor)
+        return self
+
+    def set_(self, mean: Tensor, covariance: Tensor) -> Self:
+        r"""Set the mean, with shape :math:`(D,)`, and the covariance, with shape :math:`(D, D)`, without the ridge.
+
+        Raises:
+            ValueError: If the covariance is singular.
+        """
+        factor = whitening_of(covariance)
         self.mean.copy_(mean)
         self.whitening.copy_(factor)
         return self

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lunet import pixels
 from lunet.base import Flow, LayerDiagnostics, standard_normal_log_prob, unchecked
+from lunet.bases import Base
 
 
 class ImageScores(NamedTuple):
@@ -103,7 +104,7 @@ class ImageFlow(nn.Module):
         return pixels.quantise(values).unflatten(1, self.shape)
 
     def score(
-        self, images: Tensor, generator: torch.Generator | None = None, *, base: Flow | None = None
+        self, images: Tensor, generator: torch.Generator | None = None, *, base: Base | None = None
     ) -> ImageScores:
         r"""Latents, log-densities and bits per pixel of 8-bit images, for one draw of the dequantisation noise.
 
@@ -112,8 +113,8 @@ class ImageFlow(nn.Module):
         Args:
             images: 8-bit images, with shape :math:`(N, C, H, W)` or :math:`(N, H, W)` for one channel.
             generator: The random generator of the noise.
-            base: A flow fitted to latents, which takes the place of the standard normal base: the results are its
-                latents and densities, in its dtype.
+            base: A base fitted to latents, which takes the place of the standard normal one; the densities are in its
+                dtype.
 
         Raises:
             TypeError: If the images are not uint8.
@@ -126,10 +127,8 @@ class ImageFlow(nn.Module):
             plain = type(self.flow).log_prob is Flow.log_prob  # else the flow has a log-density of its own
             log_prob = standard_normal_log_prob(z) + log_det if plain else self.flow.log_prob(y)
             return ImageScores(z, log_prob, pixels.pixel_bits(log_prob + log_slope, self.flow.features))
-        z, base_log_det = base(z.to(base.dtype))
-        base_log_prob = standard_normal_log_prob(z) + base_log_det
-        bits = pixels.pixel_bits(base_log_prob + (log_det + log_slope).to(z.dtype), self.flow.features)
-        return ImageScores(z, base_log_prob + log_det.to(z.dtype), bits)
+        log_prob = base.log_prob(z.to(base.dtype)) + log_det.to(base.dtype)
+        return ImageScores(z, log_prob, pixels.pixel_bits(log_prob + log_slope.to(base.dtype), self.flow.features))
 
     def bits_per_dim(
         self,
@@ -178,11 +177,11 @@ class ImageFlow(nn.Module):
         generator: torch.Generator | None = None,
         *,
         temperature: float = 1.0,
-        base: Flow | None = None,
+        base: Base | None = None,
     ) -> Tensor:
         r"""``n`` 8-bit images from the model, with shape :math:`(n, C, H, W)`; see `Flow.sample`.
 
-        The latents are draws from ``base``, a flow fitted to latents, if there is one.
+        The latents are draws from ``base``, a base fitted to latents, if there is one.
         """
         if base is None:
             return self.postprocess(self.flow.sample(n, generator, temperature=temperature))

@@ -14,6 +14,7 @@ from pipeline.core.console import StopRequest, UserError, exit_with, say
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.environment import choose_device, describe_environment, determinism, keep_freed_memory
 from pipeline.core.files import refuse_foreign, replacing, write_json
+from pipeline.core.load import OtherCores
 from pipeline.core.params import Recipe, load_params
 from pipeline.core.precision import arithmetic
 from pipeline.core.record import CellOutcome, Parameters
@@ -41,7 +42,7 @@ def main() -> None:
         "partial; the same command without this option goes on with the other classes",
     )
     arguments = parser.parse_args()
-    params = load_params(arguments.params)
+    params, other_cores = load_params(arguments.params), OtherCores()
     recipe = checked_recipe(params, arguments.recipe, str(arguments.params))
     device = choose_device(params.device, params.preset)
     keep_freed_memory()
@@ -87,6 +88,7 @@ def main() -> None:
             recipe_params=recipe.model_dump(mode="json"),
             models=fits,
             environment=describe_environment(device),
+            other_cores=other_cores.mean(),
         )
         write_json(folder / "run.json", run.model_dump(mode="json"), sealed=True)
     say(f"{title}: {run.status} in {run.seconds:.0f} s, written to {arguments.out}")

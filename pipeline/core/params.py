@@ -167,6 +167,8 @@ class Evaluate(Section):
     batch_size: Count
     sample_rows: Count
     sample_columns: Count
+    class_samples: Count = 100
+    base_images: Annotated[Count, Field(ge=20)] = 20_000
     round_trip_images: Count
 
 
@@ -174,6 +176,7 @@ class Measure(Section):
     """The settings of the measurements of time and memory; without ``datasets``, they are the grid's."""
 
     datasets: Names | None = None
+    processes: Annotated[Count, Field(le=100)] = 1
     repetitions: Annotated[Count, Field(ge=5)]
     warmup: Count
     seconds: Positive

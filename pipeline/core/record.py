@@ -48,7 +48,10 @@ class Environment(Record):
 
 
 class StageRecord(Record):
-    """The fields that the files of all three stages have in common."""
+    """The fields that the files of all three stages have in common.
+
+    ``other_cores`` is how many cores other processes kept busy on average while the stage ran.
+    """
 
     dataset: str
     recipe: str
@@ -56,6 +59,7 @@ class StageRecord(Record):
     status: CellOutcome
     message: Message | None
     environment: Environment
+    other_cores: FiniteFloat | None = None
 
     @property
     def key(self) -> Key:

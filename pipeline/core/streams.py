@@ -14,7 +14,7 @@ import torch
 Stream = Literal[
     "weights", "split", "start", "order", "training", "released pixels", "validation", "diagnosis",
     "test", "round trip", "precision", "classification", "samples", "interpolations", "directions",
-    "base fit", "base test", "base samples",
+    "base fit", "base test", "class samples", "closed form", "identity",
     "mixture training", "mixture test", "mixture fit",
     "use sample", "use score",
 ]  # fmt: skip

@@ -222,9 +222,9 @@ def from_fitted_bases(models: Models, dataset: Dataset, settings: Evaluate, seed
         samplers.append(partial(model.sample, base=base))
         scores = [*scores_by_batch(model, images[rows], settings.batch_size, test_noise, base)]
         bits += [score.bits.cpu() for score in scores]
-        latents.append((torch.cat([score.latents.cpu() for score in scores]), len(fitted_to)))
+        latents.append((torch.cat([base(score.latents.to(base.dtype)).z.cpu() for score in scores]), len(fitted_to)))
     fitted = {"fitted_base_bits_per_dim": float(torch.cat(bits).mean()), "fitted_latents": fitted_normality(latents)}
-    return fitted, draw_samples(samplers, settings, generator("base samples", seed)).numpy()
+    return fitted, draw_samples(samplers, settings, generator("class samples", seed)).numpy()
 
 
 def classification_accuracy(

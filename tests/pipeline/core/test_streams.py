@@ -12,7 +12,7 @@ from small_trainings import CPU, recipe_of
 from torch import Tensor
 
 from lunet import load_flow
-from pipeline.core import streams
+from pipeline.core import holdout, streams
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.core.streams import Stream, generator, stream_seed
@@ -59,7 +59,7 @@ def test_no_two_streams_of_a_run_share_a_number(
 
         return wrapped
 
-    for module in (fit, scores, latents):
+    for module in (fit, holdout, scores, latents):
         monkeypatch.setattr(module, "generator", named)
     for function in ("rand", "randn", "randperm"):
         monkeypatch.setattr(torch, function, recording(getattr(torch, function)))

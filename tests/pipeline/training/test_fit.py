@@ -12,11 +12,10 @@ import torch
 from small_trainings import CPU, recipe_of
 
 from lunet import ImageFlow, LUNet, load_flow
-from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.train import train
-from pipeline.training.fit import split, write_history
+from pipeline.training.fit import split, validation_steps, write_history
 from pipeline.training.optimisation import TrainingStep
 from pipeline.training.record import DIAGNOSES, HISTORY
 
@@ -41,7 +40,7 @@ def test_weights_without_a_held_out_likelihood_are_a_divergence(
     monkeypatch.setattr(TrainingStep, "optimise", ruin)
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path, "lunet")
     assert fits["all"].status == "diverged"
-    assert "held-out images fail after step 6" in (fits["all"].message or "")
+    assert "held-out images fail after step 2" in (fits["all"].message or "")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,6 @@ def test_a_held_out_likelihood_that_overflows_is_a_divergence(
     assert "held-out images fail after step 0" in (fits["all"].message or "")
 
 
-def test_one_image_is_too_few(smoke_values: Any) -> None:
-    with pytest.raises(UserError, match="1 images are too few to train on and to hold some back"):
-        split(torch.zeros(1), torch.zeros(0), recipe_of(smoke_values, "lunet").training, seed=0)
-
-
 def test_the_test_set_is_held_out_only_if_the_recipe_says_so(smoke_values: Any) -> None:
     images, test = torch.arange(100), torch.arange(100, 120)
     train_images, holdout = split(images, test, recipe_of(smoke_values, "lunet").training, seed=1)
@@ -115,14 +109,27 @@ def test_the_test_set_is_held_out_only_if_the_recipe_says_so(smoke_values: Any) 
     assert torch.equal(holdout, test)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"), [("lunet", [2, 12, 42, 100]), ("lunet_released", [25, 50, 75, 100])], ids=str
+)
+def test_validations_are_dense_at_first_but_for_released_recipes(
+    smoke_values: Any, name: str, steps: list[int]
+) -> None:
+    smoke_values["recipes"][name]["training"]["validations"] = 4
+    training = recipe_of(smoke_values, name).training
+    assert training is not None
+    assert sorted(validation_steps(training, 100)) == steps
+    assert sorted(validation_steps(training, 1)) == [1]
+
+
 def test_history_has_a_row_for_each_validation(params: Params, dataset: Dataset, tmp_path: Path) -> None:
     fits, _ = train(dataset, params.recipe("lunet"), 0, CPU, tmp_path / "flows", "lunet")
     write_history(tmp_path / "history.csv", fits)
     with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [*HISTORY]
-    assert [row["step"] for row in rows] == ["0", "6", "12"]
-    assert [float(row["epoch"]) for row in rows] == [0, 0.5, 1]
+    assert [row["step"] for row in rows] == ["0", "2", "12"]
+    assert [float(row["epoch"]) for row in rows] == [0, 0.1667, 1]
 
 
 def test_the_first_the_best_and_the_last_row_of_the_history_tell_of_the_inverse(
@@ -132,9 +139,9 @@ def test_the_first_the_best_and_the_last_row_of_the_history_tell_of_the_inverse(
     monkeypatch.setattr("pipeline.training.fit.score", lambda *_: next(bits))
     training = smoke_values["recipes"]["lunet"]["training"] | {"validations": 4}
     fits, _ = train(dataset, recipe_of(smoke_values, "lunet", training=training), 0, CPU, tmp_path, "lunet")
-    assert (fits["all"].best_step, fits["all"].steps) == (6, 12)
+    assert (fits["all"].best_step, fits["all"].steps) == (2, 12)
     for row in fits["all"].history:
-        assert [row[name] is not None for name in DIAGNOSES] == [row["step"] in (0, 6, 12)] * 4
+        assert [row[name] is not None for name in DIAGNOSES] == [row["step"] in (0, 2, 12)] * 4
     model = load_flow(tmp_path / "all")
     assert isinstance(model, ImageFlow)
     best = model.flow.diagnostics(torch.zeros(1, model.flow.features)).layers
