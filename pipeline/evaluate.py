@@ -21,6 +21,7 @@ from pipeline.core.environment import (
     memory_errors,
 )
 from pipeline.core.files import refuse_foreign, replacing, write_json
+from pipeline.core.load import OtherCores
 from pipeline.core.params import load_params
 from pipeline.core.precision import arithmetic
 from pipeline.evaluation.record import Evaluation
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="the trained run (default: runs/train/<cell>)")
     arguments = parser.parse_args()
     key = Key(arguments.dataset, arguments.recipe, arguments.seed)
-    params = load_params(arguments.params)
+    params, other_cores = load_params(arguments.params), OtherCores()
     recipe, device = params.recipe(key.recipe), choose_device(params.device, params.preset)
     keep_freed_memory()  # a RealNVP scores twice as fast
     samples_folder = arguments.samples or Path("runs/samples", str(key))
@@ -73,6 +74,7 @@ def main() -> None:
             "separate_noise": True,
             "seconds": round(time.perf_counter() - begin, 3),
             "environment": describe_environment(device),
+            "other_cores": other_cores.mean(),
         }
     )
     with replacing(samples_folder) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from lunet import Gaussian, ImageFlow, ImageScores
 from pipeline.core.streams import generator
 
 DIRECTIONS = 200
-# Training images to whose latents a base is fitted; enough for the covariance of 784 pixels.
-BASE_IMAGES = 20_000
 CONFIDENCE = 0.95
 # The levels of the quantiles that the report draws.
 LEVELS = (0.001, 0.01, *np.arange(0.05, 1, 0.05).round(2).tolist(), 0.99, 0.999)
@@ -99,35 +96,3 @@ def _projections(z: Tensor) -> NDArray[np.float64]:
     directions = torch.randn(z.shape[1], DIRECTIONS, generator=stream, dtype=torch.float64)
     projected: NDArray[np.float64] = (z @ (directions / directions.norm(dim=0)).to(z.device)).cpu().numpy()
     return projected
-
-
-class SingularBaseError(Exception):
-    """The latents of the training images have a singular covariance, for example because there are too few images."""
-
-
-@torch.no_grad()
-def fit_base(model: ImageFlow, images: Tensor, batch_size: int, noise: torch.Generator) -> Gaussian:
-    """A Gaussian fitted to the latents of training images in float64, the base from which the released LU-Net samples.
-
-    Args:
-        model: The trained model.
-        images: uint8 training images, with shape (N, H, W), more than there are pixels.
-        batch_size: Images a batch.
-        noise: The source of the dequantisation noise.
-
-    Raises:
-        SingularBaseError: If the latents have a singular covariance.
-    """
-    latents = torch.cat([scores.latents for scores in scores_by_batch(model, images, batch_size, noise)])
-    try:
-        return Gaussian(model.flow.features).to(model.device, torch.float64).fit_(latents.double()).eval()
-    except ValueError as error:
-        raise SingularBaseError(str(error)) from None
-
-
-def scores_by_batch(
-    model: ImageFlow, images: Tensor, batch_size: int, noise: torch.Generator, base: Gaussian | None = None
-) -> Iterator[ImageScores]:
-    """The scores of uint8 images (N, H, W), a batch at a time."""
-    for batch in images.split(batch_size):
-        yield model.score(batch.to(model.device), noise, base=base)

@@ -74,8 +74,44 @@ class ReducedPrecision(Record):
     largest_change: FiniteFloat
 
 
+class BaseScores(Record):
+    """The likelihood of test images with a base that was fitted to the latents of training images.
+
+    ``shrinkage`` is the share of the pooled covariance in that of each class, chosen on held-out images.
+    """
+
+    bits_per_dim: FiniteFloat
+    fitted_images: int
+    shrinkage: FiniteFloat | None = None
+
+
+class ClassSamples(Record):
+    """Samples of each class, and for each class how many have a nearest training image of that class."""
+
+    of_each: int
+    right: list[int]
+
+
+class OutsideCube(Record):
+    """Samples from N(0, I) before rounding: the share of pixels outside 0 to 1, and the images wholly inside.
+
+    ``bits_least`` and ``bits_most`` bound what the mass outside costs, in bits per dimension.
+    """
+
+    samples: int
+    pixels: FiniteFloat
+    images_inside: int
+    bits_least: FiniteFloat
+    bits_most: FiniteFloat
+
+
 class Evaluation(StageRecord):
-    """`runs/evaluate/<key>.json`; until ``separate_noise``, test images could have the noise of training images."""
+    """`runs/evaluate/<key>.json`; until ``separate_noise``, test images could have the noise of training images.
+
+    For an LU-Net, ``closed_form_bits_per_dim`` and ``identity_bits_per_dim`` are the likelihoods of a Gaussian with the
+    same margin and classes, and of the untrained network. ``fitted_base_bits_per_dim`` and ``sample_class_accuracy``
+    are of older runs, which have no ``bases`` and no ``class_samples``.
+    """
 
     seed: int
     classes: Literal["all", "each"]
@@ -85,10 +121,15 @@ class Evaluation(StageRecord):
     per_class: dict[str, Likelihood] | None
     round_trip: RoundTrip | None
     latents: Latents | None
-    fitted_base_bits_per_dim: FiniteFloat | None
+    bases: dict[Literal["gaussian", "class_gaussians"], BaseScores] | None = None
+    fitted_base_bits_per_dim: FiniteFloat | None = None
     fitted_latents: FittedLatents | None
+    outside_cube: OutsideCube | None = None
+    closed_form_bits_per_dim: FiniteFloat | None = None
+    identity_bits_per_dim: FiniteFloat | None = None
     reduced_precision: ReducedPrecision | None = None
     interpolations: int | None
-    sample_class_accuracy: FiniteFloat | None
+    class_samples: dict[Literal["standard_normal", "fitted"], ClassSamples] | None = None
+    sample_class_accuracy: FiniteFloat | None = None
     classification_accuracy: FiniteFloat | None
     seconds: FiniteFloat | None = None

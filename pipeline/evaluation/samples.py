@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
-from lunet import NonFiniteError
+from lunet import ImageFlow, NonFiniteError
+from lunet.pixels import inverse_logit
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Evaluate
 from pipeline.evaluation.trained_run import Models, model_for
@@ -17,33 +21,72 @@ INTERPOLATIONS = 5
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
-def draw_samples(samplers: Sequence[Sampler], settings: Evaluate, generator: torch.Generator) -> Tensor:
-    """The first samples of each model, unselected: one row for each class, or rows of one model; shape (R, C, H, W)."""
+def draw_values(model: ImageFlow, n: int, noise: torch.Generator) -> Tensor:
+    """``n`` samples of a model before they are rounded to 8 bits, in the order of pixels, with shape (n, D)."""
+    y = model.flow.sample(n, noise)
+    return (y if model.margin is None else inverse_logit(y, *model.margin)).cpu()
+
+
+def grid_of(samples: Sequence[Tensor], settings: Evaluate) -> Tensor:
+    """The first samples, unselected: a row for each of several models or classes, or rows of one; (R, C, H, W)."""
     columns = settings.sample_columns
-    count = columns if len(samplers) > 1 else settings.sample_rows * columns
-    samples = torch.cat([sample(count, generator).cpu() for sample in samplers])
-    return samples.flatten(0, 1).unflatten(0, (-1, columns))
+    count = columns if len(samples) > 1 else settings.sample_rows * columns
+    return torch.cat([images[:count] for images in samples]).flatten(0, 1).unflatten(0, (-1, columns))
 
 
 def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
     """Find the training image nearest to each sample, by the Euclidean distance between pixels.
 
     Args:
-        samples: 8-bit images, with shape (R, C, H, W).
+        samples: 8-bit images, with shape (..., H, W).
         dataset: The data set.
 
     Returns:
-        Indices, with shape (R, C).
+        Indices, with the leading shape of ``samples``.
     """
     train = torch.from_numpy(dataset.train_images).flatten(1).float()
-    nearest = torch.cdist(samples.flatten(0, 1).flatten(1).float(), train).argmin(1)
-    return nearest.unflatten(0, samples.shape[:2])
+    nearest = torch.cdist(samples.flatten(-2).flatten(0, -2).float(), train).argmin(1)
+    return nearest.unflatten(0, samples.shape[:-2])
 
 
-def class_accuracy(nearest: Tensor, dataset: Dataset) -> float:
-    """The share of samples whose nearest training image, an index in ``nearest`` (R, C), has the class of their row."""
-    labels = torch.from_numpy(dataset.train_labels)[nearest]
-    return float((labels == torch.arange(len(nearest))[:, None]).double().mean())
+def class_samples(samples: Sequence[Tensor], dataset: Dataset) -> dict[str, Any]:
+    """The fields of a `ClassSamples` for 8-bit images of each class, of shape (n, 1, H, W)."""
+    labels = torch.from_numpy(dataset.train_labels)[nearest_training_images(torch.stack([*samples])[:, :, 0], dataset)]
+    right = (labels == torch.arange(len(samples))[:, None]).sum(1)
+    return {"of_each": labels.shape[1], "right": right.tolist()}
+
+
+def outside_cube(values: Sequence[Tensor]) -> dict[str, Any]:
+    r"""How much of each model's samples lies outside the values that images have, and what that costs.
+
+    A density within the cube alone would be larger by :math:`1 / P`, with :math:`P` the mass inside. ``bits_least`` is
+    the cost of the largest :math:`P` that the samples allow (Clopper and Pearson's bound, 95 %), ``bits_most`` the cost
+    if pixels left the cube independently: they do so together, which makes :math:`P` larger.
+
+    Args:
+        values: The samples of each model before rounding, with shape (n, D); with several, costs are means over them.
+
+    Returns:
+        The fields of an `OutsideCube`.
+    """
+    least, most, inside_images, shares = [], [], 0, []
+    for sample in values:
+        n, features = sample.shape
+        inside = (sample >= 0) & (sample <= 1)
+        whole = int(inside.all(1).sum())
+        shares.append(1 - float(inside.double().mean()))
+        inside_images += whole
+        largest = float(beta.ppf(0.95, whole + 1, n - whole)) if whole < n else 1.0
+        by_pixel = inside.double().sum(0).clamp(min=0.5) / n  # so that no pixel is thought to be always outside
+        least.append(-math.log2(largest) / features)
+        most.append(-float(by_pixel.log2().sum()) / features)
+    return {
+        "samples": sum(map(len, values)),
+        "pixels": sum(shares) / len(shares),
+        "images_inside": inside_images,
+        "bits_least": sum(least) / len(least),
+        "bits_most": max(sum(most), sum(least)) / len(most),
+    }
 
 
 def interpolate(models: Models, images: Tensor, labels: Tensor, settings: Evaluate, noise: torch.Generator) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,22 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lunet import ClassFlows, NonFiniteError, poster_bits_per_pixel
-from lunet.pixels import mean_bits
-from pipeline.core.dataset import Bytes, Dataset
+from lunet import ClassFlows, LUNet, NonFiniteError, poster_bits_per_pixel
+from lunet.pixels import mean_bits, quantise
+from pipeline.core.dataset import Dataset
 from pipeline.core.params import Evaluate, Recipe
 from pipeline.core.precision import arithmetic, networks_in
 from pipeline.core.streams import generator
-from pipeline.evaluation.latents import (
-    BASE_IMAGES,
-    SingularBaseError,
-    fit_base,
-    fitted_normality,
-    normality,
-    scores_by_batch,
-)
+from pipeline.evaluation.bases import what_training_must_beat, with_fitted_bases
+from pipeline.evaluation.latents import normality
 from pipeline.evaluation.released_bits import batch_factor, released_code
-from pipeline.evaluation.samples import class_accuracy, draw_samples, interpolate, nearest_training_images
+from pipeline.evaluation.samples import (
+    class_samples,
+    draw_values,
+    grid_of,
+    interpolate,
+    nearest_training_images,
+    outside_cube,
+)
 from pipeline.evaluation.trained_run import Models, by_model
 
 
@@ -43,14 +43,15 @@ def evaluate(
     Returns:
         The results, fields of an `Evaluation`, and arrays by name: ``bits``, the bits per dimension of each test image,
         NaN for those of a class without a model, and grids of images with shape (rows, columns, H, W), which are
-        samples, their nearest training images, interpolations, and for an LU-Net also samples from a Gaussian fitted to
-        its training latents. If a class has no model, the results are those of the other classes alone.
+        samples, their nearest training images, interpolations, and samples of each class from fitted bases. If a class
+        has no model, the results are those of the other classes alone.
     """
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     scores = score_images(models, images, labels, recipe, settings, generator("test", seed))
-    samples = draw_samples([model.sample for model in models.values()], settings, generator("samples", seed))
+    values = draw(models, dataset, settings, generator("samples", seed))
+    drawn = [quantise(of_model).unflatten(1, (1, *images.shape[1:])) for of_model in values]
+    samples = grid_of(drawn, settings)
     nearest = nearest_training_images(samples, dataset)
-    each, classification_noise = recipe.classes == "each", generator("classification", seed)
 
     def likelihood(rows: Tensor) -> dict[str, Any]:
         # The released programs print densities of logits.
@@ -70,24 +71,34 @@ def evaluate(
     if not is_whole:
         return results, arrays
     interpolations = interpolate(models, images, labels, settings, generator("interpolations", seed))
+    arrays["interpolations"] = interpolations.numpy()
     results |= {
         "round_trip": round_trip(models, images, labels, settings, generator("round trip", seed)),
         "latents": normality(scores.latents),
         "reduced_precision": in_training_precision(models, images, labels, recipe, settings, seed),
-        "fitted_base_bits_per_dim": None,
-        "fitted_latents": None,
         "interpolations": len(interpolations),
-        "sample_class_accuracy": class_accuracy(nearest, dataset) if each else None,
-        "classification_accuracy": (
-            classification_accuracy(models, images, labels, settings, classification_noise) if each else None
-        ),
+        "classification_accuracy": classification_accuracy(models, images, labels, settings, seed),
     }
-    arrays["interpolations"] = interpolations.numpy()
-    if recipe.model.kind == "lunet":
-        with contextlib.suppress(SingularBaseError):
-            fitted, arrays["fitted_base"] = from_fitted_bases(models, dataset, settings, seed)
-            results |= fitted
-    return results, arrays
+    by_way = {"standard_normal": class_samples(drawn, dataset)} if recipe.classes == "each" else {}
+    if recipe.margin is not None:
+        results["outside_cube"] = outside_cube(values)
+        fitted, samplers = with_fitted_bases(models, dataset, recipe, settings, seed, scores.latents, scores.first)
+        results |= fitted
+        if samplers:
+            noise = generator("class samples", seed)
+            of_classes = [sampler(settings.class_samples, noise).cpu() for sampler in samplers]
+            by_way["fitted"] = class_samples(of_classes, dataset)
+            arrays["by_class"] = grid_of(of_classes, settings).numpy()
+    if all(isinstance(model.flow, LUNet) for model in models.values()):
+        results |= what_training_must_beat(models, dataset, recipe, settings, seed)
+    return {**results, "class_samples": by_way or None}, arrays
+
+
+def draw(models: Models, dataset: Dataset, settings: Evaluate, noise: torch.Generator) -> list[Tensor]:
+    """Samples of each model before rounding: as many as of all classes, and as the grid of samples needs."""
+    count = -(-settings.class_samples * len(dataset.class_names) // len(models))
+    shown = settings.sample_columns * (settings.sample_rows if len(models) == 1 else 1)
+    return [draw_values(model, max(count, shown), noise) for model in models.values()]
 
 
 class Scores(NamedTuple):
@@ -97,13 +108,15 @@ class Scores(NamedTuple):
         bits: Bits per dimension, a mean over the draws, with shape (N,); NaN for images of a class without a model.
         printed: What the released programs would print for each, with shape (N,).
         by_draw: The mean bits per dimension of each draw, a sum over the scored images divided by N.
-        latents: The latents of the scored images in the first draw.
+        latents: The latents in the first draw, with shape (N, D); not set for images of a class without a model.
+        first: The bits per dimension in the first draw, with shape (N,).
     """
 
     bits: Tensor
     printed: Tensor
     by_draw: Tensor
     latents: Tensor
+    first: Tensor
 
 
 def score_images(
@@ -114,7 +127,8 @@ def score_images(
     Raises:
         NonFiniteError: If an image has no finite likelihood.
     """
-    bits, released, latents = torch.full((len(images),), torch.nan), torch.zeros(len(images)), []
+    bits, released, first = torch.full((len(images),), torch.nan), torch.zeros(len(images)), torch.zeros(len(images))
+    latents = torch.empty(len(images), images[0].numel(), dtype=next(iter(models.values())).dtype)
     by_draw = torch.zeros(settings.draws, dtype=torch.float64)
     failures = 0
     for model, (rows,) in by_model(models, labels):
@@ -129,16 +143,16 @@ def score_images(
             batch = images[part].to(model.device)
             for draw in range(settings.draws):
                 scores = model.score(batch, noise)
-                if draw == 0:
-                    latents.append(scores.latents.cpu())
                 batch_bits = scores.bits.cpu()
+                if draw == 0:
+                    latents[part], first[part] = scores.latents.cpu(), batch_bits.to(first.dtype)
                 bits[part] += batch_bits / settings.draws
                 by_draw[draw] += batch_bits.double().sum() / len(images)
                 released[part] += printed(scores.log_prob).cpu() / settings.draws
         failures += int((~bits[rows].isfinite()).sum())
     if failures:
         raise NonFiniteError(f"{failures} test images have no finite likelihood")
-    return Scores(bits, released, by_draw, torch.cat(latents))
+    return Scores(bits, released, by_draw, latents, first)
 
 
 def summary(bits: Tensor) -> dict[str, float]:
@@ -203,35 +217,13 @@ def in_training_precision(
     }
 
 
-def from_fitted_bases(models: Models, dataset: Dataset, settings: Evaluate, seed: int) -> tuple[dict[str, Any], Bytes]:
-    """Score test images and their latents under each model with a fitted base, and draw samples from these bases.
-
-    Raises:
-        SingularBaseError: If the latents of a model's training images have a singular covariance.
-
-    Returns:
-        The fields ``fitted_base_bits_per_dim``, a mean over the test images, and ``fitted_latents``, and the samples.
-    """
-    images, train_images = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.train_images)
-    labels, train_labels = torch.from_numpy(dataset.test_labels), torch.from_numpy(dataset.train_labels)
-    samplers, bits, latents = [], [], []
-    fit_noise, test_noise = generator("base fit", seed), generator("base test", seed)
-    for model, (rows, train_rows) in by_model(models, labels, train_labels):
-        fitted_to = train_images[train_rows[:BASE_IMAGES]]
-        base = fit_base(model, fitted_to, settings.batch_size, fit_noise)
-        samplers.append(partial(model.sample, base=base))
-        scores = [*scores_by_batch(model, images[rows], settings.batch_size, test_noise, base)]
-        bits += [score.bits.cpu() for score in scores]
-        latents.append((torch.cat([base(score.latents.to(base.dtype)).z.cpu() for score in scores]), len(fitted_to)))
-    fitted = {"fitted_base_bits_per_dim": float(torch.cat(bits).mean()), "fitted_latents": fitted_normality(latents)}
-    return fitted, draw_samples(samplers, settings, generator("class samples", seed)).numpy()
-
-
 def classification_accuracy(
-    models: Models, images: Tensor, labels: Tensor, settings: Evaluate, noise: torch.Generator
-) -> float:
-    """The share of test images that Bayes' rule with equal class priors assigns to their class."""
-    classifier = ClassFlows(models)
+    models: Models, images: Tensor, labels: Tensor, settings: Evaluate, seed: int
+) -> float | None:
+    """The share of test images that Bayes' rule with equal class priors assigns to their class; None for one model."""
+    if "all" in models:
+        return None
+    classifier, noise = ClassFlows(models), generator("classification", seed)
     names = torch.tensor([int(name) for name in classifier.names])
     predicted = [
         names[classifier.classify(batch.to(classifier.device), generator=noise).cpu()]

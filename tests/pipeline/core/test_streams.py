@@ -16,7 +16,7 @@ from pipeline.core import holdout, streams
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.core.streams import Stream, generator, stream_seed
-from pipeline.evaluation import latents, scores
+from pipeline.evaluation import bases, latents, scores
 from pipeline.evaluation.scores import evaluate
 from pipeline.train import train
 from pipeline.training import fit
@@ -59,7 +59,7 @@ def test_no_two_streams_of_a_run_share_a_number(
 
         return wrapped
 
-    for module in (fit, holdout, scores, latents):
+    for module in (fit, holdout, scores, bases, latents):
         monkeypatch.setattr(module, "generator", named)
     for function in ("rand", "randn", "randperm"):
         monkeypatch.setattr(torch, function, recording(getattr(torch, function)))

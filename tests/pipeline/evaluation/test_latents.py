@@ -1,4 +1,4 @@
-"""Distances of latents from the standard normal, and the base fitted to training latents."""
+"""Distances of latents from the standard normal, and from a Gaussian fitted to others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lunet import Gaussian, ImageFlow, LUNet
-from pipeline.evaluation.latents import SingularBaseError, fit_base, fitted_normality, normality, scores_by_batch
+from lunet import Gaussian
+from pipeline.evaluation.latents import fitted_normality, normality
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -67,60 +67,6 @@ def test_critical_distance_is_that_of_the_sample_size() -> None:
     assert normality(normal(1000, 3))["critical_distance"] == pytest.approx(1.358 / 1000**0.5, rel=0.01)
 
 
-# The base fitted to training latents
-
-
-def images(n: int = 400, seed: int = 0) -> Tensor:
-    """4x4 images whose pixels depend on each other."""
-    shade = torch.rand(n, 1, 1, generator=seeded(seed)) * 150
-    return (shade + 60 * torch.rand(n, 4, 4, generator=seeded(seed + 1))).to(torch.uint8)
-
-
-@pytest.fixture
-def model() -> ImageFlow:
-    return ImageFlow(LUNet(16, 2), (1, 4, 4)).eval()
-
-
-def scored(model: ImageFlow, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Bits per pixel and latents of images under a model with a base that is fitted to `images`."""
-    scores = [*scores_by_batch(model, of, 64, seeded(), fit_base(model, images(), 64, seeded()))]
-    return torch.cat([score.bits for score in scores]), torch.cat([score.latents for score in scores])
-
-
-@torch.no_grad()
-def test_the_base_is_one_more_gaussian_layer(model: ImageFlow) -> None:
-    # An LU-Net of one layer at the identity behind a fitted Gaussian is that Gaussian.
-    identity = ImageFlow(LUNet(16, 1).double(), (1, 4, 4)).eval()
-    bits, _ = scored(identity, images(seed=9))
-    generator = seeded()
-    y = torch.cat([identity.preprocess(batch, generator)[0] for batch in images().split(64)])
-    gaussian = ImageFlow(Gaussian(16).double().fit_(y), (1, 4, 4)).eval()
-    generator = seeded()
-    expected = torch.cat([gaussian.bits_per_dim(batch, generator=generator) for batch in images(seed=9).split(64)])
-    torch.testing.assert_close(bits, expected)
-
-
-@torch.no_grad()
-def test_a_fitted_base_scores_better_than_the_standard_normal(model: ImageFlow) -> None:
-    bits, _ = scored(model, images(seed=9))
-    assert bits.shape == (400,)
-    assert bits.mean() < model.bits_per_dim(images(seed=9), generator=seeded()).mean() - 0.5
-
-
-@torch.no_grad()
-def test_samples_from_the_base_have_its_moments(model: ImageFlow) -> None:
-    samples = model.sample(2000, seeded(), base=fit_base(model, images(), 64, seeded())).float()
-    assert samples.shape == (2000, 1, 4, 4)
-    assert samples.mean() == pytest.approx(float(images().float().mean()), rel=0.1)
-    model_samples = model.sample(2000, seeded()).float()
-    assert abs(model_samples.mean() - images().float().mean()) > 2 * abs(samples.mean() - images().float().mean())
-
-
-def test_too_few_images_are_refused(model: ImageFlow) -> None:
-    with pytest.raises(SingularBaseError, match="singular"):
-        fit_base(model, images(5), 64, seeded())
-
-
 # Latents against the fitted base
 
 
@@ -164,11 +110,3 @@ def test_latents_that_no_gaussian_fits_are_far_from_the_fitted_one() -> None:
     near = fitted_normality([(standardised(skewed[:4000], skewed[4000:]), 4000)])
     assert near["projection_distance"] < critical
     assert near["radius_distance"] < 2 * critical
-
-
-@torch.no_grad()
-def test_the_latents_of_the_fit_are_standardised(model: ImageFlow) -> None:
-    _, z = scored(model, images())
-    # They have mean 0 and covariance 1 exactly.
-    torch.testing.assert_close(z.mean(0), torch.zeros(16, dtype=torch.float64), atol=1e-4, rtol=0)
-    torch.testing.assert_close(z.T @ z / len(z), torch.eye(16, dtype=torch.float64), atol=1e-3, rtol=0)

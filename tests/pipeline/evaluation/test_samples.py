@@ -11,46 +11,84 @@ from small_flows import SETTINGS, flow, seeded
 from torch import Tensor
 
 from lunet import NonFiniteError
+from lunet.pixels import quantise
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Params
 from pipeline.evaluation.samples import (
-    class_accuracy,
+    class_samples,
     different_pairs,
-    draw_samples,
+    draw_values,
+    grid_of,
     interpolate,
     nearest_training_images,
+    outside_cube,
     spherical,
 )
 from pipeline.training.models import build
 
 
 def test_samples_are_the_first_ones_in_rows_and_columns(params: Params) -> None:
+    rows, columns = params.evaluate.sample_rows, params.evaluate.sample_columns
+    samples = torch.arange(1000)[:, None, None, None]
+    grid = grid_of([samples], params.evaluate)
+    assert grid.shape == (rows, columns, 1, 1)
+    assert torch.equal(grid.flatten(), torch.arange(rows * columns))
+    assert grid_of([samples, samples + 5, samples + 9], params.evaluate)[:, :2].flatten().tolist() == [
+        0,
+        1,
+        5,
+        6,
+        9,
+        10,
+    ]
+
+
+@torch.no_grad()
+def test_values_are_the_samples_before_rounding(params: Params) -> None:
     model = build(params.recipe("lunet"), (1, 8, 8)).eval()
-    samples = draw_samples([model.sample], params.evaluate, seeded())
-    assert samples.shape == (params.evaluate.sample_rows, params.evaluate.sample_columns, 8, 8)
-    first = model.sample(samples.shape[0] * samples.shape[1], seeded())
-    assert torch.equal(samples.flatten(0, 1), first[:, 0])
+    values = draw_values(model, 30, seeded())
+    assert torch.equal(quantise(values).unflatten(1, (1, 8, 8)), model.sample(30, seeded()))
+
+
+def test_what_lies_outside_the_cube_costs_at_least_what_the_samples_show() -> None:
+    values = torch.rand(200, 50, generator=seeded())
+    inside = outside_cube([values])
+    assert (inside["samples"], inside["pixels"], inside["images_inside"], inside["bits_least"]) == (200, 0, 200, 0)
+    values[:150, 0] = 1.5  # three of four samples leave, by one pixel
+    told = outside_cube([values])
+    assert (told["pixels"], told["images_inside"]) == (pytest.approx(0.015), 50)
+    cost = 2 / 50  # log2(4) bits over 50 pixels
+    assert 0.8 * cost < told["bits_least"] < cost
+    assert told["bits_most"] == pytest.approx(cost)
+    values[:] = -1.0  # not one of 200 is inside: the mass is below 1.5 %, by the rule of three
+    assert outside_cube([values])["bits_least"] == pytest.approx(math.log2(200 / 3) / 50, rel=0.01)
+    both = outside_cube([values, torch.rand(200, 50, generator=seeded())])
+    assert both["bits_least"] == pytest.approx(math.log2(200 / 3) / 100, rel=0.01)
+
+
+def test_bounds_of_pixels_that_leave_together_are_in_order() -> None:
+    values = torch.rand(400, 30, generator=seeded())
+    values[:200] = 2.0
+    told = outside_cube([values])
+    assert told["bits_least"] < 1 / 30 < 0.5 < told["bits_most"]
 
 
 def test_the_nearest_training_image_is_the_one_of_the_smallest_distance(two_classes: Dataset) -> None:
-    samples = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 5, 1, 4, 4), dtype=np.uint8))
+    samples = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 5, 4, 4), dtype=np.uint8))
     nearest = nearest_training_images(samples, two_classes)
     assert nearest.shape == (2, 5)
     for row in range(2):
         for column in range(5):
-            off = two_classes.train_images.astype(int) - samples[row, column, 0].numpy().astype(int)
+            off = two_classes.train_images.astype(int) - samples[row, column].numpy().astype(int)
             assert int(nearest[row, column]) == int((off**2).sum((1, 2)).argmin())
 
 
 def test_a_training_image_is_nearest_to_itself_and_has_its_class(two_classes: Dataset) -> None:
-    samples = torch.from_numpy(np.stack([two_classes.train_images[0:10:2], two_classes.train_images[1:11:2]]))[
-        :, :, None
-    ]
-    nearest = nearest_training_images(samples, two_classes)
-    assert nearest.tolist() == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
-    assert class_accuracy(nearest, two_classes) == 1
-    assert class_accuracy(nearest.flip(0), two_classes) == 0
-    assert class_accuracy(torch.tensor([[0, 1], [1, 3]]), two_classes) == 0.75
+    dark, bright = (torch.from_numpy(two_classes.train_images[label:10:2])[:, None] for label in range(2))
+    assert nearest_training_images(dark[:, 0], two_classes).tolist() == [0, 2, 4, 6, 8]
+    assert class_samples([dark, bright], two_classes) == {"of_each": 5, "right": [5, 5]}
+    assert class_samples([bright, dark], two_classes)["right"] == [0, 0]
+    assert class_samples([dark, torch.cat([dark[:3], bright[:2]])], two_classes)["right"] == [5, 2]
 
 
 def test_pairs_are_the_first_of_different_classes() -> None:

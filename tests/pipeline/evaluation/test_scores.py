@@ -42,8 +42,9 @@ def test_evaluation_scores_each_image_by_the_model_of_its_class(
     right, _ = evaluate(models, dataset, recipe, settings, 0)
     swapped, _ = evaluate({"0": models["1"], "1": models["0"]}, dataset, recipe, settings, 0)
     assert right["test"]["bits_per_dim"]["mean"] < swapped["test"]["bits_per_dim"]["mean"] - 1
-    assert right["sample_class_accuracy"] == 1
-    assert swapped["sample_class_accuracy"] == 0
+    assert right["class_samples"]["standard_normal"] == {"of_each": 10, "right": [10, 10]}
+    assert swapped["class_samples"]["standard_normal"]["right"] == [0, 0]
+    assert right["class_samples"]["fitted"]["right"] == [10, 10]
     assert (right["classification_accuracy"], swapped["classification_accuracy"]) == (1, 0)
     assert right["per_class"]["0"]["images"] == 50
     assert right["round_trip"]["pixels_exact"] == 1
@@ -139,12 +140,13 @@ def test_an_lu_net_is_also_scored_with_the_base_of_its_training_latents(
     train(dataset, recipe, 0, CPU, tmp_path, "lunet")
     models = {key: load_flow(tmp_path / key) for key in groups(dataset, recipe)}
     results, grids = evaluate(models, dataset, recipe, Evaluate.model_validate(smoke_values["evaluate"]), 0)
-    assert (results["fitted_base_bits_per_dim"] is not None) == has_base
-    assert ("fitted_base" in grids) == has_base
+    assert ("bases" in results, "by_class" in grids) == (has_base, has_base)
+    assert set(results["class_samples"]) == ({"standard_normal", "fitted"} if has_base else {"standard_normal"})
     if has_base:
-        assert grids["fitted_base"].shape == grids["samples"].shape == (2, 4, 8, 8)
-        assert not np.array_equal(grids["fitted_base"], grids["samples"])
-        assert results["fitted_base_bits_per_dim"] < results["test"]["bits_per_dim"]["mean"] + 0.5
+        assert grids["by_class"].shape == grids["samples"].shape == (2, 4, 8, 8)
+        assert not np.array_equal(grids["by_class"], grids["samples"])
+        assert set(results["bases"]) == {"gaussian"}
+        assert results["bases"]["gaussian"]["bits_per_dim"] < results["test"]["bits_per_dim"]["mean"] + 0.5
 
 
 def recipe(classes: Any = "all") -> Recipe:
@@ -171,7 +173,8 @@ def test_the_grids_contain_samples_neighbours_and_interpolations(two_classes: Da
     bits = grids.pop("bits")
     assert bits.shape == (len(two_classes.test_images),)
     assert bits.mean() == pytest.approx(results["test"]["bits_per_dim"]["mean"])
-    assert set(grids) == {"samples", "nearest", "interpolations", "fitted_base"}
+    assert set(grids) == {"samples", "nearest", "interpolations", "by_class"}
+    assert grids["by_class"].shape == (2, 5, 4, 4)
     assert grids["samples"].shape == grids["nearest"].shape == (2, 5, 4, 4)
     assert results["interpolations"] == len(grids["interpolations"]) == 5
     assert all(grid.dtype == np.uint8 for grid in grids.values())
