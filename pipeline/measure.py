@@ -1,8 +1,9 @@
 """The measure stage: times and memory of one recipe's architecture, in processes of their own.
 
-One process takes all times that are warmed up, since a process on a GPU needs seconds for its CUDA context. Each first
-call and each peak of memory has another one. This process does not import torch: a server imports it once, and every
-measuring process is forked from the server.
+Each of `measure.processes` takes all times that are warmed up: the same code is faster in one process than in another,
+because of where its memory lies and what else the machine does, and repetitions within one cannot show that. Each first
+call and each peak of memory has a process of its own, between those, which are thus apart in time. This process does
+not import torch: a server imports it once, and every measuring process is forked from the server.
 """
 
 from __future__ import annotations
@@ -15,20 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pipeline.core.cell import Key, cell_parser
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.dataset import load_dataset
 from pipeline.core.files import write_json
+from pipeline.core.load import OtherCores
 from pipeline.core.params import Params, load_params
 from pipeline.measuring.record import COLD, PEAKS, WARM, Measurement
 
-# The quantities of each process, by the field of the record that they fill.
-PROCESSES = [
-    ["about", *(f"times.{name}" for name in WARM), "determinant"],
-    *([f"times.{name}"] for name in COLD),
-    *([f"memory.{name}"] for name in PEAKS),
-]
 WHOLE = ["times.released_density"]  # timed on all training images
 # The server's imports. The first optimiser imports torch's compiler, which would count as memory of a quantity.
 PRELOADED = ["pipeline.measuring.quantities", "torch._dynamo"]
@@ -47,12 +44,30 @@ def main() -> None:
         seed=False,
     )
     arguments = parser.parse_args()
-    params = load_params(arguments.params)
+    params, other_cores = load_params(arguments.params), OtherCores()
     params.recipe(arguments.recipe)
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     measured = measure(params, Key(arguments.dataset, arguments.recipe), dataset.train_images)
+    others = other_cores.mean(seconds_of_children()) if psutil.LINUX else None
+    measured = measured.model_copy(update={"other_cores": others})
     write_json(arguments.out, measured.model_dump(mode="json"), sealed=True)
     say(f"{arguments.dataset} {arguments.recipe}: {measured.status}, written to {arguments.out}")
+
+
+def processes(count: int) -> list[list[str]]:
+    """The quantities of each process in turn, named by the field of the record that they fill.
+
+    Args:
+        count: How many processes take the times that are warmed up.
+    """
+    warm = [f"times.{name}" for name in WARM]
+    single = [*([f"times.{name}"] for name in COLD), *([f"memory.{name}"] for name in PEAKS)]
+    turns, gaps = [["about", *warm, "determinant"]], max(count - 1, 1)
+    for gap in range(gaps):
+        turns += single[gap::gaps]
+        if count > 1:
+            turns.append(warm)
+    return turns
 
 
 def measure(params: Params, key: Key, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Measurement:
@@ -69,12 +84,14 @@ def measure(params: Params, key: Key, images: np.ndarray[Any, np.dtype[np.uint8]
     values = {"dataset": key.dataset, "recipe": key.recipe, "status": "complete", "message": None, "determinant": None}
     fields: dict[str, dict[str, Any]] = {"times": dict.fromkeys((*WARM, *COLD)), "memory": dict.fromkeys(PEAKS)}
     try:
-        for quantities in PROCESSES:
+        for quantities in processes(params.measure.processes):
             shown = images if quantities == WHOLE else first_images
             outcomes = apart(quantities, params, key.recipe, shown)
             for quantity, value in zip(quantities, outcomes, strict=True):
                 field, _, name = quantity.partition(".")
-                if name:
+                if name in WARM and value is not None:
+                    fields[field][name] = value.after(fields[field][name])
+                elif name:
                     fields[field][name] = value
                 else:
                     values |= value if field == "about" else {field: value}
@@ -116,6 +133,14 @@ def apart(quantities: Sequence[str], *work: Any) -> Iterator[Any]:
             raise outcome
         yield outcome
     process.join()
+
+
+def seconds_of_children() -> float:
+    """The CPU seconds of this process's running children and, known on Linux alone, of those children's own.
+
+    The measuring processes are children of their server.
+    """
+    return float(sum(sum(child.cpu_times()[:4]) for child in psutil.Process().children()))
 
 
 def send(sender: Connection, quantities: Sequence[str], *work: Any) -> None:

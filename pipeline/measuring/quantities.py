@@ -7,24 +7,32 @@ Only the times of the released code's stopwatch leave out both.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lunet import ImageFlow, LUNet, triangular
+from lunet import Flow, ImageFlow, LUNet, triangular
 from pipeline.core.environment import choose_device, describe_environment, keep_freed_memory, memory_errors
 from pipeline.core.params import Params, Training
 from pipeline.core.precision import arithmetic
 from pipeline.measuring.memory import MIB, weigh
 from pipeline.measuring.record import Determinant, Memory, Timing
 from pipeline.measuring.released import time_released_density, time_released_optimizer, time_released_sampling
+from pipeline.measuring.stopwatch import sample_times
 from pipeline.measuring.work import Work
 from pipeline.training.optimisation import TrainingStep, make_optimizer
 
-WIDTHS = [64, 128, 256, 512, 1024]
+# The paper's width, and beyond: a sum over 2,048 diagonal entries takes about twice as long as a call without any work.
+WIDTHS = [256, 784, 2048, 3072, 4096, 6144, 8192]
+DIAGONAL_ROUNDS, DENSE_ROUNDS = 30, 3
+# No wider matrix is begun once it has taken so many times ``measure.seconds``.
+DETERMINANT_SECONDS = 40
 
 
 def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
@@ -40,7 +48,8 @@ def take(quantity: str, params: Params, recipe: str, images: np.ndarray[Any, np.
     torch.cuda.empty_cache()
     keep_freed_memory()
     device = choose_device(params.device, params.preset)
-    work = Work(params.recipe(recipe), torch.from_numpy(images), device, params.measure)
+    grid = [params.recipe(name) for name in params.grid.recipes]
+    work = Work(params.recipe(recipe), torch.from_numpy(images), device, params.measure, grid)
     with memory_errors(), arithmetic():
         return QUANTITIES[quantity](work)
 
@@ -97,15 +106,43 @@ def time_images(work: Work, *, sample: bool, large: bool) -> Timing:
 
 
 def time_determinants(work: Work) -> Determinant | None:
-    """Milliseconds for the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``."""
-    if not isinstance(work.architecture().flow, LUNet):
+    """Milliseconds for the log-determinant of L U, from U's diagonal, and of a dense matrix, by ``slogdet``.
+
+    They do not depend on the recipe, so only the grid's first LU-Net has them. One CPU thread computes both: a sum over
+    some thousand numbers gains nothing from a second one, and waits for it where the machine is busy.
+    """
+    lu_nets = [recipe for recipe in work.grid if issubclass(Flow.kinds[recipe.model.kind], LUNet)]
+    if work.recipe not in lu_nets[:1]:
         return None
-    matrices = [torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(work.device) for n in WIDTHS]
-    return Determinant(
-        widths=WIDTHS,
-        diagonal_ms=[work.sample_times(partial(triangular.log_abs_det, matrix)) for matrix in matrices],
-        slogdet_ms=[work.sample_times(partial(torch.linalg.slogdet, matrix)) for matrix in matrices],
-    )
+
+    def diagonal_times(matrix: Tensor) -> list[float]:
+        call = partial(triangular.log_abs_det, matrix)
+        return sample_times(call, work.device, work.settings.warmup, DIAGONAL_ROUNDS, work.settings.seconds)
+
+    generator, begin = torch.Generator().manual_seed(0), time.perf_counter()
+    widths, diagonal_ms, slogdet_ms = [], [], []
+    with one_thread():
+        call_ms = diagonal_times(torch.ones(1, 1, device=work.device))
+        for width in WIDTHS:
+            if time.perf_counter() - begin > DETERMINANT_SECONDS * work.settings.seconds:
+                break
+            matrix = torch.randn(width, width, generator=generator).to(work.device)
+            widths.append(width)
+            diagonal_ms.append(diagonal_times(matrix))
+            dense = partial(torch.linalg.slogdet, matrix)
+            slogdet_ms.append(sample_times(dense, work.device, 0, DENSE_ROUNDS, 0, DENSE_ROUNDS))
+    return Determinant(widths=widths, diagonal_ms=diagonal_ms, slogdet_ms=slogdet_ms, call_ms=call_ms)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with a single CPU thread in the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def weigh_training(work: Work) -> Memory | None:

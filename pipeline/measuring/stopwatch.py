@@ -44,21 +44,23 @@ def clock(call: Call, device: torch.device | str | None, calls: int = 1) -> Mill
     return Milliseconds(1000 * wall / calls, 1000 * cpu / calls)
 
 
-def rounds(most: int, seconds: float) -> Iterator[int]:
-    """Count at most ``most`` rounds; after `MINIMUM_ROUNDS`, none starts once ``seconds`` have passed."""
+def rounds(most: int, seconds: float, least: int = MINIMUM_ROUNDS) -> Iterator[int]:
+    """Count at most ``most`` rounds; after ``least``, none starts once ``seconds`` have passed."""
     begin = time.perf_counter()
     for number in range(most):
-        if number >= MINIMUM_ROUNDS and time.perf_counter() - begin > seconds:
+        if number >= least and time.perf_counter() - begin > seconds:
             break
         yield number
 
 
-def sample_times(call: Call, device: torch.device, warmup: int, most: int, seconds: float) -> list[float]:
+def sample_times(
+    call: Call, device: torch.device, warmup: int, most: int, seconds: float, least: int = MINIMUM_ROUNDS
+) -> list[float]:
     """Wall milliseconds of each call after ``warmup`` calls, with garbage collection off; `rounds` says how many."""
     if warmup:
         clock(call, device, warmup)
     gc.disable()
     try:
-        return [clock(call, device).wall for _ in rounds(most, seconds)]
+        return [clock(call, device).wall for _ in rounds(most, seconds, least)]
     finally:
         gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,16 @@ SETTLING_ROWS = 4  # for each feature
 
 @dataclass(frozen=True)
 class Work:
-    """The input of a measuring process: the recipe, images with shape (N, H, W), the device and the settings."""
+    """The input of a measuring process: the recipe, images with shape (N, H, W), the device and the settings.
+
+    ``grid`` contains the recipes of the whole grid.
+    """
 
     recipe: Recipe
     images: Tensor
     device: torch.device
     settings: Measure
+    grid: Sequence[Recipe]
 
     def architecture(self) -> ImageFlow:
         """The untrained model on the CPU."""

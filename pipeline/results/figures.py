@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.results.looks import INK, KNOWN, TIMES, Look, looks
 from pipeline.results.reading import Results
+from pipeline.results.statistics import median_over_processes
 from pipeline.results.tables import by_dataset
 
 STYLE = Path(__file__).with_suffix(".mplstyle")
@@ -197,7 +198,9 @@ def latents(path: Path, rows: pd.DataFrame, recipes: Looks) -> None:
 
 
 def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> None:
-    """Every raw repetition on a logarithmic axis, with medians (bars) and the poster's times (open diamonds).
+    """Every raw repetition on a logarithmic axis, with the poster's times (open diamonds).
+
+    An upright mark is the median over processes, and a line its interval, as in `median_over_processes`.
 
     Args:
         path: The file to write.
@@ -205,7 +208,7 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
         recipes: The recipes' looks.
         poster: For each quantity that can be compared, the poster's figures in milliseconds by recipe.
     """
-    samples = rows.groupby(["quantity", "recipe"])["value"]
+    samples = rows.groupby(["quantity", "recipe"])
     lines: list[tuple[float, str, str]] = []
     position, titles = 0.0, []
     for quantity, title in TIMES.items():
@@ -216,10 +219,14 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
             position += len(measured) + 1.4
     with figure(path, 0.8 + 0.2 * position) as [axes]:
         for height, quantity, recipe in lines:
-            values = samples.get_group((quantity, recipe)).to_numpy()
+            taken = samples.get_group((quantity, recipe))
+            values = taken["value"].to_numpy()
+            median = median_over_processes(values, taken["process"].fillna(0).to_numpy())
             look = recipes[recipe]
             axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
-            axes.plot([np.median(values)], [height], "|", color=look.colour, markersize=11, mew=2.2)
+            axes.plot([median.value], [height], "|", color=look.colour, markersize=11, mew=2.2)
+            if median.low is not None:
+                axes.plot([median.low, median.high], [height, height], color=look.colour, linewidth=1.4)
             if (printed := poster.get(quantity, {}).get(recipe)) is not None:
                 axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:
@@ -261,6 +268,10 @@ def determinant(path: Path, rows: pd.DataFrame, look: Look) -> None:
             "determinant_diagonal": (look.colour, "o", "LU layer: sum of the log-diagonal"),
             "determinant_slogdet": (INK, "s", "dense matrix: slogdet"),
         }
+        if len(calls := rows.loc[rows["quantity"] == "determinant_call", "value"]):
+            axes.axhline(
+                calls.median(), color=look.colour, linestyle="dotted", label="LU layer: a call without any work"
+            )
         for quantity, (colour, marker, label) in styles.items():
             samples = rows[rows["quantity"] == quantity].astype({"width": "int64"})
             medians = samples.groupby("width")["value"].median()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
-from pipeline.results.statistics import Estimate, mean_interval, median_interval
+from pipeline.results.statistics import Estimate, mean_interval, median_over_processes
 from pipeline.results.tables import LATENT
 from pipeline.results.verdicts import Subject, Subjects, Times
 from pipeline.training.record import Run
@@ -148,12 +148,14 @@ def metrics_of(subject: Subject) -> dict[str, Any]:
 
 
 def timings_of(subject: Subject) -> dict[str, Any]:
-    """Medians of the raw samples of time and memory."""
-    return {
-        name: {**_interval_json("median", median_interval(times.samples)), "unit": times.unit, "per": times.per}
-        | {key: value for key in ADDED if (value := getattr(times, key)) is not None}
-        for name, times in subject.times.items()
-    }
+    """Medians of time and memory over ``processes``; ``n`` is the number of raw samples of all of them together."""
+    timings = {}
+    for name, times in subject.times.items():
+        median = median_over_processes(times.samples, times.process)
+        counts = {"n": len(times.samples), "processes": median.n}
+        timings[name] = {**_interval_json("median", median), **counts, "unit": times.unit, "per": times.per}
+        timings[name] |= {key: value for key in ADDED if (value := getattr(times, key)) is not None}
+    return timings
 
 
 def _interval_json(name: str, estimate: Estimate) -> dict[str, Any]:

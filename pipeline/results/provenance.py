@@ -9,7 +9,7 @@ from pipeline.core.cell import COMMANDS
 from pipeline.core.params import Params
 from pipeline.results.looks import looks
 from pipeline.results.reading import MIXTURE, Results
-from pipeline.results.statistics import MEAN_INTERVAL, MEDIAN_INTERVAL, round_significant
+from pipeline.results.statistics import MEAN_INTERVAL, TIME_INTERVAL, round_significant
 
 WITHOUT_EFFECT = {"report", "checkpoint_seconds"}  # no figure depends on these parameters
 
@@ -21,13 +21,14 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
     recipes = looks(params.grid.recipes)
     return {
         "preset": params.preset,
-        "intervals": {"mean": MEAN_INTERVAL, "median": MEDIAN_INTERVAL},
+        "intervals": {"mean": MEAN_INTERVAL, "median": TIME_INTERVAL},
         "datasets": {name: dataset.info for name, dataset in results.datasets.items()},
         "recipes": {name: {"label": look.label, "colour": look.colour} for name, look in recipes.items()},
         "seeds": list(params.grid.seeds),
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
         "cells": [cell.model_dump(exclude={"epochs", "planned_epochs", "run"}) for cell in results.statuses],
         "stages": stages(results),
+        "other_cores": other_cores(results),
         "environments": environments(results),
         "commands": commands(results),
         "params": ours,
@@ -71,6 +72,15 @@ def stages(results: Results) -> list[dict[str, Any]]:
 def _total(seconds: Sequence[float | None]) -> float | None:
     known = [value for value in seconds if value is not None]
     return round_significant(sum(known)) if known and len(known) == len(seconds) else None
+
+
+def other_cores(results: Results) -> dict[str, float]:
+    """The most cores that other processes kept busy during a cell of each stage, on average, where it is known."""
+    most: dict[str, float] = {}
+    for stage, record in results.records:
+        if record.other_cores is not None:
+            most[stage] = max(record.other_cores, most.get(stage, 0.0))
+    return most
 
 
 def environments(results: Results) -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ def format_number(value: float, digits: int = 4) -> str:
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
 SEED = 0
+PROCESSES = 3  # the fewest over which an interval of a time is computed
 
 MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
+TIME_INTERVAL = f"Student’s t interval, 95 %, over processes, {PROCESSES} or more"
 MEDIAN_INTERVAL = f"percentile bootstrap interval, 95 %, {RESAMPLES:,} resamples"
 
 Array = NDArray[np.float64]
@@ -93,6 +95,48 @@ def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate
     return _bootstrapped(ratio, lambda a, b, axis: _median(a, axis) / _median(b, axis), upper, lower)
 
 
+def median_over_processes(samples: Sequence[float], process: Sequence[int] | None) -> Estimate:
+    """The median of each process's samples, their geometric mean, and its Student's t interval on logarithms.
+
+    Repetitions within one process do not show how much faster the same code is in another one. So there is no interval
+    over fewer than `PROCESSES` processes; ``n`` is their number.
+
+    Args:
+        samples: The samples, positive if they are of several processes.
+        process: The number of the process that took each sample; None if one process took all.
+
+    Raises:
+        ValueError: If there are no samples, or one is not finite, or not positive where it must be.
+    """
+    medians = _medians(samples, process)
+    if len(medians) == 1:
+        return Estimate(medians[0], None, None, 1)
+    logs = mean_interval(_logarithms(medians))
+    low, high = (None if end is None or logs.n < PROCESSES else math.exp(end) for end in (logs.low, logs.high))
+    return Estimate(math.exp(logs.value), low, high, logs.n)
+
+
+def ratio_over_processes(
+    above: Sequence[float],
+    above_process: Sequence[int] | None,
+    below: Sequence[float],
+    below_process: Sequence[int] | None,
+) -> Estimate:
+    """The ratio of two values of `median_over_processes`, with Welch's t interval on logarithms.
+
+    There is no interval if either is over fewer than `PROCESSES` processes; ``n`` is the smaller number of them.
+
+    Raises:
+        ValueError: If either has no samples, or one that is not finite and positive.
+    """
+    upper, lower = (_logarithms(_medians(*times)) for times in ((above, above_process), (below, below_process)))
+    value, n = math.exp(np.mean(upper) - np.mean(lower)), min(len(upper), len(lower))
+    if n < PROCESSES:
+        return Estimate(value, None, None, n)
+    interval = stats.ttest_ind(upper, lower, equal_var=False).confidence_interval(CONFIDENCE)
+    return Estimate(value, math.exp(interval.low), math.exp(interval.high), n)
+
+
 def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """The probability that a sample of ``a`` is below one of ``b``, ties counted half: Mann and Whitney's U / (n m).
 
@@ -135,6 +179,19 @@ def _finite(samples: Sequence[float]) -> Array:
     if not np.isfinite(values).all():
         raise ValueError(f"samples must be finite, got {values[~np.isfinite(values)][0]} among {values.size}")
     return values
+
+
+def _medians(samples: Sequence[float], process: Sequence[int] | None) -> list[float]:
+    """The median of each process's samples."""
+    values = _finite(samples)
+    numbers = np.zeros(len(values)) if process is None else np.asarray(process)
+    return [float(np.median(values[numbers == number])) for number in np.unique(numbers)]
+
+
+def _logarithms(times: Sequence[float]) -> list[float]:
+    if min(times) <= 0:
+        raise ValueError(f"times must be positive for a mean or ratio on logarithms, got {min(times)}")
+    return [math.log(time) for time in times]
 
 
 def _median(values: Array, axis: int) -> Array:

@@ -45,7 +45,7 @@ TIMINGS = (
     CELL
     | {"stands_for": "string"}
     | {"quantity": "string", "width": "Int64", "batch": "Int64", "per": "string", "unit": "string"}
-    | {"repetition": "int64", "value": "float64"}
+    | {"process": "Int64", "repetition": "int64", "value": "float64"}
     | ORIGIN
 )
 CURVES = SEEDED | HISTORY
@@ -71,6 +71,8 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(text, dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n")
         if types is TIMINGS and "stands_for" not in table:
             table = table.assign(stands_for=table["dataset"])  # an older run, with a measurement for each data set
+        if types is TIMINGS and "process" not in table:
+            table = table.assign(process=pd.Series(dtype="Int64"))  # an older run, with one process for all
         return table[list(types)]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
@@ -154,7 +156,7 @@ def timings_table(results: Results) -> pd.DataFrame:
         names = [name for name in results.datasets if results.measured(name, recipe) is measurement]
         cell = {"dataset": measurement.dataset, "recipe": recipe, "stands_for": " ".join(names)}
         rows += [{**cell, **_origin(measurement.environment), **quantity} for quantity in _quantities(measurement)]
-    table = pd.DataFrame(rows, columns=list(TIMINGS)).explode("value")
+    table = pd.DataFrame(rows, columns=list(TIMINGS)).explode(["process", "value"])
     return table.assign(repetition=table.groupby(level=0).cumcount()).astype(TIMINGS).reset_index(drop=True)
 
 
@@ -165,20 +167,24 @@ def by_dataset(timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _quantities(measurement: Measurement) -> Iterator[Row]:
-    """Each measured quantity, with the list of its samples as ``value``."""
+    """Each measured quantity, with the list of its samples as ``value`` and their processes as ``process``."""
     for name, timing in (measurement.times or {}).items():
         if timing is not None:
-            yield {"quantity": name, "value": timing.samples, **timing.model_dump(include={"unit", "per", "batch"})}
+            process = timing.process or [None] * len(timing.samples)
+            samples = {"quantity": name, "value": timing.samples, "process": process}
+            yield samples | timing.model_dump(include={"unit", "per", "batch"})
     for phase, memory in (measurement.memory or {}).items():
         amounts = memory.model_dump(exclude_none=True, exclude={"gpu_process_source"}) if memory else {}
         for field, mib in amounts.items():
             name = f"memory_{phase}_{field.removesuffix('_mib')}"
-            yield {"quantity": name, "value": [mib], "per": "process", "unit": "MiB"}
+            yield {"quantity": name, "value": [mib], "process": [None], "per": "process", "unit": "MiB"}
     if (determinant := measurement.determinant) is not None:
-        for name, times in (("diagonal", determinant.diagonal_ms), ("slogdet", determinant.slogdet_ms)):
-            for width, samples in zip(determinant.widths, times, strict=True):
-                matrix = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms"}
-                yield {**matrix, "width": width, "value": samples}
+        matrices = [("diagonal", *pair) for pair in zip(determinant.widths, determinant.diagonal_ms, strict=True)]
+        matrices += [("slogdet", *pair) for pair in zip(determinant.widths, determinant.slogdet_ms, strict=True)]
+        matrices += [("call", 1, determinant.call_ms)] if determinant.call_ms else []
+        for name, width, samples in matrices:
+            matrix = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms", "width": width}
+            yield {**matrix, "value": samples, "process": [None] * len(samples)}
 
 
 def curves_table(cells: Iterable[Cell]) -> pd.DataFrame:

@@ -32,6 +32,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 class Times:
     """Raw samples of one quantity: times in milliseconds or memory in MiB.
 
+    ``process`` has the number of the process that took each sample; None if one took all.
+
     Where ``images`` is less than ``of``, a time was taken on that many images and scaled to all of them. A time of
     training steps has their ``precision``. Memory by a GPU's allocator has in ``gpu_process`` how that of the whole
     process is known.
@@ -45,6 +47,7 @@ class Times:
     of: int | None = None
     precision: str | None = None
     gpu_process: str | None = None
+    process: list[int] | None = None
 
 
 @dataclass(frozen=True)
