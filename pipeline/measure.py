@@ -8,6 +8,7 @@ not import torch: a server imports it once, and every measuring process is forke
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
@@ -63,8 +64,9 @@ def processes(count: int) -> list[list[str]]:
     warm = [f"times.{name}" for name in WARM]
     single = [*([f"times.{name}"] for name in COLD), *([f"memory.{name}"] for name in PEAKS)]
     turns, gaps = [["about", *warm, "determinant"]], max(count - 1, 1)
+    share = math.ceil(len(single) / gaps)
     for gap in range(gaps):
-        turns += single[gap::gaps]
+        turns += single[gap * share : (gap + 1) * share]
         if count > 1:
             turns.append(warm)
     return turns

@@ -25,7 +25,7 @@ SEED = 0
 PROCESSES = 3  # the fewest over which an interval of a time is computed
 
 MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
-TIME_INTERVAL = f"Student’s t interval, 95 %, over processes, {PROCESSES} or more"
+TIME_INTERVAL = "Student’s t interval, 95 %, over three processes or more"
 MEDIAN_INTERVAL = f"percentile bootstrap interval, 95 %, {RESAMPLES:,} resamples"
 
 Array = NDArray[np.float64]

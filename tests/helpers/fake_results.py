@@ -212,6 +212,7 @@ class Project:
                 per="step" if "step" in quantity else "image",
                 batch=1 if "small" in quantity else 1000 if "large" in quantity else 256,
                 samples=[centre] if released else samples,
+                process=None if released else [1, 1, 1, 2, 2, 2, 3, 3],
                 images=1024 if quantity == "released_density" else None,
                 of=60_000 if quantity == "released_density" else None,
             )

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +20,14 @@ from pipeline.core.cell import Key
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Measure, Params
-from pipeline.measure import apart, measure
+from pipeline.measure import apart, measure, seconds_of_children
 from pipeline.measuring.quantities import take
 from pipeline.measuring.record import COLD, PEAKS, WARM, Memory, Timing
 
 
 @pytest.mark.parametrize("name", ["lunet", "gaussian"])
 def test_every_quantity_that_applies_is_measured(params: Params, dataset: Dataset, name: str) -> None:
-    settings = Measure(repetitions=5, seconds=0.05, warmup=1, large_batch=20)
+    settings = Measure(processes=2, repetitions=5, seconds=0.01, warmup=1, large_batch=20)
     params = params.model_copy(update={"measure": settings})
     measured = measure(params, Key("mnist", name), dataset.train_images[:20])
     assert (str(measured.key), measured.status, measured.device) == (f"mnist-{name}", "complete", "cpu")
@@ -44,7 +46,7 @@ def test_every_quantity_that_applies_is_measured(params: Params, dataset: Datase
     for quantity in images:
         timing = times[quantity]
         assert timing is not None
-        assert len(timing.samples) >= 5
+        assert timing.process == [1] * 5 + [2] * 5
         assert timing.batch == (20 if quantity.endswith("large") else 1)
     weighed = memory["sampling"]
     assert weighed is not None
@@ -77,6 +79,39 @@ def test_a_lack_of_memory_is_a_status_that_keeps_what_was_measured(
     assert (measured.status, measured.message) == ("out_of_memory", "no 9 GiB for <path>")
     assert {name for name, timing in (measured.times or {}).items() if timing} == times
     assert {name for name, peak in (measured.memory or {}).items() if peak} == memory
+
+
+def test_the_times_of_each_process_are_kept_when_memory_is_lacking_later(
+    params: Params, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Counter[str]()
+
+    def apart(quantities: list[str], *work: Any) -> Iterator[Any]:
+        for quantity in quantities:
+            seen[quantity] += 1
+            if (quantity, seen[quantity]) == ("times.density_large", 3):
+                raise MemoryError("no 9 GiB")
+            timing = Timing(per="step", batch=1, samples=[seen[quantity], 9.0])
+            yield take(quantity, *work) if quantity == "about" else timing if quantity.startswith("times.") else None
+
+    monkeypatch.setattr("pipeline.measure.apart", apart)
+    params = params.model_copy(update={"measure": params.measure.model_copy(update={"processes": 3})})
+    times = measure(params, Key("mnist", "lunet"), dataset.train_images[:20]).times
+    kept = {name: times[name] for name in ("step", "density_large", "released_sampling")} if times else {}
+    assert {name: timing and (timing.samples, timing.process) for name, timing in kept.items()} == {
+        "step": ([1, 9, 2, 9, 3, 9], [1, 1, 2, 2, 3, 3]),
+        "density_large": ([1, 9, 2, 9], [1, 1, 2, 2]),
+        "released_sampling": ([1, 9], None),
+    }
+
+
+def test_the_server_s_children_are_the_stage_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = [
+        SimpleNamespace(cpu_times=lambda: (1.0, 2.0, 30.0, 4.0, 99.0)),
+        SimpleNamespace(cpu_times=lambda: (0.5,)),
+    ]
+    monkeypatch.setattr("pipeline.measure.psutil.Process", lambda: SimpleNamespace(children=lambda: children))
+    assert seconds_of_children() == 37.5
 
 
 def test_quantities_share_a_process_until_it_fails(params: Params, dataset: Dataset) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,15 +13,27 @@ import pytest
 import torch
 
 from pipeline.core.params import Params, validate
-from pipeline.measure import PROCESSES
+from pipeline.measure import processes
+from pipeline.measuring import quantities
 from pipeline.measuring.quantities import QUANTITIES, take
-from pipeline.measuring.record import Timing
+from pipeline.measuring.record import WARM, Determinant, Timing
 
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
 
 
-def test_the_stage_takes_every_quantity_once() -> None:
-    assert sorted(quantity for quantities in PROCESSES for quantity in quantities) == sorted(QUANTITIES)
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_the_stage_takes_warm_times_in_each_process_and_all_else_once(count: int) -> None:
+    turns = processes(count)
+    taken = Counter(quantity for quantities in turns for quantity in quantities)
+    warm = {f"times.{name}" for name in WARM}
+    assert taken == {quantity: count if quantity in warm else 1 for quantity in QUANTITIES}
+    assert [quantities for quantities in turns if len(quantities) > 1] == [turns[0], *[turns[-1]] * (count - 1)]
+
+
+def test_the_processes_of_warm_times_are_apart() -> None:
+    warm = [number for number, quantities in enumerate(processes(3)) if "times.step" in quantities]
+    assert (warm[0], warm[-1]) == (0, len(processes(3)) - 1)
+    assert min(later - earlier for earlier, later in pairwise(warm)) > 2
 
 
 @pytest.mark.parametrize(
@@ -79,6 +94,65 @@ def test_the_floors_of_memory_count_parameters_gradients_and_the_optimiser_s_sta
 def test_a_model_in_closed_form_has_no_floor_in_training(params: Params) -> None:
     known = take("about", params, "gaussian", IMAGES)
     assert known["floors_mib"] == {"sampling": known["parameters"]["stored"] * 4 / 2**20}
+
+
+# The determinant
+
+
+@pytest.fixture
+def matrices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """The calls that are timed: the function, the width, and the threads; each takes a second by a fake clock."""
+    seen: list[tuple[str, int, int]] = []
+
+    def take_times(call: Any, _: torch.device, __: int, most: int, *___: Any) -> list[float]:
+        (matrix,) = call.args
+        seen.append((call.func.__name__, len(matrix), torch.get_num_threads()))
+        return [1.0] * most
+
+    monkeypatch.setattr(quantities, "sample_times", take_times)
+    monkeypatch.setattr(quantities, "WIDTHS", [2, 3, 5])
+    monkeypatch.setattr(quantities, "time", SimpleNamespace(perf_counter=lambda: float(len(seen))))
+    return seen
+
+
+def determinant(values: Any, recipe: str, *, seconds: float = 1.0) -> Determinant | None:
+    """The determinant's times in a grid of LU-Nets that has none first."""
+    values["grid"]["recipes"] = ["gaussian", "lunet_learned", "lunet"]
+    values["measure"]["seconds"] = seconds
+    measured: Determinant | None = take("determinant", validate(values, "params.yaml"), recipe, IMAGES)
+    return measured
+
+
+def test_a_determinant_is_timed_by_one_thread_after_a_call_without_work(
+    smoke_values: Any, matrices: list[tuple[str, int, int]]
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        measured = determinant(smoke_values, "lunet_learned")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert measured is not None
+    assert matrices[0] == ("log_abs_det", 1, 1)
+    assert matrices[1:3] == [("log_abs_det", 2, 1), ("linalg_slogdet", 2, 1)]
+    assert measured.widths == [2, 3, 5]
+    assert measured.call_ms is not None
+    assert [*map(len, [measured.call_ms, *measured.diagonal_ms, *measured.slogdet_ms])] == [30] * 4 + [3] * 3
+
+
+@pytest.mark.usefixtures("matrices")
+@pytest.mark.parametrize("recipe", ["gaussian", "lunet", "realnvp"])
+def test_only_the_first_lu_net_of_the_grid_has_the_determinant(smoke_values: Any, recipe: str) -> None:
+    assert determinant(smoke_values, recipe) is None
+
+
+@pytest.mark.usefixtures("matrices")
+def test_no_wider_matrix_is_begun_when_the_time_is_over(smoke_values: Any) -> None:
+    # The first width begins after one second by the fake clock, the second after three, and the third after five.
+    measured = determinant(smoke_values, "lunet_learned", seconds=3.5 / quantities.DETERMINANT_SECONDS)
+    assert measured is not None
+    assert measured.widths == [2, 3]
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("can't allocate memory\nmore")])

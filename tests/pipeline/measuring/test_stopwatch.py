@@ -49,6 +49,11 @@ def test_rounds_end_with_the_time_but_not_before_the_minimum(most: int, seconds:
     assert len(list(rounds(most, seconds))) == expected
 
 
+@pytest.mark.usefixtures("events")
+def test_the_minimum_of_rounds_can_be_lower() -> None:
+    assert len(list(rounds(30, 0, least=2))) == 2
+
+
 def test_warm_up_is_not_sampled_and_collects_garbage(events: list[str]) -> None:
     collecting: list[bool] = []
     samples = sample_times(lambda: collecting.append(gc.isenabled()), CPU, 3, 6, 1e6)

@@ -243,7 +243,7 @@ def test_means_and_medians_have_their_raw_values(project: Project, page: Page) -
     ]
     values = ", ".join(f"{value:#.4g}" for value in step_timings["value"])
     assert len(step_timings) == 8
-    assert f"Median of 8 repetitions, ms {values}" in behind
+    assert f"Medians of 8 repetitions in 3 processes, ms {values}" in behind
 
 
 def test_figures_of_another_data_set_s_images_are_called_so(project: Project, page: Page) -> None:
@@ -253,6 +253,29 @@ def test_figures_of_another_data_set_s_images_are_called_so(project: Project, pa
     assert page.words.count("Not measured again") == page.words.count(note) == 1
     step = json.loads((project.reports / "timings.json").read_text(encoding="utf-8"))["mnist"]["lunet"]["step_ms"]
     assert page.words.count(f"Training step {step['median']:#.4g}[") == 2
+
+
+@pytest.mark.parametrize(("cores", "cautious"), [(None, False), (0.12, False), (0.62, True)])
+def test_times_say_what_else_was_running(tmp_path: Path, cores: float | None, cautious: bool) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    project.change("measure/mnist-lunet.json", other_cores=cores)
+    project.collect()
+    words = Page(render(project.reports, "Busy")).words
+    assert words.count(f"other programs kept {cores} cores busy") == (cores is not None)
+    assert words.count(f"Other programs kept up to {cores} cores busy") == cautious
+
+
+def test_a_time_of_one_process_has_no_interval(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    words = []
+    for process in ([1] * 8, [1, 1, 1, 2, 2, 2, 3, 3]):
+        project.change("measure/mnist-lunet.json", times__step__process=process)
+        project.collect()
+        words.append(Page(render(project.reports, "Times")).words)
+    assert [bool(re.search(r"Training step [\d.]+\[", page)) for page in words] == [False, True]
+    assert "n = 8, batch 256" in words[0]
+    assert "n = 8 in 3 processes, batch 256" in words[1]
+    assert all("median [Student’s t interval, 95 %, over three processes or more]" in page for page in words)
 
 
 def test_what_is_not_measured_says_how_to_measure_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.results.figures import (
     _levels,
     bundle,
     curves,
+    determinant,
     likelihoods,
     memory,
     mixture,
@@ -36,8 +37,8 @@ def texts(path: Path) -> list[str]:
     return re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(encoding="utf-8"))
 
 
-def timing(recipe: str, quantity: str, *values: float) -> pd.DataFrame:
-    return pd.DataFrame({"recipe": recipe, "quantity": quantity, "value": values})
+def timing(recipe: str, quantity: str, *values: float, process: Any = pd.NA) -> pd.DataFrame:
+    return pd.DataFrame({"recipe": recipe, "quantity": quantity, "process": process, "value": values})
 
 
 def test_the_same_values_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
@@ -81,6 +82,24 @@ def test_every_repetition_is_drawn(tmp_path: Path) -> None:
         times(tmp_path / f"{n}.svg", timing("lunet", "step", *np.linspace(1, 2, n)), LOOKS, {})
     uses = {n: (tmp_path / f"{n}.svg").read_text(encoding="utf-8").count("<use") for n in (5, 25)}
     assert uses[25] - uses[5] == 20
+
+
+def test_a_time_has_an_interval_only_over_processes(tmp_path: Path) -> None:
+    for name, process in {"one": 1, "two": [1, 1, 2], "three": [1, 2, 3]}.items():
+        times(tmp_path / f"{name}.svg", timing("lunet", "step", 1.0, 1.1, 1.3, process=process), LOOKS, {})
+    intervals = {
+        path.stem: path.read_text(encoding="utf-8").count("stroke-width: 1.4") for path in tmp_path.glob("*.svg")
+    }
+    assert intervals == {"one": 0, "two": 0, "three": 1}
+
+
+def test_the_cost_of_a_call_is_a_line_beside_the_determinants(tmp_path: Path) -> None:
+    widths = timing("lunet", "determinant_diagonal", 0.01, 0.02).assign(width=[64, 128])
+    call = timing("lunet", "determinant_call", 0.006).assign(width=1)
+    for name, rows in {"without": widths, "with": pd.concat([widths, call])}.items():
+        determinant(tmp_path / f"{name}.svg", rows, LOOKS["lunet"])
+    label = "LU layer: a call without any work"
+    assert [label in texts(tmp_path / f"{name}.svg") for name in ("without", "with")] == [False, True]
 
 
 def test_our_likelihoods_and_published_ones_are_sorted_together(tmp_path: Path) -> None:

@@ -54,13 +54,21 @@ def test_timings_are_medians_with_unit_and_batch(whole: Project) -> None:
         if (row["dataset"], row["recipe"], row["quantity"]) == ("mnist", "lunet", "step")
     ]
     step = timings["lunet"]["step_ms"]
-    assert len(raw) == step["n"] == 8
-    assert step["median"] == pytest.approx(np.median(raw), rel=1e-5)
+    medians = [np.median(values) for values in (raw[:3], raw[3:6], raw[6:])]
+    assert (len(raw), step["n"], step["processes"]) == (8, 8, 3)
+    assert step["median"] == pytest.approx(np.prod(medians) ** (1 / 3), rel=1e-5)
     assert step["ci_low"] < step["median"] < step["ci_high"]
     assert (step["unit"], step["per"], step["batch"]) == ("ms", "step", 256)
     assert timings["lunet"]["memory_training_mib"]["median"] == 420
     assert timings["lunet"]["memory_training_above_start_mib"]["median"] == 120
     assert "step_ms" not in timings["gaussian"]
+
+
+def test_times_of_one_process_have_no_interval(small_project: Project) -> None:
+    small_project.change("measure/mnist-lunet.json", times__step__process=None)
+    small_project.collect()
+    step = content(small_project, "timings.json")["mnist"]["lunet"]["step_ms"]
+    assert (step["ci_low"], step["ci_high"], step["n"], step["processes"]) == (None, None, 8, 1)
 
 
 def test_data_sets_with_images_of_one_size_have_the_times_of_one_measurement(whole: Project) -> None:

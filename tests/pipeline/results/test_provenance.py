@@ -32,6 +32,13 @@ def test_provenance_contains_the_origin_of_the_results(tmp_path: Path) -> None:
     )
 
 
+def test_a_stage_s_other_cores_are_the_most_that_any_of_its_cells_had(tmp_path: Path) -> None:
+    project = with_failures(tmp_path)
+    for recipe, cores in (("lunet", 0.2), ("realnvp", 0.7), ("gaussian", 0.0)):
+        project.change(f"measure/mnist-{recipe}.json", other_cores=cores)
+    assert provenance_of(project.read(), load_preset("laptop"))["other_cores"] == {"measure": 0.7}
+
+
 def test_differences_contain_keys_both_values_and_missing_keys() -> None:
     ours = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
     paper = {"a": 1, "b": {"c": [1, 3], "d": None}, "g": 0}

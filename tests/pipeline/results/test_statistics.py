@@ -9,12 +9,15 @@ import pytest
 from scipy import stats
 
 from pipeline.results.statistics import (
+    Estimate,
     format_number,
     log_log_slope,
     mean_interval,
     median_interval,
+    median_over_processes,
     probability_below,
     ratio_of_medians,
+    ratio_over_processes,
     round_significant,
 )
 
@@ -51,6 +54,65 @@ def test_median_interval_is_the_same_every_time_and_brackets_the_median() -> Non
 def test_an_outlier_hardly_moves_the_median_interval() -> None:
     calm = [1.0 + 0.01 * i for i in range(19)]
     assert median_interval([*calm, 1e6]).most < 1.2
+
+
+# Processes
+
+
+def test_the_interval_of_a_time_is_over_processes() -> None:
+    # The processes' medians are 1, 2 and 4, whose logarithms are ln 2 apart.
+    estimate = median_over_processes([1.0, 3.0, 2.0, 5.0, 0.5, 1.0, 2.0], [3, 8, 5, 8, 3, 3, 5])
+    half = 4.302653 * math.log(2) / math.sqrt(3)
+    assert (estimate.value, estimate.n) == (pytest.approx(2), 3)
+    assert estimate.low == pytest.approx(2 * math.exp(-half), rel=1e-6)
+    assert estimate.high == pytest.approx(2 * math.exp(half), rel=1e-6)
+
+
+def test_many_repetitions_in_one_or_two_processes_give_no_interval() -> None:
+    samples = [*np.linspace(1, 3, 101)]
+    assert median_over_processes(samples, None) == Estimate(2.0, None, None, 1)
+    assert median_over_processes(samples, [4] * 101) == Estimate(2.0, None, None, 1)
+    two = median_over_processes([*samples, 8.0], [1] * 101 + [2])
+    assert two == Estimate(pytest.approx(4.0), None, None, 2)
+    assert median_over_processes([0.0], None).value == 0  # an increase of memory
+
+
+def test_a_ratio_over_processes_is_that_of_the_values_with_welch_s_interval() -> None:
+    above, below = [2.0, 3.0, 5.0, 4.0], [1.0, 1.1, 1.3]
+    estimate = ratio_over_processes(above, [1, 2, 3, 4], below, [1, 2, 3])
+    values = [median_over_processes(samples, range(len(samples))).value for samples in (above, below)]
+    assert estimate.value == pytest.approx(values[0] / values[1])
+    # Welch's degrees of freedom, from the squared standard errors of both means of logarithms.
+    squares = [np.var(np.log(samples), ddof=1) / len(samples) for samples in (above, below)]
+    freedom = sum(squares) ** 2 / (squares[0] ** 2 / 3 + squares[1] ** 2 / 2)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(squares))
+    assert estimate.low == pytest.approx(estimate.value * math.exp(-half))
+    assert estimate.high == pytest.approx(estimate.value * math.exp(half))
+    assert estimate.n == 3
+
+
+def test_a_ratio_needs_three_processes_of_each_for_an_interval() -> None:
+    for process in ([1, 1, 2], None):
+        estimate = ratio_over_processes([2.0, 3.0, 4.0], [1, 2, 3], [1.0, 1.0, 1.0], process)
+        assert estimate.value == pytest.approx(24 ** (1 / 3))
+        assert (estimate.low, estimate.high) == (None, None)
+    with pytest.raises(ValueError, match="positive"):
+        ratio_over_processes([1.0], None, [0.0], None)
+
+
+def test_intervals_over_processes_cover_the_truth_as_often_as_they_say() -> None:
+    random = np.random.default_rng(0)
+    process = [*np.repeat([1, 2, 3], 5)]
+    covered = []
+    for _ in range(1_000):
+        # Processes differ by 10 %, and the repetitions within them by 1 %.
+        one, other = (
+            np.exp(np.repeat(random.normal(0, 0.1, 3), 5) + random.normal(0, 0.01, 15)).tolist() for _ in range(2)
+        )
+        estimates = median_over_processes(one, process), ratio_over_processes(one, process, other, process)
+        covered.append([estimate.least <= 1 <= estimate.most for estimate in estimates])
+    shares = np.mean(covered, axis=0)
+    assert all(abs(share - 0.95) < 0.035 for share in shares), shares
 
 
 # Ratios and slopes

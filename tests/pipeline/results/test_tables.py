@@ -57,7 +57,24 @@ def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> No
     assert sizes["mnist", "step"] == 8
     assert sizes["mnist", "determinant_slogdet"] == 6 * 3
     assert sizes["mnist", "memory_training_process_peak"] == 1
-    assert table[table["quantity"] == "step"]["repetition"].tolist() == 2 * list(range(8))
+    steps = table[table["quantity"] == "step"]
+    assert steps["repetition"].tolist() == 2 * list(range(8))
+    assert steps["process"].tolist() == 2 * [1, 1, 1, 2, 2, 2, 3, 3]
+    assert table[table["quantity"].str.startswith(("determinant", "memory", "released"))]["process"].isna().all()
+
+
+def test_the_cost_of_a_call_is_that_of_a_matrix_with_one_entry(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    project.change("measure/mnist-lunet.json", determinant__call_ms=[0.006, 0.007])
+    table = timings_table(project.read())
+    calls = table[table["quantity"] == "determinant_call"]
+    assert (calls["width"].tolist(), calls["value"].tolist()) == ([1, 1], [0.006, 0.007])
+
+
+def test_an_older_table_has_no_processes(whole: Results, tmp_path: Path) -> None:
+    table = timings_table(whole)
+    write_table(tmp_path / "timings.csv", table.drop(columns="process"))
+    assert read_table(tmp_path / "timings.csv")["process"].isna().all()
 
 
 def test_a_measurement_has_its_rows_for_each_data_set_that_it_stands_for(whole: Results) -> None:
