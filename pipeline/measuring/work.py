@@ -29,7 +29,7 @@ class Work:
     images: Tensor
     device: torch.device
     settings: Measure
-    grid: Sequence[Recipe]
+    grid: Sequence[Recipe] = ()
 
     def architecture(self) -> ImageFlow:
         """The untrained model on the CPU."""

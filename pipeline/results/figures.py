@@ -220,13 +220,13 @@ def times(path: Path, rows: pd.DataFrame, recipes: Looks, poster: Figures) -> No
     with figure(path, 0.8 + 0.2 * position) as [axes]:
         for height, quantity, recipe in lines:
             taken = samples.get_group((quantity, recipe))
-            values = taken["value"].to_numpy()
-            median = median_over_processes(values, taken["process"].fillna(0).to_numpy())
+            values = taken["value"].tolist()
+            median = median_over_processes(values, taken["process"].fillna(0).tolist())
             look = recipes[recipe]
             axes.plot(values, [height] * len(values), look.marker, color=look.colour, alpha=0.4, markersize=4, mew=0)
             axes.plot([median.value], [height], "|", color=look.colour, markersize=11, mew=2.2)
             if median.low is not None:
-                axes.plot([median.low, median.high], [height, height], color=look.colour, linewidth=1.4)
+                axes.plot([median.least, median.most], [height, height], color=look.colour, linewidth=1.4)
             if (printed := poster.get(quantity, {}).get(recipe)) is not None:
                 axes.plot([printed], [height], "D", color=INK, fillstyle="none", markersize=5)
         for height, title in titles:

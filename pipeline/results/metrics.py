@@ -40,7 +40,7 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
             times=measured_times(measured) if measured else {},
-            determinant=measured.determinant if measured else None,
+            determinant=next((found.determinant for found in results.measurements if found.determinant), None),
             classes=results.params.recipes[recipe].classes,
             devices=frozenset(environment.device for environment in environments),
             machines=frozenset([measured.environment.host] if measured else []),

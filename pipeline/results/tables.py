@@ -170,21 +170,27 @@ def _quantities(measurement: Measurement) -> Iterator[Row]:
     """Each measured quantity, with the list of its samples as ``value`` and their processes as ``process``."""
     for name, timing in (measurement.times or {}).items():
         if timing is not None:
-            process = timing.process or [None] * len(timing.samples)
-            samples = {"quantity": name, "value": timing.samples, "process": process}
-            yield samples | timing.model_dump(include={"unit", "per", "batch"})
+            described = timing.model_dump(include={"unit", "per", "batch", "process"}, exclude_none=True)
+            yield {"quantity": name, **_samples(timing.samples), **described}
     for phase, memory in (measurement.memory or {}).items():
         amounts = memory.model_dump(exclude_none=True, exclude={"gpu_process_source"}) if memory else {}
         for field, mib in amounts.items():
             name = f"memory_{phase}_{field.removesuffix('_mib')}"
-            yield {"quantity": name, "value": [mib], "process": [None], "per": "process", "unit": "MiB"}
+            yield {"quantity": name, **_samples([mib]), "per": "process", "unit": "MiB"}
     if (determinant := measurement.determinant) is not None:
-        matrices = [("diagonal", *pair) for pair in zip(determinant.widths, determinant.diagonal_ms, strict=True)]
-        matrices += [("slogdet", *pair) for pair in zip(determinant.widths, determinant.slogdet_ms, strict=True)]
-        matrices += [("call", 1, determinant.call_ms)] if determinant.call_ms else []
-        for name, width, samples in matrices:
-            matrix = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms", "width": width}
-            yield {**matrix, "value": samples, "process": [None] * len(samples)}
+        by_width = {"diagonal": determinant.diagonal_ms, "slogdet": determinant.slogdet_ms}
+        widths = dict.fromkeys(by_width, determinant.widths)
+        if determinant.call_ms:
+            by_width["call"], widths["call"] = [determinant.call_ms], [1]
+        for name, times in by_width.items():
+            for width, samples in zip(widths[name], times, strict=True):
+                matrix = {"quantity": f"determinant_{name}", "per": "matrix", "unit": "ms"}
+                yield {**matrix, "width": width, **_samples(samples)}
+
+
+def _samples(values: list[float]) -> Row:
+    """The samples of one process, whose number is not known."""
+    return {"value": values, "process": [None] * len(values)}
 
 
 def curves_table(cells: Iterable[Cell]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from fake_results import SMALL, Project, parameters
 
 from pipeline.collect import collect
 from pipeline.core.params import load_params
-from pipeline.results.metrics import troubles_of
+from pipeline.results.metrics import subjects_of, troubles_of
 from pipeline.results.reading import CellStatus, read_results
+from pipeline.results.tables import curves_table
 
 
 def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
@@ -77,6 +79,17 @@ def test_data_sets_with_images_of_one_size_have_the_times_of_one_measurement(who
     assert "step_ms" in timings["mnist"]["lunet"]
 
 
+def test_every_recipe_has_the_one_determinant_that_was_measured(small_project: Project) -> None:
+    path = small_project.runs / "measure/mnist-lunet.json"
+    determinant = json.loads(path.read_text(encoding="utf-8"))["determinant"]
+    small_project.change("measure/mnist-lunet.json", determinant=None)
+    small_project.change("measure/mnist-realnvp.json", determinant=determinant)
+    results = small_project.read()
+    measured = subjects_of(results, curves_table(results.cells))["mnist"]["lunet"].determinant
+    assert measured is not None
+    assert measured.widths == determinant["widths"]
+
+
 def test_without_a_measurement_of_the_size_there_is_a_reason(tmp_path: Path) -> None:
     project = Project(tmp_path, parameters(grid__recipes=["lunet", "realnvp"]))
     for recipe in ("lunet", "realnvp"):
@@ -84,7 +97,7 @@ def test_without_a_measurement_of_the_size_there_is_a_reason(tmp_path: Path) -> 
     project.collect()
     assert content(project, "timings.json")["fashion_mnist"] == {"lunet": {}, "realnvp": {}}
     for claim in content(project, "claims.json")["claims"]:
-        if claim["id"] in ("step", "sampling", "determinant"):
+        if claim["id"] in ("step", "sampling"):
             mnist, fashion = claim["datasets"]
             assert "add" not in mnist["sentence"]
             assert fashion["verdict"] == "not_tested"
