@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -20,7 +21,7 @@ from lunet import LUNet
 from pipeline.core.environment import describe_environment, keep_freed_memory
 from pipeline.measuring.stopwatch import clock, rounds
 from pipeline.page.published_tables import WORKS
-from pipeline.results.statistics import median_interval, ratio_of_medians, round_significant
+from pipeline.results.statistics import round_significant
 
 WARMUP = 2
 
@@ -31,7 +32,7 @@ def main() -> None:
         prog="python -m benchmarks",
         description="Time optimisation steps (forward, backward, fused Adam), log-densities and samples of our flows "
         "and of other libraries': warmed up, synchronised, all of them in turn in each round. Writes every sample, a "
-        "table of medians and ratios with bootstrap intervals, and a picture. Libraries that are not installed are "
+        "table of medians, quartiles and ratios, and a picture. Libraries that are not installed are "
         "left out; make rivals installs them.",
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 256, 6000], help="default: 1 256 6000")
@@ -130,8 +131,9 @@ def make_call(contestant: Contestant, work: str, x: Tensor) -> Callable[[], obje
 
 
 def summarise(samples: pd.DataFrame) -> pd.DataFrame:
-    """Medians, and their ratios to the first model of each work and batch, with 95 % bootstrap intervals.
+    """Medians and quartiles, and the ratios of medians to that of the first model of each work and batch.
 
+    One process takes all times, so that there are no intervals: another one may be faster or slower throughout.
     With one thread on a CPU, the times are CPU times, which other jobs on the machine hardly affect.
     """
     rows = []
@@ -140,17 +142,17 @@ def summarise(samples: pd.DataFrame) -> pd.DataFrame:
         names = list(dict.fromkeys(group["model"]))
         times = {name: group.loc[group["model"] == name, clock].to_numpy() for name in names}
         for name in names:
-            median, ratio = median_interval(times[name]), ratio_of_medians(times[name], times[names[0]])
+            quarter, median, three_quarters = np.quantile(times[name], [0.25, 0.5, 0.75])
             rows.append({
-                "work": work, "batch": batch, "model": name, "clock": clock.removesuffix("_ms"), "n": median.n,
-                "ms": median.value, "ms_low": median.low, "ms_high": median.high,
-                "against": names[0], "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
+                "work": work, "batch": batch, "model": name, "clock": clock.removesuffix("_ms"), "n": len(times[name]),
+                "ms": median, "ms_25": quarter, "ms_75": three_quarters,
+                "against": names[0], "ratio": median / np.median(times[names[0]]),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the medians with their intervals and ratios to the first model, one panel for each work and batch."""
+    """Draw the medians with their quartiles and ratios to the first model, one panel for each work and batch."""
     matplotlib.use("Agg")
     groups = list(table.groupby(["work", "batch"], sort=False))
     columns = min(3, len(groups))
@@ -167,7 +169,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         positions = range(len(group))
         for position, (_, row) in zip(positions, group.iterrows(), strict=True):
             colour = "#3b6fb6" if row["model"].startswith(("lunet", "realnvp")) else "#777777"
-            errors = [[row["ms"] - row["ms_low"]], [row["ms_high"] - row["ms"]]]
+            errors = [[row["ms"] - row["ms_25"]], [row["ms_75"] - row["ms"]]]
             axis.errorbar(row["ms"], position, xerr=errors, fmt="o", color=colour, capsize=2)
             axis.annotate(
                 f"{round_significant(row['ratio'], 2):,g}",

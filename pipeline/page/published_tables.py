@@ -14,7 +14,7 @@ COST = {"axis": "string", "value": "int64", "work": "string", "ms": "float64"}
 TABLE = {
     **dict.fromkeys(("work", "model"), "string"),
     **dict.fromkeys(("batch", "n"), "int64"),
-    **dict.fromkeys(("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high"), "float64"),
+    **dict.fromkeys(("ms", "ratio"), "float64"),
 }
 WORKS = {"step": "training step", "log_prob": "density", "sample": "sampling"}
 SWEEP = {
@@ -41,9 +41,6 @@ def read_benchmark(folder: Path) -> dict[str, Any] | None:
         medians = wide.groupby(["work", "value"])["ms"].median()
         # Ratios are to the first model of each work and batch.
         rivals = pd.read_csv(folder / "times_table.csv", usecols=list(TABLE), dtype=TABLE).replace({"work": WORKS})
-        for name in ("ms", "ratio"):
-            intervals = rivals[[name, f"{name}_low", f"{name}_high"]]
-            rivals[name] = pd.Series(intervals.set_axis(["median", "ci_low", "ci_high"], axis=1).to_dict("records"))
         return {
             "environment": read_environment(folder / "cost_environment.csv"),
             "figures": [path.stem.removeprefix("cost-") for path in folder.glob("cost-*.svg")],
