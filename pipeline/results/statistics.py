@@ -26,7 +26,6 @@ PROCESSES = 3  # the fewest over which an interval of a time is computed
 
 MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
 TIME_INTERVAL = "Student’s t interval, 95 %, over three processes or more"
-MEDIAN_INTERVAL = f"percentile bootstrap interval, 95 %, {RESAMPLES:,} resamples"
 
 Array = NDArray[np.float64]
 

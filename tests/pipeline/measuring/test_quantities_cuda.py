@@ -35,7 +35,7 @@ def check(name: str, quantity: str) -> None:
     if quantity == "about":
         assert value["environment"].device == value["device"] == "cuda"
     elif quantity == "determinant":
-        assert (value is not None) == kind.startswith("lunet")
+        assert (value is not None) == (name == "lunet")  # the first LU-Net of the grid
     elif quantity in ("times.step", "times.optimizer_step", "memory.training") and training is None:
         assert value is None
     elif quantity.startswith("times.released"):
