@@ -22,7 +22,7 @@ from pipeline.core.files import read_json
 from pipeline.page.published_runs import compare_runs, seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
-from pipeline.results.claims import LABELS
+from pipeline.results.claims import DECISIONS, LABELS
 from pipeline.results.reading import SHOWN, Grid
 from pipeline.results.statistics import format_number
 from pipeline.results.tables import by_dataset, read_table, with_none
@@ -76,7 +76,8 @@ def render(reports: Path, title: str) -> str:
             for name, look in provenance["recipes"].items()
             if (params[name]["training"] or {}).get("holdout") == "test"
         ],
-        claims=[{**claim, "evidence": evidence_rows(claim)} for claim in claims["claims"]],
+        claims=[claim_view(claim) for claim in claims["claims"]],
+        judged_on=[row["title"] for row in next(claim for claim in claims["claims"] if not claim["once"])["datasets"]],
         counts={label: verdicts.count(label) for label in LABELS.values() if label in verdicts},
         provenance=provenance,
         stages={row["stage"]: row for row in provenance.get("stages", [])},
@@ -224,6 +225,12 @@ def poster_row(row: Mapping[str, Any], metrics: Mapping[str, Any], timings: Mapp
         "printed": printed,
         "scaled": next(iter(scaled), None),
     }
+
+
+def claim_view(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """A claim with its evidence by row, and whether any data set decides it."""
+    decided = any(dataset["verdict"] in DECISIONS for dataset in claim["datasets"])
+    return {**claim, "evidence": evidence_rows(claim), "decided": decided}
 
 
 def evidence_rows(claim: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,44 +9,78 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluation.record import ClassSamples
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import Estimate, mean_interval, median_over_processes
+from pipeline.results.subjects import Curve, Subject, Subjects, Times
 from pipeline.results.tables import LATENT
-from pipeline.results.verdicts import Subject, Subjects, Times
 from pipeline.training.record import Run
 
 # What `timings.json` has of a figure beside its median, where it is known.
 ADDED = ("batch", "images", "of", "precision", "gpu_process")
 # The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
-FOR_CLAIMS = ("holdout_improvement", "pixels_lost", *(f"latent_{name}" for name in LATENT))
+FOR_CLAIMS = (
+    "gain_over_gaussian", "gain_over_identity", "margin", "outside_least", "outside_most", "standard_normal_share",
+    "pixels_lost", *(f"latent_{name}" for name in LATENT),
+)  # fmt: skip
 
 
 def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, Subject]]:
     """The figures by data set and recipe, in the form that claims and metrics use."""
-    model = ["dataset", "recipe", "seed", "model"]
-    starts = curves.drop_duplicates(model).set_index(model)["holdout_bits_per_dim"].dropna().to_dict()
+    models = curves_of(curves)
     subjects: dict[str, dict[str, Subject]] = {dataset: {} for dataset in results.datasets}
     for dataset, recipe in product(results.datasets, results.params.grid.recipes):
         cells = [cell for cell in results.cells if cell.key[:2] == (dataset, recipe)]
+        complete = {cell.run.seed: cell for cell in cells if cell.status == "complete" and cell.evaluation.test}
         measured = results.measured(dataset, recipe)
         environments = [part.environment for cell in cells for part in (cell.run, cell.evaluation)]
         environments += [measured.environment] if measured else []
-        by_seed = {cell.run.seed: values for cell in cells if (values := cell_metrics(cell, starts))}
+        by_seed = {seed: cell_metrics(cell) for seed, cell in complete.items()}
         metrics = {
             name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
             for name in next(iter(by_seed.values()), ())
         }
+        classes = results.params.recipes[recipe].classes
+        samples = {
+            base: {seed: found[base] for seed, cell in complete.items() if base in (found := _class_samples(cell))}
+            for base in ("standard_normal", "fitted")
+        }
+        per_class = {seed: cell.evaluation.per_class for seed, cell in complete.items() if classes == "each"}
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
             times=measured_times(measured) if measured else {},
             determinant=next((found.determinant for found in results.measurements if found.determinant), None),
-            classes=results.params.recipes[recipe].classes,
+            classes=classes,
             devices=frozenset(environment.device for environment in environments),
             machines=frozenset([measured.environment.host] if measured else []),
             trouble="; ".join(troubles_of(results, dataset, recipe)) or None,
+            by_class={
+                "bits_per_dim": {
+                    seed: {label: likelihood.bits_per_dim.mean for label, likelihood in found.items()}
+                    for seed, found in per_class.items()
+                    if found
+                }
+            },
+            curves={seed: models[key] for seed, cell in complete.items() if (key := tuple(cell.key)) in models},
+            class_samples={base: found for base, found in samples.items() if found},
         )
     return subjects
+
+
+def curves_of(curves: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Curve]]:
+    """The validations of each trained model, by cell and by the model's name in it."""
+    models: dict[tuple[Any, ...], dict[str, Curve]] = {}
+    validations = curves.dropna(subset=["holdout_bits_per_dim"])
+    for (*key, model), rows in validations.groupby(["dataset", "recipe", "seed", "model"], sort=False):
+        models.setdefault(tuple(key), {})[str(model)] = Curve(
+            rows["epoch"].tolist(), rows["holdout_bits_per_dim"].tolist()
+        )
+    return models
+
+
+def _class_samples(cell: Cell) -> Mapping[str, ClassSamples]:
+    return {str(base): found for base, found in (cell.evaluation.class_samples or {}).items()}
 
 
 def troubles_of(results: Results, dataset: str, recipe: str) -> list[str]:
@@ -63,38 +97,48 @@ def troubles_of(results: Results, dataset: str, recipe: str) -> list[str]:
     return troubles
 
 
-def cell_metrics(cell: Cell, starts: Mapping[Any, float]) -> dict[str, float | None]:
-    """The figures of a complete cell, None for those that it lacks; nothing of a failed one.
-
-    ``starts`` contains the held-out bits/dim of each model's initialisation.
-    """
+def cell_metrics(cell: Cell) -> dict[str, float | None]:
+    """The figures of a complete cell, None for those that it lacks; nothing of a failed one."""
     evaluation, run = cell.evaluation, cell.run
     test, inverted, latents = evaluation.test, evaluation.round_trip, evaluation.latents
     if cell.status != "complete" or test is None:
         return {}
-    best = {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
-    gains = {
-        name: starts[*cell.key, name] - trained
-        for name, trained in best.items()
-        if trained is not None and (*cell.key, name) in starts
-    }
+    bits, outside, bases = test.bits_per_dim.mean, evaluation.outside_cube, evaluation.bases or {}
     infinite_pixels = [model.infinite_pixels for model in run.models.values() if model.infinite_pixels is not None]
+    shares = {
+        base: sum(found.right) / (found.of_each * len(found.right)) for base, found in _class_samples(cell).items()
+    }
+    margin = run.recipe_params["margin"]
     return {
-        "bits_per_dim": test.bits_per_dim.mean,
+        "bits_per_dim": bits,
         "bits_per_dim_median": test.bits_per_dim.median,
+        "bits_per_dim_gaussian_base": bases["gaussian"].bits_per_dim if "gaussian" in bases else None,
+        "bits_per_dim_class_base": bases["class_gaussians"].bits_per_dim if "class_gaussians" in bases else None,
         "poster_bits_per_pixel": test.poster_bits_per_pixel,
-        "holdout_bits_per_dim": _over_models(run, best),
+        "holdout_bits_per_dim": _over_models(
+            run, {name: model.best_holdout_bits_per_dim for name, model in run.models.items()}
+        ),
         "best_epoch": _over_models(run, {name: model.best_epoch for name, model in run.models.items()}),
         "parameters_free": run.parameters.free if run.parameters else None,
         "parameters_stored": run.parameters.stored if run.parameters else None,
         "pixels_exact": inverted.pixels_exact if inverted else None,
+        "sample_class_share": shares.get("fitted"),
         "sample_class_accuracy": evaluation.sample_class_accuracy,
         "classification_accuracy": evaluation.classification_accuracy,
         "infinite_pixels": sum(infinite_pixels) if infinite_pixels else None,
-        "holdout_improvement": _over_models(run, gains),
+        "gain_over_gaussian": _minus(evaluation.closed_form_bits_per_dim, bits),
+        "gain_over_identity": _minus(evaluation.identity_bits_per_dim, bits),
+        "margin": margin if isinstance(margin, float) else None,
+        "outside_least": outside.bits_least if outside else None,
+        "outside_most": outside.bits_most if outside else None,
+        "standard_normal_share": shares.get("standard_normal"),
         "pixels_lost": 1e6 * (1 - inverted.pixels_exact) if inverted else None,
         **{f"latent_{name}": getattr(latents, name) if latents else None for name in LATENT},
     }
+
+
+def _minus(value: float | None, bits: float) -> float | None:
+    return None if value is None else value - bits
 
 
 def _over_models(run: Run, values: Mapping[str, float | None]) -> float | None:
@@ -144,7 +188,7 @@ def by_recipe(subjects: Subjects, figures: Callable[[Subject], dict[str, Any]]) 
 def metrics_of(subject: Subject) -> dict[str, Any]:
     """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
     shown = [name for name in subject.metrics if name not in FOR_CLAIMS]
-    return {name: _interval_json("mean", mean_interval(subject.metric(name))) for name in shown}
+    return {name: _interval_json("mean", mean_interval([*subject.metric(name).values()])) for name in shown}
 
 
 def timings_of(subject: Subject) -> dict[str, Any]:

@@ -65,8 +65,30 @@ def mean_interval(samples: Sequence[float]) -> Estimate:
     mean = float(values.mean())
     if len(values) == 1:
         return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = half_width(samples, len(values))
     return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def half_width(samples: Sequence[float], count: int) -> float:
+    """Half of Student's t interval for a mean of ``count`` values whose spread is that of the samples.
+
+    Raises:
+        ValueError: If there are fewer than two samples, or one is not finite.
+    """
+    values = _finite(samples)
+    if len(values) < 2:
+        raise ValueError("a spread needs two samples or more")
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(count))
+
+
+def proportion_interval(right: int, total: int) -> Estimate:
+    """The share ``right`` of ``total`` independent trials with Wilson's interval.
+
+    Raises:
+        ValueError: If there are no trials, or more or fewer of them are right than is possible.
+    """
+    interval = stats.binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(right / total, float(interval.low), float(interval.high), total)
 
 
 def median_interval(samples: Sequence[float]) -> Estimate:
@@ -134,22 +156,6 @@ def ratio_over_processes(
         return Estimate(value, None, None, n)
     interval = stats.ttest_ind(upper, lower, equal_var=False).confidence_interval(CONFIDENCE)
     return Estimate(value, math.exp(interval.low), math.exp(interval.high), n)
-
-
-def probability_below(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """The probability that a sample of ``a`` is below one of ``b``, ties counted half: Mann and Whitney's U / (n m).
-
-    No interval is computed; ``n`` is the smaller number of samples.
-
-    Raises:
-        ValueError: If either has fewer than two samples, or one that is not finite.
-    """
-    first, second = _finite(a), _finite(b)
-    n, m = len(first), len(second)
-    if min(n, m) < 2:
-        raise ValueError(f"a probability over samples needs two of each or more, got {n} and {m}")
-    # SciPy's U counts the pairs in which its first argument is the larger one.
-    return Estimate(float(stats.mannwhitneyu(second, first).statistic) / (n * m), None, None, min(n, m))
 
 
 def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:

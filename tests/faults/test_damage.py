@@ -17,7 +17,7 @@ from pipeline.core.console import exit_with
 from pipeline.core.dataset import ARRAYS
 from pipeline.core.files import read_json, write_json
 from pipeline.core.params import load_params
-from pipeline.results.claims import CLAIMS, load_claims
+from pipeline.results.claims import CLAIMS, POSTER, load_claims, load_poster
 from pipeline.training.models import build
 
 pytestmark = pytest.mark.faults
@@ -148,19 +148,22 @@ def test_a_damaged_file_is_named_with_what_to_do(
     assert path == "params.yaml" or any(word in message for word in ("dvc repro", "python -m pipeline."))
 
 
+@pytest.mark.parametrize(("source", "load"), [(CLAIMS, load_claims), (POSTER, load_poster)])
 @pytest.mark.parametrize("damage", STRUCTURED)
-def test_damaged_claims_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Damage) -> None:
-    path = tmp_path / "claims.yaml"
-    path.write_bytes(damage(CLAIMS.read_bytes()))
+def test_damaged_claims_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Damage, source: Path, load: Callable[[Path], object]
+) -> None:
+    path = tmp_path / source.name
+    path.write_bytes(damage(source.read_bytes()))
 
     def main() -> None:
-        load_claims(path)
+        load(path)
 
     with pytest.raises(SystemExit):
         exit_with(main)
     message = capsys.readouterr().err
     assert message.startswith("error: ")
-    assert "claims.yaml" in message
+    assert source.name in message
     assert "git checkout" in message
 
 

@@ -15,7 +15,17 @@ from pipeline.core.cell import cells_of
 from pipeline.core.files import sha256, write_json
 from pipeline.core.params import load_params, validate
 from pipeline.core.record import Environment, Parameters, Record
-from pipeline.evaluation.record import Evaluation, FittedLatents, Latents, Likelihood, RoundTrip, Spread
+from pipeline.evaluation.record import (
+    BaseScores,
+    ClassSamples,
+    Evaluation,
+    FittedLatents,
+    Latents,
+    Likelihood,
+    OutsideCube,
+    RoundTrip,
+    Spread,
+)
 from pipeline.measuring.record import Determinant, Measurement, Memory, Timing
 from pipeline.presets.merged import preset_values
 from pipeline.results.mixture_record import Interval, Mixture, MixtureModel
@@ -148,6 +158,11 @@ class Project:
             per_class={str(c): Likelihood(images=4, bits_per_dim=spread(bits + 0.1 * (c - 1))) for c in range(3)},
             round_trip=RoundTrip(**inverted, pixels_exact=0.99999, pixels_within_one=1.0),
             latents=latents(0.1),
+            bases={"gaussian": BaseScores(bits_per_dim=bits - 0.05, fitted_images=96)} if recipe == "lunet" else None,
+            class_samples={"fitted": ClassSamples(of_each=400, right=[360 + seed] * 3)} if recipe == "lunet" else None,
+            outside_cube=OutsideCube(samples=12, pixels=0.02, images_inside=1, bits_least=0.01, bits_most=0.03),
+            closed_form_bits_per_dim=bits + 0.4 if recipe == "lunet" else None,
+            identity_bits_per_dim=bits + 3.0 + 0.01 * seed if recipe == "lunet" else None,
             fitted_base_bits_per_dim=bits - 0.05 if recipe == "lunet" else None,
             fitted_latents=FITTED if recipe == "lunet" else None,
             interpolations=2,
@@ -228,6 +243,7 @@ class Project:
             widths=widths,
             diagonal_ms=[[0.01 * (1 + width / 5000)] * 3 for width in widths],
             slogdet_ms=[[1e-7 * width**2.5] * 3 for width in widths],
+            call_ms=[0.004] * 3,
         )
         measurement = Measurement(
             **COMPLETE,

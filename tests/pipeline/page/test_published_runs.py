@@ -87,7 +87,7 @@ def test_each_run_has_a_column_from_its_own_files(reports: Path, other: Path) ->
     step = json.loads((reports / "timings.json").read_text(encoding="utf-8"))["mnist"]["lunet"]["step_ms"]
     assert f"Training step MNIST LU-Net {step['median']:#.4g}[" in words
     assert "batch 256" in words
-    assert "LU-Net has the lower test NLL ✕ Not replicated ✕ Not replicated" in words
+    assert "LU-Net trains by maximum likelihood ✓ Replicated ✓ Replicated" in words
     assert "1 earlier run, kept with the code, stands beside it" in Page(html).words
     assert render(reports, "Two") == html
 

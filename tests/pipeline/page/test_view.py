@@ -73,18 +73,41 @@ def test_the_answer_is_counted_from_the_verdicts(project: Project, page: Page) -
         f"With the laptop preset (short trainings) on a CPU, of the paper’s 10 claims {replicated} are replicated"
         in page.words
     )
-    assert "is not replicated. MNIST. Counted alike, LU-Net needs 1.86" in page.words
+    assert "is undecided. MNIST. Counted alike, LU-Net needs 1.86" in page.words
     assert "rests on 3 seeds and 12 test images of MNIST and 12 test images of Fashion-MNIST:" in page.words
     # The standard deviation of made-up results over images is 0.3.
     assert f"± {0.3 / 12**0.5:.3f}" in page.words
     assert "intervals over seeds stand beside" in page.words
 
 
-def test_every_claim_has_a_card_with_its_rule_and_the_paper_s_words(project: Project, page: Page) -> None:
+def test_every_claim_has_its_rule_its_history_and_the_paper_s_words(project: Project, page: Page) -> None:
     for claim in json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]:
         assert f"claim-{claim['id']}" in page.ids
-        for part in ("title", "words", "rule", "why"):
+        for part in ("title", "words", "rule", "reason", "interval"):
             assert " ".join(claim[part].split()) in page.words
+        for change in claim["history"]:
+            assert f"Changed {change['date']}, after results were seen. {change['change']}" in page.words
+    assert page.words.count("rule changed 2026-11-28, after results were seen") == 10
+
+
+def test_decided_claims_have_cards_and_all_others_a_line_and_a_fold(project: Project, page: Page) -> None:
+    claims = json.loads((project.reports / "claims.json").read_text(encoding="utf-8"))["claims"]
+    # Of RealNVP on MNIST one of three seeds has diverged, so that only Fashion-MNIST decides on the likelihood.
+    nll = next(claim for claim in claims if claim["id"] == "nll")
+    assert [nll["verdict"], *(row["verdict"] for row in nll["datasets"])] == [
+        "undecided",
+        "undecided",
+        "not_replicated",
+    ]
+    decided = {"nll", "inverse", "determinant", "likelihood", "samples"}
+    tags = {attributes["id"]: name for name, attributes in page.elements if "id" in attributes}
+    for claim in claims:
+        assert tags[f"claim-{claim['id']}"] == ("article" if claim["id"] in decided else "details")
+    line = page.words[page.words.index("Not decided here.") :]
+    assert line.startswith("Not decided here. Not comparable: LU-Net’s optimization step is faster; ")
+    assert "Not tested at this scale: LU-Net trains in less GPU memory than RealNVP. Undecided: LU-Net needs" in line
+    assert "would hold" not in page.words
+    assert "LU-Net needs fewer epochs to reach its best likelihood: undecided" in page.words
 
 
 def test_the_poster_s_table_stands_beside_ours_in_both_currencies(page: Page) -> None:
@@ -166,11 +189,17 @@ def test_nearest_images_and_interpolations_are_folded_away(page: Page) -> None:
     assert page.words.count("From one test image of") == 2
 
 
-def test_what_one_seed_cannot_give_is_said_in_the_claims(tmp_path: Path, page: Page) -> None:
-    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) 0 n = 2" in page.words
+def test_what_one_seed_cannot_give_is_said_in_the_claims(tmp_path: Path) -> None:
     small = collected(tmp_path, grid__recipes=["lunet", "realnvp"], grid__datasets=["mnist"])
     words = Page(render(small.reports, "One")).words
-    assert "P(LU-Net below RealNVP) over seeds, Mann–Whitney U / (n m) no figure from one seed n = 1" in words
+    difference = (
+        "LU-Net needs 1.85 and RealNVP 1.45 bits/dim, a difference of 0.400. Without an interval this decides nothing."
+    )
+    assert difference in words
+    assert "LU-Net minus RealNVP bits/dim 0.4000 n = 1" in words
+    assert (
+        "on a CPU, of the paper’s 10 claims 1 is replicated; 5 are undecided; 4 are not tested at this scale." in words
+    )
 
 
 def test_time_is_compared_on_one_machine_or_said_not_to_be(page: Page, tmp_path: Path) -> None:

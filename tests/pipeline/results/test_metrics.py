@@ -13,7 +13,7 @@ from fake_results import SMALL, Project, parameters
 
 from pipeline.collect import collect
 from pipeline.core.params import load_params
-from pipeline.results.metrics import subjects_of, troubles_of
+from pipeline.results.metrics import metrics_of, subjects_of, troubles_of
 from pipeline.results.reading import CellStatus, read_results
 from pipeline.results.tables import curves_table
 
@@ -23,8 +23,9 @@ def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
     assert list(metrics) == ["mnist", "fashion_mnist"]
     lunet = metrics["mnist"]["lunet"]
     assert list(lunet) == [
-        "bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel", "holdout_bits_per_dim", "best_epoch",
-        "parameters_free", "parameters_stored", "pixels_exact",
+        "bits_per_dim", "bits_per_dim_median", "bits_per_dim_gaussian_base", "poster_bits_per_pixel",
+        "holdout_bits_per_dim", "best_epoch", "parameters_free", "parameters_stored", "pixels_exact",
+        "sample_class_share",
     ]  # fmt: skip
     assert lunet["bits_per_dim"]["mean"] == pytest.approx(1.86, abs=1e-9)
     # t(0.975, 2) = 4.302653 times the standard error of 1.85, 1.86, 1.87
@@ -34,8 +35,35 @@ def test_metrics_are_means_over_the_complete_seeds(whole: Project) -> None:
     assert metrics["mnist"]["realnvp"]["bits_per_dim"]["mean"] == pytest.approx((1.45 + 1.47) / 2, abs=1e-9)
     assert metrics["mnist"]["realnvp"]["bits_per_dim"]["n"] == 2
     assert metrics["fashion_mnist"]["realnvp"] == {}
+    assert lunet["bits_per_dim_gaussian_base"]["mean"] == pytest.approx(1.81, abs=1e-9)
+    assert lunet["sample_class_share"]["mean"] == pytest.approx(361 / 400, abs=1e-5)
     assert "poster_bits_per_pixel" not in metrics["mnist"]["histogram"]
     assert "best_epoch" not in metrics["mnist"]["gaussian"]
+
+
+def test_subjects_have_what_claims_use_and_metrics_json_lacks(tmp_path: Path) -> None:
+    changes = {**SMALL, "recipes__lunet__classes": "each", "recipes__realnvp__classes": "each"}
+    project = Project(tmp_path, parameters(**changes))
+    samples = {"fitted": {"of_each": 10, "right": [9, 8, 7]}, "standard_normal": {"of_each": 10, "right": [3, 2, 1]}}
+    class_base = {"bits_per_dim": 1.75, "fitted_images": 96, "shrinkage": 0.3}
+    project.change("evaluate/mnist-lunet-0.json", class_samples=samples, bases={"class_gaussians": class_base})
+    results = project.read()
+    subjects = subjects_of(results, curves_table(results.cells))["mnist"]
+    lunet = subjects["lunet"]
+    wanted = {
+        "gain_over_gaussian": 0.4, "gain_over_identity": 3, "margin": 1e-3, "outside_least": 0.01, "outside_most": 0.03,
+        "standard_normal_share": 0.2, "sample_class_share": 0.8, "bits_per_dim_class_base": 1.75,
+    }  # fmt: skip
+    assert {name: lunet.metrics[name][0] for name in wanted} == pytest.approx(wanted)
+    assert lunet.by_class["bits_per_dim"] == {0: pytest.approx({"0": 1.75, "1": 1.85, "2": 1.95})}
+    assert lunet.class_samples["fitted"][0].right == [9, 8, 7]
+    assert [*lunet.curves[0]] == ["0", "1", "2"]
+    assert lunet.curves[0]["1"].epochs == [0, 1, 2, 3]
+    assert lunet.curves[0]["1"].bits_per_dim == pytest.approx([2.85, 2.45, 2.15, 2.05])
+    assert subjects["realnvp"].class_samples == {}
+    shown = metrics_of(lunet)
+    assert "margin" not in shown
+    assert shown["bits_per_dim_class_base"]["mean"] == 1.75
 
 
 def test_one_seed_has_no_interval(small_project: Project) -> None:

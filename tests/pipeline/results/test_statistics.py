@@ -1,4 +1,4 @@
-"""Tests of intervals, ratios, slopes and probabilities against known values, and of their edge cases."""
+"""Tests of intervals, ratios and slopes against known values, and of their edge cases."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pipeline.results.statistics import (
     Estimate,
     format_number,
+    half_width,
     log_log_slope,
     mean_interval,
     median_interval,
     median_over_processes,
-    probability_below,
+    proportion_interval,
     ratio_of_medians,
     ratio_over_processes,
     round_significant,
@@ -38,6 +38,27 @@ def test_mean_interval_covers_the_truth_as_often_as_it_says() -> None:
     intervals = [mean_interval(random.normal(5.0, 2.0, 4).tolist()) for _ in range(2_000)]
     share = np.mean([interval.least <= 5.0 <= interval.most for interval in intervals])
     assert 0.935 < share < 0.965  # three standard errors around 0.95
+
+
+def test_the_width_for_fewer_values_than_the_spread_is_known_from() -> None:
+    # The standard deviation of 1, 2, 3 is 1, and t(0.975, 2 degrees of freedom) = 4.302653.
+    assert half_width([1.0, 2.0, 3.0], 1) == pytest.approx(4.302653, abs=1e-6)
+    assert half_width([1.0, 2.0, 3.0], 4) == pytest.approx(4.302653 / 2, abs=1e-6)
+    with pytest.raises(ValueError, match="two samples"):
+        half_width([1.0], 1)
+
+
+def test_a_proportion_has_wilson_s_interval() -> None:
+    estimate = proportion_interval(38, 100)
+    # By Wilson's formula, with z = 1.959964.
+    z2 = 1.959964**2
+    centre, half = (0.38 + z2 / 200) / (1 + z2 / 100), 1.959964 * math.sqrt(0.38 * 0.62 / 100 + z2 / 40_000)
+    assert (estimate.value, estimate.n) == (0.38, 100)
+    assert estimate.low == pytest.approx(centre - half / (1 + z2 / 100), abs=1e-6)
+    assert estimate.high == pytest.approx(centre + half / (1 + z2 / 100), abs=1e-6)
+    assert proportion_interval(100, 100).high == pytest.approx(1)
+    with pytest.raises(ValueError, match="k"):
+        proportion_interval(11, 10)
 
 
 # Medians
@@ -135,36 +156,6 @@ def test_slope_of_a_power_law() -> None:
     for sizes, values in (([64], [1.0]), ([64, 128], [1.0, 0.0]), ([64, 128], [1.0])):
         with pytest.raises(ValueError, match="slope"):
             log_log_slope(sizes, values)
-
-
-# Probabilities
-
-
-def test_the_probability_below_counts_pairs_and_ties_by_half() -> None:
-    for a, b, expected in (
-        ([1.0, 2.0], [3.0, 4.0], 1.0),
-        ([3.0, 4.0], [1.0, 2.0], 0.0),
-        ([1.0, 3.0], [2.0, 4.0], 0.75),
-        ([1.0, 1.0], [1.0, 1.0], 0.5),
-        ([1.0, 2.0, 3.0], [2.0, 2.0], 0.5),
-        ([1.0, 2.0], [2.0, 3.0, 4.0], 5.5 / 6),
-    ):
-        estimate = probability_below(a, b)
-        assert estimate.value == expected
-        assert (estimate.low, estimate.high, estimate.n) == (None, None, min(len(a), len(b)))
-
-
-def test_the_probability_below_is_that_of_the_distributions() -> None:
-    random = np.random.default_rng(3)
-    estimate = probability_below(random.normal(0, 1, 2000).tolist(), random.normal(1, 1, 2000).tolist())
-    # The difference is normal with mean 1 and variance 2.
-    assert estimate.value == pytest.approx(stats.norm.cdf(1 / 2**0.5), abs=0.03)
-
-
-@pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [3.0]), ([1.0, math.nan], [1.0, 2.0])])
-def test_one_sample_and_nan_have_no_probability(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError, match="samples"):
-        probability_below(a, b)
 
 
 # Edges, the same for all
