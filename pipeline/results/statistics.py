@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,6 @@ def format_number(value: float, digits: int = 4) -> str:
 
 
 CONFIDENCE = 0.95
-RESAMPLES = 9_999
-SEED = 0
 PROCESSES = 3  # the fewest over which an interval of a time is computed
 
 MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
@@ -89,31 +87,6 @@ def proportion_interval(right: int, total: int) -> Estimate:
     """
     interval = stats.binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(right / total, float(interval.low), float(interval.high), total)
-
-
-def median_interval(samples: Sequence[float]) -> Estimate:
-    """The median with a percentile bootstrap interval; the same samples always give the same interval.
-
-    Raises:
-        ValueError: If there are no samples, or one is not finite.
-    """
-    values = _finite(samples)
-    return _bootstrapped(float(np.median(values)), _median, values)
-
-
-def ratio_of_medians(above: Sequence[float], below: Sequence[float]) -> Estimate:
-    """median(above) / median(below) of two independent sets of samples, with a percentile bootstrap interval.
-
-    The interval is None if either has a single sample; ``n`` is the smaller number of samples.
-
-    Raises:
-        ValueError: If either is empty or holds a value that is not finite, or the median below is not positive.
-    """
-    upper, lower = _finite(above), _finite(below)
-    if np.min(lower) <= 0:
-        raise ValueError("a ratio needs positive samples below the line")
-    ratio = float(np.median(upper) / np.median(lower))
-    return _bootstrapped(ratio, lambda a, b, axis: _median(a, axis) / _median(b, axis), upper, lower)
 
 
 def median_over_processes(samples: Sequence[float], process: Sequence[int] | None) -> Estimate:
@@ -197,24 +170,3 @@ def _logarithms(times: Sequence[float]) -> list[float]:
     if min(times) <= 0:
         raise ValueError(f"times must be positive for a mean or ratio on logarithms, got {min(times)}")
     return [math.log(time) for time in times]
-
-
-def _median(values: Array, axis: int) -> Array:
-    return np.asarray(np.median(values, axis=axis))
-
-
-def _bootstrapped(value: float, statistic: Callable[..., Array], *samples: Array) -> Estimate:
-    """A statistic's value with its bootstrap interval, or without one if any of the samples is a single value."""
-    n = min(map(len, samples))
-    if n == 1:
-        return Estimate(value, None, None, 1)
-    interval = stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), n)
