@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pipeline.evaluation.bases import (
     what_training_must_beat,
     with_fitted_bases,
 )
-from pipeline.evaluation.samples import class_samples
+from pipeline.evaluation.samples import Sampler, class_samples
 from pipeline.evaluation.scores import score_images
 from pipeline.presets.merged import load_preset
 
@@ -53,7 +54,7 @@ def identity() -> ImageFlow:
     return ImageFlow(LUNet(16, 1).double(), (1, 4, 4)).eval()
 
 
-def fitted(models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate = SETTINGS) -> tuple[dict, list, Tensor]:
+def fitted(models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate = SETTINGS) -> tuple[dict[str, Any], list[Sampler], Tensor]:
     of_models = recipe("all" if "all" in models else "each")
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     with torch.no_grad():
@@ -119,8 +120,9 @@ def test_too_few_latents_have_no_base(shades: Dataset, identity: ImageFlow) -> N
 @pytest.mark.parametrize("classes", ["all", "each"])
 def test_training_must_beat_a_gaussian_and_the_identity(shades: Dataset, identity: ImageFlow, classes: str) -> None:
     names = {"all": ["all"], "each": ["0", "1"]}[classes]
-    trained = ImageFlow(LUNet(16, 2).double(), (1, 4, 4), margin=0.01).eval()
-    torch.nn.init.normal_(trained.flow.layers[0].bias, generator=seeded())  # what is trained plays no part
+    flow = LUNet(16, 2).double()
+    torch.nn.init.normal_(flow.layers[0].bias, generator=seeded())  # what is trained plays no part
+    trained = ImageFlow(flow, (1, 4, 4), margin=0.01).eval()
     beat = what_training_must_beat(dict.fromkeys(names, trained), shades, recipe(classes), SETTINGS, 0)
     closed_form = identity_bits = 0.0
     for part in parts(dict.fromkeys(names, trained), shades, recipe(classes), 0):
