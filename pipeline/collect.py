@@ -10,7 +10,9 @@ from pipeline.core.files import replacing, write_json
 from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
 from pipeline.results import figures
+from pipeline.results.comparison import comparison
 from pipeline.results.image_grid import write_images
+from pipeline.results.kept import Kept, read_kept
 from pipeline.results.metrics import by_recipe, metrics_of, subjects_of, timings_of
 from pipeline.results.provenance import provenance_of
 from pipeline.results.reading import SHOWN, CellStatus, read_densities, read_results, read_unfinished
@@ -24,7 +26,7 @@ def main() -> None:
         "collect",
         "Read the cells of the grid and write their tables, metrics, verdicts and figures: metrics.json, "
         "timings.json, results.csv, latents.csv, timings.csv, curves.csv, claims.json, mixture.json, provenance.json "
-        "and figures/.",
+        "and figures/. The runs in published/ are judged by the same rules: comparison.json.",
         example="",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="the data sets' folder (%(default)s)")
@@ -47,7 +49,7 @@ def collect(
         params: The parameter file, whose grid says which cells are read.
         data: The folder of the data sets.
         runs: The folder of the train, evaluate and measure stages.
-        out: The folder to write; its other files stay.
+        out: The folder to write; its other files stay, and published runs are read from `published/` in it.
         paper: The preset that the parameters are compared with.
         unfinished: Cells of the grid that have no figures yet; the provenance lists them.
 
@@ -63,10 +65,13 @@ def collect(
         "curves.csv": curves_table(results.cells),
     }
     subjects = subjects_of(results, tables["curves.csv"])
+    kept, warnings = read_kept(out / "published")
+    claims = claims_of(results, paper_params, subjects, kept)
     contents = {
         "metrics.json": by_recipe(subjects, metrics_of),
         "timings.json": by_recipe(subjects, timings_of),
-        "claims.json": claims_of(results, paper_params, subjects),
+        "claims.json": claims,
+        "comparison.json": comparison(Kept("This run", results, subjects), kept, warnings, claims),
         "provenance.json": provenance_of(results, paper_params),
         "mixture.json": mixture.model_dump(include=set(SHOWN)),
     }

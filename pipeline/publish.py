@@ -1,68 +1,73 @@
-"""Checks the archive of a run, adds it to a published run or makes a new one, and writes its tables and figures."""
+"""Checks the archive of a run, and adds it to a published run or makes a new one, of little more than its records."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.collect import collect
+import numpy as np
+
 from pipeline.core.console import UserError, command_parser, exit_with, say
-from pipeline.core.dataset import load_dataset
-from pipeline.core.files import read_json, refuse_foreign, replacing, sha256, write_json
+from pipeline.core.files import refuse_foreign, replacing, sha256, write_json
 from pipeline.core.git import git
-from pipeline.core.params import Params, load_params
-from pipeline.page.published_runs import MANIFEST, Manifest
-from pipeline.page.view import DAMAGES, render
-from pipeline.results.reading import CellStatus, read_mixture
-from pipeline.runner.archive import CODE, PARAMS, check_files, check_results, code_digests, unpack
-from pipeline.runner.merging import MIXTURE, Published, copy, merge
+from pipeline.core.params import load_params
+from pipeline.results.image_grid import write_grid
+from pipeline.results.kept import MANIFEST, PARAMS, Manifest, read_run
+from pipeline.results.reading import read_mixture
+from pipeline.runner.archive import CODE, code_digests, unpack
+from pipeline.runner.merging import MIXTURE, Published, copy, merge, records
 from pipeline.runner.steps import files_under
 
 PUBLISHED = Path("reports/published")
+LARGEST = 2_000_000  # bytes of a published run in git
+# The grids of images that a published run has, of the first complete seed of each recipe on each data set.
+GRIDS = ("samples", "by_class", "fitted_base")
 
 
 def main() -> None:
     """Publish the archive that the command line names."""
     parser = command_parser(
         "publish",
-        "Check an archive of python -m pipeline.run --out, and publish it as reports/published/NAME, with the tables "
-        "and figures that its results give: whole or not at all. If there is such a run, the cells are added that it "
-        "lacks or has in part. It needs the data sets in data/.",
+        "Check an archive of python -m pipeline.run --out, and publish it as reports/published/NAME: whole or not at "
+        "all, with its records and a few samples, from which python -m pipeline.collect judges it by today's rules. If "
+        "there is such a run, the cells are added that it lacks or has in part. It needs no data sets.",
         example="archive/run.tar.gz paper-h100",
         params=False,
     )
     parser.add_argument("archive", type=Path, help="the .tar.gz file")
     parser.add_argument("name", help="what to call it: small letters, digits, . _ and -")
     parser.add_argument("--replace", action="store_true", help="where both are complete, take the cells of the archive")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the data sets' folder (%(default)s)")
     arguments = parser.parse_args()
-    say(publish(arguments.archive, arguments.name, replace=arguments.replace, data=arguments.data))
+    say(publish(arguments.archive, arguments.name, replace=arguments.replace))
 
 
-def publish(archive: Path, name: str, *, replace: bool, data: Path = Path("data")) -> str:
+def publish(archive: Path, name: str, *, replace: bool) -> str:
     """Publish an archive, or add it to a published run; returns a summary for the reader.
 
     Raises:
-        UserError: If the archive or the name is invalid, or does not go with the published run; then nothing has
-            changed.
+        UserError: If the archive or the name is invalid, or does not go with the published run, or both would be too
+            large; then nothing has changed.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,60}", name):
         raise UserError(f"the name {name!r} is not allowed; give small letters, digits, and . _ - within")
     target = PUBLISHED / name
     refuse_foreign(target, MANIFEST)
-    with replacing(target) as folder:
-        manifest = with_commit(unpack(archive, folder))
-        new = Published(folder, manifest, load_params(folder / PARAMS))
+    with tempfile.TemporaryDirectory() as temporary, replacing(target) as folder:
+        whole = Path(temporary)
+        manifest = with_commit(unpack(archive, whole))
+        new = Published(whole, manifest, load_params(whole / PARAMS))
         if target.exists():
             manifest = merge(Published.read(target), new, replace=replace)
         else:
             update = {"cells": new.labelled(manifest.cells), "runs": new.origins()}
             manifest = manifest.model_copy(update=update)
-        (folder / MANIFEST).unlink()
+        bring_mixture(whole)
         try:
-            write_reports(folder, manifest, data)
+            keep(whole, folder, manifest)
         except UserError as error:
             raise UserError(str(error).replace(f"{folder}/", "")) from None
     return f"{target}: {summary(manifest)}"
@@ -76,54 +81,61 @@ def with_commit(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def write_reports(folder: Path, manifest: Manifest, data: Path) -> None:
-    """Write what collect makes of the results in a folder, and the manifest of all files.
-
-    Raises:
-        UserError: If the results are faulty, or the data missing or not those of the run.
-    """
-    check_results(folder, manifest)
-    params = load_params(folder / PARAMS)
-    for name in params.grid.datasets:
-        dataset = load_dataset(data / name, name)
-        if manifest.data.get(name, dataset.info["sha256"]) != dataset.info["sha256"]:
-            raise UserError(f"{data / name} is not the data that the run was made from")
-    bring_mixture(folder, params)
-    collect(folder / PARAMS, data, folder / "runs", folder, unfinished=unfinished_of(manifest.cells))
-    try:
-        render(folder, params.report.title)
-    except DAMAGES as error:
-        raise UserError(f"no report can be made of it: {type(error).__name__}: {error}") from None
-    contents = {file.relative_to(folder).as_posix(): file.read_bytes() for file in files_under(folder)}
-    check_files("the published run", contents)
-    update = {
-        "format": 2,
-        "environments": read_json(folder / "provenance.json")["environments"],
-        "files": {name: sha256(content) for name, content in sorted(contents.items())},
-    }
-    write_json(folder / MANIFEST, manifest.model_copy(update=update).model_dump(mode="json"))
-
-
-def bring_mixture(folder: Path, params: Params) -> None:
+def bring_mixture(folder: Path) -> None:
     """Bring the experiment in two dimensions if a run lacks it: from `runs/`, or by running it here."""
-    if (folder / MIXTURE[0]).is_file():
+    if (folder / MIXTURE).is_file():
         return
     try:
-        read_mixture(MIXTURE[0].parent, params)
+        read_mixture(MIXTURE.parent, load_params(folder / PARAMS))
     except UserError:
         say("the experiment in two dimensions is missing, and runs now")
-        options = ["--params", str(folder / PARAMS), "--out", str(folder / MIXTURE[0])]
+        options = ["--params", str(folder / PARAMS), "--out", str(folder / MIXTURE)]
         if subprocess.run([sys.executable, "-m", "pipeline.mixture", *options], check=False).returncode != 0:
             raise UserError("the stage mixture failed; its message is above") from None
     else:
-        for file in MIXTURE:
-            copy(file, folder / file)
+        copy(MIXTURE, folder / MIXTURE)
 
 
-def unfinished_of(cells: list[CellStatus]) -> list[CellStatus]:
-    """The cells without results, but for evaluations whose training has none either."""
-    untrained = {cell.key for cell in cells if cell.stage == "train" and not cell.has_record}
-    return [cell for cell in cells if not cell.has_record and not (cell.stage == "evaluate" and cell.key in untrained)]
+def keep(whole: Path, folder: Path, manifest: Manifest) -> None:
+    """Write a published run: what rules read of a run, samples to look at, and the manifest.
+
+    Args:
+        whole: The run with all its files.
+        folder: The folder to write.
+        manifest: The manifest of the whole run.
+
+    Raises:
+        UserError: If the records are not what the manifest says, or the published run would be too large.
+    """
+    cells = [cell for cell in manifest.cells if cell.has_record]
+    for file in (Path(PARAMS), MIXTURE, *(file for cell in cells for file in records(cell.stage, cell.key))):
+        copy(whole / file, folder / file)
+    for grid in sample_grids(whole, manifest):
+        target = folder / grid.relative_to(whole).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if grid.suffix == ".npy":
+            write_grid(target, np.load(grid, allow_pickle=False))
+        else:
+            copy(grid, target)
+    read_run(folder, manifest)
+    files = {file.relative_to(folder).as_posix(): file for file in files_under(folder)}
+    checksums = {name: sha256(file) for name, file in sorted(files.items())}
+    write_json(folder / MANIFEST, manifest.model_copy(update={"files": checksums}).model_dump(mode="json"))
+    sizes = {name: (folder / name).stat().st_size for name in (*files, MANIFEST)}
+    if sum(sizes.values()) > LARGEST:
+        largest = ", ".join(f"{name} ({sizes[name]:,})" for name in sorted(sizes, key=sizes.__getitem__)[:-4:-1])
+        raise UserError(
+            f"it would take {sum(sizes.values()):,} bytes as a published run; at most {LARGEST:,} are allowed, and its "
+            f"largest files are {largest}"
+        )
+
+
+def sample_grids(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """The files of `GRIDS`, arrays or pictures, of the first complete seed of each recipe on each data set."""
+    complete = [cell.key for cell in manifest.cells if cell.stage == "evaluate" and cell.status == "complete"]
+    for key in {key[:2]: key for key in reversed(complete)}.values():
+        files = {file.stem: file for file in files_under(folder / "runs/samples" / str(key))}
+        yield from (files[name] for name in GRIDS if name in files)
 
 
 def summary(manifest: Manifest) -> str:

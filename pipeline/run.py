@@ -21,7 +21,7 @@ from pipeline.page.view import as_yaml
 from pipeline.presets.merged import PRESETS, preset_values
 from pipeline.results.reading import RECORDS, CellStatus, read_record
 from pipeline.runner import plan as planning
-from pipeline.runner.archive import LARGEST_FILE, code_digests, data_digests, epochs_of, pack
+from pipeline.runner.archive import LARGEST_FILE, code_digests, descriptions, epochs_of, pack
 from pipeline.runner.merging import Published
 from pipeline.runner.plan import (
     Budget,
@@ -298,7 +298,7 @@ class Runner:
         if planning.GATE.exists():
             files.append(planning.GATE)
         try:
-            size = pack(self._out / ARCHIVE, self._params, files, statuses, data_digests(self._params))
+            size = pack(self._out / ARCHIVE, self._params, files, statuses, descriptions(self._params))
         except (UserError, OSError) as error:
             self._event(f"warning: {error}")
             return

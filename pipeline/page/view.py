@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
-from pipeline.page.published_runs import compare_runs, seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import DECISIONS, LABELS
+from pipeline.results.comparison import seeds
 from pipeline.results.reading import SHOWN, Grid
 from pipeline.results.statistics import format_number
 from pipeline.results.tables import by_dataset, read_table, with_none
@@ -36,10 +36,8 @@ PROVENANCE = (
     "cells", "commands", "datasets", "differences", "environments", "intervals", "params", "preset", "recipes", "seeds"
 )  # fmt: skip
 CLAIMS = ("claims", "conversion", "paper", "poster", "principle", "references")
+COMPARISON = ("likelihood", "runs", "timings", "verdicts", "warnings")
 TIMES = {f"{name}_ms": title.removesuffix(", per image").capitalize() for name, title in looks.TIMES.items()}
-# The quantities that are compared between runs.
-COMPARED = {name: TIMES[name] for name in TIMES if name != "optimizer_step_ms"}
-COMPARED |= {"memory_training_mib": "Memory of training, at the peak"}
 
 
 def render(reports: Path, title: str) -> str:
@@ -87,7 +85,7 @@ def render(reports: Path, title: str) -> str:
         times=TIMES,
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(measured)},
-        others=compare_runs(reports, COMPARED),
+        others=read_content(reports / "comparison.json", COMPARISON),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),

@@ -15,7 +15,7 @@ from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset, load_dataset
 from pipeline.core.files import read_json, sha256
-from pipeline.core.params import Params, mistakes
+from pipeline.core.params import Params, Recipe, mistakes
 from pipeline.core.record import CellOutcome, Message, Record, StageRecord, Status, existing, load_record
 from pipeline.evaluation.record import Evaluation
 from pipeline.measuring.record import Measurement
@@ -156,10 +156,16 @@ def read_results(params: Params, data: Path, runs: Path, unfinished: Sequence[Ce
         UserError: If a file is missing or damaged, or was made with other parameters; the message names it and the
             command that writes it.
     """
+    datasets = {name: load_dataset(data / name) for name in params.grid.datasets}
+    return read_cells(params, datasets, runs, unfinished)
+
+
+def read_cells(params: Params, datasets: dict[str, Dataset], runs: Path, unfinished: Sequence[CellStatus]) -> Results:
+    """Read exactly the cells of the parameters, on data sets that are read already; see `read_results`."""
     cells, left_out = cells_of(params), {cell.key for cell in unfinished}
     return Results(
         params,
-        {name: load_dataset(data / name) for name in params.grid.datasets},
+        datasets,
         [read_cell(runs, params, key) for key in cells["train"] if key not in left_out],
         [read_record(Measurement, runs, params, key) for key in cells["measure"] if key not in left_out],
         read_mixture(runs, params),
@@ -189,18 +195,28 @@ def record_path(runs: Path, stage: str, key: Key) -> Path:
 
 
 def read_record(kind: type[S], runs: Path, params: Params, key: Key) -> S:
-    """Read the record of a cell; a training must have been made with the parameters of its recipe."""
+    """Read the record of a cell; a training must have been made with the parameters of its recipe.
+
+    Settings that older trainings did not have are as their defaults say.
+    """
     stage = next(stage for stage, record in RECORDS.items() if record is kind)
     path, command = record_path(runs, stage, key), key.command(stage)
     record = load_record(kind, path, command)
     if record.key != key:
         raise UserError(f"{path} is about {record.key} and not {key}; run: {command}")
-    if isinstance(record, Run) and record.recipe_params != params.recipe(key.recipe).model_dump(mode="json"):
+    if isinstance(record, Run) and not _is_of(record, params.recipe(key.recipe)):
         raise UserError(
             f"{path} was trained with other parameters than recipes.{key.recipe} has now; "
             f"train it again with: {command}"
         )
     return record
+
+
+def _is_of(run: Run, recipe: Recipe) -> bool:
+    try:
+        return Recipe.model_validate(run.recipe_params) == recipe
+    except ValidationError:
+        return False
 
 
 def read_mixture(runs: Path, params: Params) -> Mixture:

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from pipeline.core.cell import cells_of
 from pipeline.core.console import UserError
+from pipeline.core.dataset import DESCRIPTION
 from pipeline.core.files import read_json, replacing, sha256, without_paths
 from pipeline.core.params import Params, load_params, mistakes
 from pipeline.core.record import StageRecord
-from pipeline.page.published_runs import MANIFEST, Manifest
 from pipeline.page.view import as_yaml
 from pipeline.results import reading
+from pipeline.results.kept import MANIFEST, PARAMS, Description, Manifest
 from pipeline.results.provenance import plain_values
 from pipeline.results.reading import RECORDS, CellStatus, read_record, record_path
 from pipeline.runner.steps import digest_of, files_under
@@ -29,8 +30,7 @@ from pipeline.training.record import Run
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
-PARAMS = "params.yaml"
-# Bytes: what git should hold of a published run, and what comes back from a lent machine.
+# Bytes: what comes back from a lent machine.
 LARGEST_FILE, LARGEST_ARCHIVE, LARGEST_FOLDER, MOST_FILES = 2_000_000, 15 * 2**20, 60 * 2**20, 8
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
@@ -42,10 +42,10 @@ def code_digests() -> dict[str, str]:
     return {file.as_posix(): digest_of(file) for name in CODE for file in files_under(Path(name))}
 
 
-def data_digests(params: Params) -> dict[str, dict[str, str]]:
-    """The SHA-256 of the files of each data set of the grid that is there, in the present folder."""
-    paths = {name: Path("data", name, "dataset.json") for name in params.grid.datasets}
-    return {name: read_json(path)["sha256"] for name, path in paths.items() if path.is_file()}
+def descriptions(params: Params) -> dict[str, Description]:
+    """What describes each data set of the grid that is there, in the present folder."""
+    paths = {name: Path("data", name, DESCRIPTION) for name in params.grid.datasets}
+    return {name: Description.model_validate(read_json(path)) for name, path in paths.items() if path.is_file()}
 
 
 def pack(
@@ -53,7 +53,7 @@ def pack(
     params: Params,
     results: Iterable[Path],
     cells: Sequence[CellStatus],
-    data: Mapping[str, dict[str, str]],
+    data: Mapping[str, Description],
 ) -> int:
     """Write the archive of a run; equal results give equal bytes, except for the time.
 
@@ -62,7 +62,7 @@ def pack(
         params: The parameters.
         results: The files of the cells that have any, without weights.
         cells: The status of each cell.
-        data: The SHA-256 of the files of each data set.
+        data: What describes each data set.
 
     Returns:
         The size in bytes.
@@ -74,12 +74,10 @@ def pack(
     contents[PARAMS] = as_yaml(plain_values(params), sort=True).encode()
     commit, dirty = _commit(contents)
     manifest = Manifest(
-        format=2,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         preset=params.preset,
         commit=commit,
         dirty=dirty,
-        environments=[],
         cells=list(cells),
         code=code_digests(),
         data=dict(data),
@@ -108,7 +106,7 @@ def _commit(contents: Mapping[str, bytes]) -> tuple[str | None, bool | None]:
 
 
 def _check_limits(archive: Path, contents: Mapping[str, bytes], compressed: bytes) -> None:
-    """Raise a `UserError` if the archive would not come home, or could not be published."""
+    """Raise a `UserError` if the archive would not come home, or could not be unpacked there."""
     folder = archive.parent
     others = [file for file in folder.iterdir() if file != archive] if folder.is_dir() else []
     total = len(compressed) + sum(file.stat().st_size for file in others if file.is_file())
@@ -204,7 +202,7 @@ def _check(archive: Path, contents: Mapping[str, bytes]) -> Manifest:
 
 
 def check_files(source: str, contents: Mapping[str, bytes]) -> None:
-    """Raise a `UserError` if a file is too large for git, or its text is not UTF-8 or has a path of a machine."""
+    """Raise a `UserError` if a file is too large, or its text is not UTF-8 or has a path of a machine."""
     for name, content in contents.items():
         if len(content) > LARGEST_FILE:
             raise UserError(f"{source}: {name} has {len(content):,} bytes; at most {LARGEST_FILE:,} are allowed")

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
-from pipeline.core.files import read_json, sha256, write_text
-from pipeline.core.params import Params, load_params, mistakes, validate
-from pipeline.page.published_runs import MANIFEST, Manifest, Origin
+from pipeline.core.files import sha256, write_text
+from pipeline.core.params import Params, load_params, validate
 from pipeline.page.view import as_yaml
+from pipeline.results.kept import PARAMS, Manifest, Origin, read_manifest
 from pipeline.results.provenance import plain_values
-from pipeline.results.reading import CellStatus, Stage
-from pipeline.runner.archive import PARAMS
+from pipeline.results.reading import CellStatus, Stage, record_path
 from pipeline.runner.steps import files_under
 
-MIXTURE = (Path("runs/mixture.json"), Path("runs/mixture.npy"))
+MIXTURE = Path("runs/mixture.json")
 # Parameters that all cells of a published run must share, beside those of their recipes.
 SHARED = ("preset", "deterministic", "evaluate", "measure", "mixture")
 UNSHARED = {"measure": {"datasets"}}  # the grids may differ, and so may the data sets to measure
@@ -42,16 +39,7 @@ class Published:
     @classmethod
     def read(cls, folder: Path) -> Published:
         """Read a run; raises a `UserError` if it is damaged or was made by an incompatible version."""
-        if not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder} is no published run; it has no {MANIFEST}")
-        try:
-            manifest = Manifest.model_validate(read_json(folder / MANIFEST))
-        except ValidationError as error:
-            raise UserError(f"{folder / MANIFEST}: {mistakes(error, Manifest.model_fields)[0]}") from None
-        for name, checksum in manifest.files.items():
-            if not (folder / name).is_file() or sha256(folder / name) != checksum:
-                raise UserError(f"{folder / name} is not what was published; restore it, or delete {folder}")
-        return cls(folder, manifest, load_params(folder / PARAMS))
+        return cls(folder, read_manifest(folder), load_params(folder / PARAMS))
 
     @cached_property
     def cells(self) -> dict[tuple[str, Key], CellStatus]:
@@ -66,7 +54,7 @@ class Published:
     @property
     def has_mixture(self) -> bool:
         """Whether the experiment in two dimensions is there."""
-        return all((self.folder / file).is_file() for file in MIXTURE)
+        return (self.folder / MIXTURE).is_file()
 
     def unit(self, stage: Stage, key: Key) -> list[CellStatus]:
         """The cells that go together with one; empty if the grid has none of them."""
@@ -118,8 +106,9 @@ def merge(old: Published, new: Published, *, replace: bool) -> Manifest:
         UserError: If the runs do not go together, or both have a complete cell and ``replace`` is false.
     """
     old.check_compatible(new.params, sorted(new.recipes))
-    shared_data = old.manifest.data.keys() & new.manifest.data.keys()
-    if changed := [name for name in sorted(shared_data) if old.manifest.data[name] != new.manifest.data[name]]:
+    data = old.manifest.data, new.manifest.data
+    shared_data = data[0].keys() & data[1].keys()
+    if changed := [name for name in sorted(shared_data) if data[0][name].sha256 != data[1][name].sha256]:
         raise UserError(f"{old.folder} was made from other data of {', '.join(changed)}")
     params = merged_params(old, new)
     merged, conflicts = list[CellStatus](), list[str]()
@@ -143,8 +132,7 @@ def merge(old: Published, new: Published, *, replace: bool) -> Manifest:
             "of the archive"
         )
     if not new.has_mixture and old.has_mixture:
-        for file in MIXTURE:
-            copy(old.folder / file, new.folder / file)
+        copy(old.folder / MIXTURE, new.folder / MIXTURE)
     used = {cell.run for cell in merged if cell.has_record}
     origins = {origin.created: origin for origin in (*new.origins(), *old.origins())}
     runs = sorted((origins[created] for created in used if created), key=lambda origin: origin.created)
@@ -152,7 +140,7 @@ def merge(old: Published, new: Published, *, replace: bool) -> Manifest:
     commit, dirty = states.pop() if len(states) == 1 else (None, None)
     write_text(new.folder / PARAMS, as_yaml(plain_values(params), sort=True))
     update = {"cells": merged, "runs": runs, "commit": commit, "dirty": dirty}
-    return new.manifest.model_copy(update={**update, "data": old.manifest.data | new.manifest.data})
+    return new.manifest.model_copy(update={**update, "data": data[0] | data[1]})
 
 
 def merged_params(old: Published, new: Published) -> Params:
@@ -180,29 +168,24 @@ def worth(cells: Sequence[CellStatus]) -> tuple[bool, bool, int, int]:
     return has_ended, is_whole, 0 if has_ended else classes, 0 if has_ended else len(records)
 
 
-def paths(stage: Stage, key: Key) -> Iterator[Path]:
-    """The results of a cell and of those that go together with it, then their notes; relative to a run's folder."""
+def records(stage: str, key: Key) -> list[Path]:
+    """The records of a cell, relative to a run's folder."""
     runs = Path("runs")
-    if stage == "measure":
-        yield runs / "measure" / f"{key}.json"
-    else:
-        yield from (runs / "train" / str(key), runs / "evaluate" / f"{key}.json", runs / "samples" / str(key))
+    return [record_path(runs, stage, key), *([runs / "train" / str(key) / "history.csv"] if stage == "train" else [])]
 
 
 def same_files(old: Published, new: Published, stage: Stage, key: Key) -> bool:
-    """Whether two runs have the same results of a cell, byte for byte."""
-
-    def contents(folder: Path) -> dict[str, str]:
-        files = [file for path in paths(stage, key) for file in files_under(folder / path) if file.is_file()]
-        return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-
-    return contents(old.folder) == contents(new.folder)
+    """Whether two runs have the same records of a cell and of those that go together with it, byte for byte."""
+    return all(
+        (old.folder / file).read_bytes() == (new.folder / file).read_bytes()
+        for part in UNITS[stage]
+        for file in records(part, key)
+    )
 
 
 def take(old: Published, new: Published, stage: Stage, key: Key) -> None:
     """Put the files of a cell of the old run in the place of those of the new one."""
-    notes = [Path("runs/done", part, f"{key}.json") for part in UNITS[stage]]
-    for path in (*paths(stage, key), *notes):
+    for path in (*(file for part in UNITS[stage] for file in records(part, key)), Path("runs/samples", str(key))):
         target = new.folder / path
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         for file in files_under(old.folder / path):

@@ -1,0 +1,172 @@
+"""What `comparison.json` has of this run and of the published ones: rows of figures and verdicts, a column for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any, TypeVar
+
+from pipeline.core.record import Environment, StageRecord
+from pipeline.results.kept import Kept, Manifest, Origin
+from pipeline.results.looks import TIMES, looks
+from pipeline.results.metrics import timings_of
+from pipeline.results.statistics import mean_interval, round_significant
+from pipeline.results.verdicts import Subject
+
+BITS, MEMORY = "bits_per_dim", "memory_training_mib"
+TITLES = {f"{name}_ms": title.removesuffix(", per image") for name, title in TIMES.items() if name != "optimizer_step"}
+TITLES |= {MEMORY: "memory of training, at the peak"}
+# The stages whose figures depend on what else the machine does.
+TIMED = ("measure", "train")
+JUDGED = ("verdict", "label")
+T = TypeVar("T")
+
+
+def comparison(this: Kept, kept: Sequence[Kept], warnings: Sequence[str], claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `comparison.json`; without published runs, it has no rows.
+
+    Args:
+        this: This run.
+        kept: The published runs.
+        warnings: Why others cannot be read.
+        claims: The content of `claims.json`.
+    """
+    runs = [this, *kept] if kept else []
+    judged = [claims["claims"], *(claims["kept"][run.name] for run in kept)] if kept else []
+    verdicts = [{claim["id"]: {key: claim[key] for key in ("title", *JUDGED)} for claim in run} for run in judged]
+    timings = [{"quantity": title.capitalize(), **row} for name, title in TITLES.items() for row in _rows(runs, name)]
+    return {
+        "runs": [_head(run) for run in runs],
+        "warnings": list(warnings),
+        "likelihood": _rows(runs, BITS),
+        "timings": [row for row in timings if any(value["found"] for value in row["values"])],
+        "verdicts": [
+            {"title": claim["title"], "values": [by_id.get(name) for by_id in verdicts]}
+            for name, claim in _first(verdicts).items()
+        ],
+    }
+
+
+def _rows(runs: Sequence[Kept], quantity: str) -> list[dict[str, Any]]:
+    """A row of a quantity for each data set and recipe that are in the same run."""
+    titles = _first({name: data.title for name, data in run.results.datasets.items()} for run in runs)
+    recipes = looks(list(_first(dict.fromkeys(run.results.params.grid.recipes) for run in runs)))
+    return [
+        {
+            "dataset": titles[dataset],
+            "recipe": {"label": recipes[recipe].label, "colour": recipes[recipe].colour},
+            "values": [_value(run, dataset, recipe, quantity) for run in runs],
+        }
+        for dataset, recipe in product(titles, recipes)
+        if any(recipe in run.subjects.get(dataset, {}) for run in runs)
+    ]
+
+
+def _value(run: Kept, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
+    """A figure, and the status of each unfinished cell that it depends on: a measurement, or all others."""
+    subject = run.subjects.get(dataset, {}).get(recipe, Subject())
+    is_measured = quantity != BITS
+    statuses = run.results.statuses
+    cells = [cell for cell in statuses if (cell.recipe, cell.stage == "measure") == (recipe, is_measured)]
+    own = [cell for cell in cells if cell.dataset == dataset]
+    if is_measured and dataset in run.subjects:  # a measurement on images of another data set may stand for it
+        own = own or cells
+    return {
+        "found": timings_of(subject).get(quantity) if is_measured else likelihood(subject.metrics.get(BITS, {})),
+        "trouble": [
+            (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.summary
+            for cell in own
+            if cell.status != "complete"
+        ],
+    }
+
+
+def likelihood(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
+    """The mean over seeds with its interval and the raw values; None without seeds."""
+    if not by_seed:
+        return None
+    mean = mean_interval(list(by_seed.values())).rounded()
+    figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
+    return {**figure, "raw": seeds(by_seed.keys(), by_seed.values())}
+
+
+def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
+    """The raw values behind a mean over seeds."""
+    return {"what": "seed", "values": list(values), "names": [str(number) for number in numbers]}
+
+
+def _head(run: Kept) -> dict[str, Any]:
+    """What describes a run: its preset, machines, code, data, and what it lacks."""
+    results, manifest = run.results, run.manifest
+    records = results.records
+    commits = [origin for origin in (manifest.runs if manifest else []) if origin.commit is not None]
+    return {
+        "name": run.name,
+        "preset": results.params.preset,
+        "devices": sorted({_device(record.environment) for _, record in records}),
+        "commits": sorted({_commit(source) for source in commits or [record.environment for _, record in records]}),
+        "subsets": [data.title for data in results.datasets.values() if data.info["subset"]],
+        "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
+        "other_cores": {stage: _other_cores(records, stage) for stage in TIMED},
+        "cells": len(results.statuses),
+        "unfinished": [
+            cell.model_dump(include={"stage", "dataset", "recipe", "seed", "status", "message"})
+            for cell in results.statuses
+            if cell.status != "complete"
+        ],
+        "partial": _classes_of_partial_cells(run),
+        "origins": _origins(records, manifest) if manifest else [],
+        "different_code": len({origin.code for origin in manifest.runs}) > 1 if manifest else False,
+    }
+
+
+def _device(environment: Environment) -> str:
+    """The device for readers: the GPU, or the processor."""
+    return environment.gpu or f"{environment.processor}, {environment.device.upper()}"
+
+
+def _commit(source: Origin | Environment) -> str:
+    """A commit for readers, with a + if there were changes that were not committed."""
+    return "unknown commit" if source.commit is None else source.commit[:12] + ("+" if source.dirty else "")
+
+
+def _other_cores(records: Iterable[tuple[str, StageRecord]], stage: str) -> float | None:
+    """How many cores other processes kept busy, the mean over the cells of a stage; None if no record has it."""
+    cores = [getattr(record, "other_cores", None) for name, record in records if name == stage]
+    known = [value for value in cores if value is not None]
+    return round_significant(sum(known) / len(known)) if known else None
+
+
+def _classes_of_partial_cells(run: Kept) -> list[dict[str, Any]]:
+    """The test bits/dim of each trained class of the partial cells."""
+    return [
+        {
+            **cell.key._asdict(),
+            "class": run.results.datasets[cell.key.dataset].class_names[int(label)],
+            "bits": round_significant(likelihood.bits_per_dim.mean),
+        }
+        for cell in run.results.cells
+        if cell.status == "partial"
+        for label, likelihood in (cell.evaluation.per_class or {}).items()
+    ]
+
+
+def _origins(records: Iterable[tuple[str, StageRecord]], manifest: Manifest) -> list[dict[str, Any]]:
+    """Which run, device and commit the cells with results are of: a row each, with the cells by stage."""
+    runs = {run.created: run for run in manifest.runs}
+    created = {(cell.stage, cell.key): cell.run or manifest.created for cell in manifest.cells}
+    rows: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for stage, record in records:
+        run = runs.get(day := created[stage, record.key])  # type: ignore[index]
+        row = day, _device(record.environment), _commit(run if run and run.commit else record.environment)
+        rows.setdefault(row, {}).setdefault(stage, []).append(str(record.key))
+    columns = ("created", "device", "commit")
+    return [{**dict(zip(columns, row, strict=True)), "cells": cells} for row, cells in sorted(rows.items())]
+
+
+def _first(parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    """The first value of each name, in order of first occurrence."""
+    merged: dict[str, T] = {}
+    for part in parts:
+        merged = {**merged, **part, **merged}
+    return merged
