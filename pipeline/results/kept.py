@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
+from pipeline.core.cell import cells_of
 from pipeline.core.console import UserError
 from pipeline.core.dataset import Dataset
-from pipeline.core.files import read_json, sha256
+from pipeline.core.files import sha256
 from pipeline.core.params import Section, load_params, mistakes
 from pipeline.core.record import Record
 from pipeline.results.metrics import subjects_of
@@ -106,8 +107,13 @@ def read_run(folder: Path, manifest: Manifest | None = None) -> Kept:
     manifest = manifest or read_manifest(folder)
     if undescribed := {cell.dataset for cell in manifest.cells if cell.has_record} - manifest.data.keys():
         raise UserError(f"{folder / MANIFEST} does not describe the data of {', '.join(sorted(undescribed))}")
+    params = load_params(folder / PARAMS)
+    if {(cell.stage, cell.key) for cell in manifest.cells} != {
+        (stage, key) for stage, keys in cells_of(params).items() for key in keys
+    }:
+        raise UserError(f"{folder / MANIFEST} describes other cells than {PARAMS} has")
     datasets = {name: description.without_images(name) for name, description in manifest.data.items()}
-    results = read_cells(load_params(folder / PARAMS), datasets, folder / "runs", unfinished_of(manifest.cells))
+    results = read_cells(params, datasets, folder / "runs", unfinished_of(manifest.cells))
     return Kept(folder.name, results, subjects_of(results, curves_table(results.cells)), manifest)
 
 
@@ -116,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is no published run; it has no {MANIFEST}")
     try:
-        manifest = Manifest.model_validate(read_json(folder / MANIFEST))
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except ValidationError as error:
         raise UserError(f"{folder / MANIFEST}: {mistakes(error, Manifest.model_fields)[0]}") from None
     for name, checksum in manifest.files.items():
