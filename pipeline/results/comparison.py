@@ -132,7 +132,7 @@ def _commit(source: Origin | Environment) -> str:
 
 def _other_cores(records: Iterable[tuple[str, StageRecord]], stage: str) -> float | None:
     """How many cores other processes kept busy, the mean over the cells of a stage; None if no record has it."""
-    cores = [getattr(record, "other_cores", None) for name, record in records if name == stage]
+    cores = [record.other_cores for name, record in records if name == stage]
     known = [value for value in cores if value is not None]
     return round_significant(sum(known) / len(known)) if known else None
 

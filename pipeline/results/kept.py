@@ -91,8 +91,9 @@ def read_kept(folder: Path) -> tuple[list[Kept], list[str]]:
         try:
             runs.append(read_run(path))
         except UserError as error:
+            reason = str(error).replace(f"{path}/", "").replace(f"{path} ", "it ")
             warnings.append(
-                f"The published run {path.name} cannot be read: {str(error).replace(f'{path}/', '')}. Restore it with "
+                f"The published run {path.name} cannot be read: {reason}. Restore it with "
                 f"git, or publish it again with: python -m pipeline.publish ARCHIVE {path.name} --replace"
             )
     return runs, warnings
@@ -108,9 +109,8 @@ def read_run(folder: Path, manifest: Manifest | None = None) -> Kept:
     if undescribed := {cell.dataset for cell in manifest.cells if cell.has_record} - manifest.data.keys():
         raise UserError(f"{folder / MANIFEST} does not describe the data of {', '.join(sorted(undescribed))}")
     params = load_params(folder / PARAMS)
-    if {(cell.stage, cell.key) for cell in manifest.cells} != {
-        (stage, key) for stage, keys in cells_of(params).items() for key in keys
-    }:
+    cells = {(stage, key) for stage, keys in cells_of(params).items() for key in keys}
+    if {(cell.stage, cell.key) for cell in manifest.cells} != cells:
         raise UserError(f"{folder / MANIFEST} describes other cells than {PARAMS} has")
     datasets = {name: description.without_images(name) for name, description in manifest.data.items()}
     results = read_cells(params, datasets, folder / "runs", unfinished_of(manifest.cells))

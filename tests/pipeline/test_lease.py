@@ -11,9 +11,9 @@ from workshop import ROOT, write_yaml
 
 from pipeline.core.console import StopRequest
 from pipeline.core.files import read_json
-from pipeline.page.published_runs import Manifest, read_published
 from pipeline.presets.merged import preset_values
 from pipeline.publish import publish
+from pipeline.results.kept import Manifest, read_kept
 from pipeline.run import TIME_IS_UP, Runner, write_plan
 from pipeline.runner.merging import Published
 from pipeline.runner.plan import GATE, Budget, Gate
@@ -78,8 +78,9 @@ def test_two_calls_on_a_lent_machine_and_the_page_at_home(
     assert {name: statuses(published.manifest.model_dump())[name] for name in CELL} == dict.fromkeys(
         CELL, ("partial", message)
     )
-    (shown,), warnings = read_published(Path("reports/published"))
-    assert (len(shown.partial), warnings) == (count, [])
+    (shown,), warnings = read_kept(Path("reports/published"))
+    (cell,) = shown.results.cells
+    assert (len(cell.evaluation.per_class or {}), warnings) == (count, [])
 
     output = capfd.readouterr().out
     assert call(lambda: 0.0, published) == 0
@@ -96,5 +97,5 @@ def test_two_calls_on_a_lent_machine_and_the_page_at_home(
     assert set(statuses(manifest).values()) == {("complete", None)}
     # What was measured first is still of the first run.
     assert len({cell["run"] for cell in manifest["cells"]}) == 2
-    html = "reports/published/cpu/metrics.json"
-    assert read_json(Path(html))["mnist"]["realnvp"]["bits_per_dim"]["n"] == 1
+    (shown,), _ = read_kept(Path("reports/published"))
+    assert len(shown.subjects["mnist"]["realnvp"].metrics["bits_per_dim"]) == 1

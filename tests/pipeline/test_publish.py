@@ -3,63 +3,83 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from archives import forge, repack, unpacked
+from PIL import Image
 from runner_calls import work
 from workshop import PYTHONPATH, ROOT, Workshop
 
 from pipeline import publish as publish_module
 from pipeline.core.console import UserError
 from pipeline.core.files import sha256
-from pipeline.page.published_runs import Manifest
-from pipeline.publish import PUBLISHED, publish
+from pipeline.publish import LARGEST, PUBLISHED, publish
+from pipeline.results.kept import Manifest, read_run
 from pipeline.results.reading import CellStatus
-
-
-@pytest.fixture
-def data(packed_archive: Path, working_folder: Path) -> Path:
-    """The data of the run, in the folder of the test."""
-    return Path(shutil.copytree(packed_archive.parents[1] / "data", working_folder / "data"))
 
 
 def manifest_of(name: str) -> Manifest:
     return Manifest.model_validate_json((PUBLISHED / name / "manifest.json").read_text())
 
 
-def test_an_archive_is_published_with_the_tables_and_figures_of_its_results(
-    packed_archive: Path, working_folder: Path, data: Path
-) -> None:
+def read_picture(path: Path) -> Any:
+    return np.asarray(Image.open(path))
+
+
+def test_an_archive_is_published_with_its_records_and_samples_alone(packed_archive: Path, working_folder: Path) -> None:
     words = publish(packed_archive, "paper-h100", replace=False)
     target = working_folder / PUBLISHED / "paper-h100"
     there = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     contents = unpacked(packed_archive)
-    assert {name for name in contents if there.get(name) != contents[name]} == {"manifest.json"}
-    wanted = {"metrics.json", "timings.json", "results.csv", "timings.csv", "curves.csv", "latents.csv", "claims.json"}
-    wanted |= {"mixture.json", "runs/mixture.json", "runs/mixture.npy", "figures/mixture.svg"}
-    wanted |= {"figures/nearest-mnist-lunet.png", "runs/samples/mnist-lunet-0/interpolations.npy"}
-    wanted |= {"provenance.json", "params.yaml", "manifest.json", "figures/curves-mnist.svg"}
-    wanted |= {"figures/samples-mnist-lunet.png", "runs/samples/mnist-lunet-0/samples.npy"}
-    wanted |= {"runs/train/mnist-lunet-0/run.json", "runs/train/mnist-lunet-0/history.csv"}
-    wanted |= {"runs/evaluate/mnist-lunet-0.json", "runs/measure/mnist-realnvp.json"}
-    assert wanted <= set(there)
-    assert not [name for name in there if "flows" in name]
+    pictures = {name for name in there if name.endswith(".png")}
+    assert "runs/samples/mnist-lunet-0/samples.png" in pictures
+    assert {Path(name).parent.as_posix() for name in pictures} == {"runs/samples/mnist-lunet-0"}
+    trained = [
+        f"runs/train/mnist-{name}-0/{file}" for name in ("lunet", "realnvp") for file in ("run.json", "history.csv")
+    ]
+    measured = [f"runs/measure/mnist-{name}.json" for name in ("lunet", "realnvp")]
+    records = {"params.yaml", "runs/evaluate/mnist-lunet-0.json", "runs/mixture.json", *trained, *measured}
+    assert set(there) == {"manifest.json", *records, *pictures}
+    assert {name: there[name] for name in records} == {name: contents[name] for name in records}
+    # The archive has all that the run wrote.
+    assert {"runs/samples/mnist-lunet-0/nearest.npy", "runs/mixture.npy"} <= set(contents)
+    samples = read_picture(target / "runs/samples/mnist-lunet-0/samples.png")
+    assert samples.shape == (3 * 30 - 2, 4 * 30 - 2)
     manifest = manifest_of("paper-h100")
     assert manifest.files == {name: sha256(there[name]) for name in there if name != "manifest.json"}
     assert manifest.commit == "c0ffee" + 34 * "0"
-    assert manifest.environments[0]["environment"]["processor"] == "A processor"
+    assert manifest.data["mnist"].title == "MNIST"
     assert [f"{cell.stage} {cell.key}" for cell in manifest.cells if not cell.finished] == ["evaluate mnist-realnvp-0"]
     assert b"/home/someone" not in b"".join(there.values())
     assert "5 of 6 cells\n  evaluate mnist-realnvp-0: failed, exit status 3" in words
 
 
+def test_a_run_that_would_be_too_large_names_its_largest_files_and_nothing_changes(
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_module, "LARGEST", 20_000)
+    with pytest.raises(
+        UserError, match=r"it would take [\d,]+ bytes .* at most 20,000 .* are manifest\.json \([\d,]+\), "
+    ):
+        publish(packed_archive, "large", replace=False)
+    assert [path.name for path in PUBLISHED.iterdir()] == []
+
+
+def test_five_seeds_of_the_laptop_preset_are_small_enough(working_folder: Path) -> None:
+    """With the records and the samples of a published run of two data sets and five recipes."""
+    source = ROOT / PUBLISHED / "overnight-cpu"
+    sizes = {path: path.stat().st_size for path in source.rglob("*") if path.is_file()}
+    once = [size for path, size in sizes.items() if path.parent.name in ("measure", "runs") or path.suffix == ".png"]
+    assert sum(once) + 5 * (sum(sizes.values()) - sum(once)) <= LARGEST
+
+
 def test_a_later_archive_adds_what_is_missing_and_each_cell_says_of_which_run_it_is(
-    packed_archive: Path, working_folder: Path, data: Path
+    packed_archive: Path, working_folder: Path
 ) -> None:
     publish(packed_archive, "v1", replace=False)
     mark = PUBLISHED / "v1" / "mark.txt"
@@ -80,8 +100,9 @@ def test_a_later_archive_adds_what_is_missing_and_each_cell_says_of_which_run_it
         "evaluate mnist-realnvp-0",
     }
     assert set(runs.values()) - {None} == {first, second}
-    metrics = json.loads((PUBLISHED / "v1/metrics.json").read_text())["mnist"]
-    assert metrics["realnvp"]["bits_per_dim"]["mean"] == pytest.approx(1.45)
+    subjects = read_run(PUBLISHED / "v1").subjects["mnist"]
+    assert subjects["realnvp"].metrics["bits_per_dim"] == {0: pytest.approx(1.45)}
+    assert (PUBLISHED / "v1/runs/samples/mnist-realnvp-0/samples.png").is_file()
     publish(packed_archive, "v1", replace=False)
     assert {f"{cell.stage} {cell.key}": cell.run for cell in manifest_of("v1").cells} == runs
 
@@ -108,7 +129,7 @@ def later_archive(archive: Path, folder: Path, completed: str) -> tuple[Path, di
 
 
 def test_other_results_of_a_complete_cell_are_refused_without_replace(
-    packed_archive: Path, working_folder: Path, data: Path
+    packed_archive: Path, working_folder: Path
 ) -> None:
     publish(packed_archive, "v1", replace=False)
     contents = unpacked(packed_archive)
@@ -118,27 +139,31 @@ def test_other_results_of_a_complete_cell_are_refused_without_replace(
     contents[name] = json.dumps(record).encode()
     forge(contents, lambda manifest: manifest.update(created="2030-01-01T00:00:00+00:00"))
     other = repack(working_folder / "other.tar.gz", contents)
-    before = (PUBLISHED / "v1/timings.json").read_bytes()
+    before = (PUBLISHED / "v1" / name).read_bytes()
     with pytest.raises(UserError, match=r"have measure mnist-lunet, with other results; --replace takes those"):
         publish(other, "v1", replace=False)
-    assert (PUBLISHED / "v1/timings.json").read_bytes() == before
+    assert (PUBLISHED / "v1" / name).read_bytes() == before
     publish(other, "v1", replace=True)
-    assert json.loads((PUBLISHED / "v1/timings.json").read_text())["mnist"]["lunet"]["step_ms"]["median"] == 77
+    assert (PUBLISHED / "v1" / name).read_bytes() == contents[name]
     (PUBLISHED / "mine").mkdir()
     (PUBLISHED / "mine/notes.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
         publish(packed_archive, "mine", replace=True)
 
 
-def test_cells_of_other_parameters_or_data_are_refused(packed_archive: Path, working_folder: Path, data: Path) -> None:
+def test_cells_of_other_parameters_or_data_are_refused(packed_archive: Path, working_folder: Path) -> None:
     publish(packed_archive, "v1", replace=False)
     contents = unpacked(packed_archive)
     contents["params.yaml"] = contents["params.yaml"].replace(b"draws: 1", b"draws: 2")
     forge(contents)
     with pytest.raises(UserError, match=r"v1 was made with other parameters \(evaluate\)"):
         publish(repack(working_folder / "other.tar.gz", contents), "v1", replace=True)
-    forge(contents, lambda manifest: manifest["data"]["mnist"].update({"test_labels.npy": "0"}))
-    with pytest.raises(UserError, match=r"data/mnist is not the data that the run was made from"):
+    contents = unpacked(packed_archive)
+    forge(contents, lambda manifest: manifest["data"]["mnist"]["sha256"].update({"test_labels.npy": "0"}))
+    with pytest.raises(UserError, match=r"v1 was made from other data of mnist"):
+        publish(repack(working_folder / "other.tar.gz", contents), "v1", replace=True)
+    forge(contents, lambda manifest: manifest["data"].clear())
+    with pytest.raises(UserError, match=r"^manifest\.json does not describe the data of mnist"):
         publish(repack(working_folder / "other.tar.gz", contents), "v2", replace=False)
 
 
@@ -149,7 +174,7 @@ def test_unsafe_names_are_refused(packed_archive: Path, working_folder: Path, na
 
 
 def test_without_git_the_commit_is_found_by_the_code(
-    packed_archive: Path, working_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = unpacked(packed_archive)
 

@@ -40,10 +40,10 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page with a failed seed whose message contains markup, a long hostile title, and two published runs."""
     project = Project(tmp_path_factory.mktemp("picture"), parameters(grid__seeds=[0, 1, 2]))
     project.fail("mnist-realnvp-1", message=HOSTILE)
-    project.collect()
     for name in ("paper-h100", "broken"):
-        folder = publish(project.reports, project.reports, name)
-    (folder / "results.csv").unlink()
+        folder = publish(project, project.reports, name)
+    (folder / "params.yaml").unlink()
+    project.collect()
     return render(project.reports, HOSTILE + 80 * "n")
 
 

@@ -97,9 +97,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     recipes = ["lunet", "realnvp", "gaussian", "histogram"]
     project = Project(root, parameters(grid__datasets=["mnist"], grid__recipes=recipes, grid__seeds=[0, 1, 2]))
     few = Project(root / "few", parameters(grid__datasets=["mnist"], grid__recipes=["gaussian", "lunet"]))
+    publish(few, project.reports, "few")
     project.collect()
-    few.collect()
-    publish(few.reports, project.reports, "few")
     return project
 
 

@@ -212,7 +212,7 @@ def test_none_that_can_be_read(this: Project, reports: Path, other: Project) -> 
     (publish(other, reports, "broken") / "manifest.json").write_text("", encoding="utf-8")
     words = section(page_of(this, reports))
     assert "None can be shown." in words
-    assert "The published run broken cannot be read: manifest.json cannot be read as JSON" in words
+    assert "The published run broken cannot be read: manifest.json: the file: is b''; invalid JSON" in words
 
 
 def test_markup_in_a_published_run_stays_text(this: Project, reports: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from workshop import PYTHONPATH
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
 from pipeline.core.params import load_params
-from pipeline.page.published_runs import Manifest, Origin
 from pipeline.publish import PUBLISHED, publish, summary
+from pipeline.results.kept import Manifest, Origin
 from pipeline.runner import archive as archive_module
 from pipeline.runner.archive import path_in
 
@@ -114,7 +114,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "a file gone": (without(RUN), "do not name the same files: runs/train/mnist-lunet-0/run.json"),
     "a file gone and forged": (without_and_forged(RUN), "run.json is missing"),
     "no manifest": (without("manifest.json"), "has no manifest.json"),
-    "another format": (manifest_with(format=3), "manifest.json: format: is 3; input should be 1 or 2"),
+    "another format": (manifest_with(format=2), "manifest.json: format: is 2; input should be 3"),
     "an unknown key": (manifest_with(more=1), "manifest.json: more: unknown key"),
     "a manifest that is none": (lambda c: c.update({"manifest.json": b"{"}), "json: the file: is .*; invalid JSON"),
     "too large a file": (longer, r"run.json has [\d,]+ bytes; at most 2,000,000"),

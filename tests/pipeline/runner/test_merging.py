@@ -13,7 +13,7 @@ from pipeline.core.cell import Key, cells_of
 from pipeline.core.console import UserError
 from pipeline.core.files import write_json
 from pipeline.core.params import load_params
-from pipeline.page.published_runs import Manifest
+from pipeline.results.kept import Manifest
 from pipeline.results.reading import RECORDS, CellStatus, Stage, read_record, record_path
 from pipeline.runner.archive import check_results, epochs_of
 from pipeline.runner.merging import Published, merge, worth
@@ -41,8 +41,8 @@ def a_run(folder: Path, keep: dict[str, int | None], created: str = "2026-01-02"
         record = read_record(RECORDS[stage], project.runs, params, key)
         state: dict[str, Any] = {"status": record.status, "message": record.message, "epochs": epochs_of(record)}
         cells.append(CellStatus(stage=stage, **key._asdict(), **state))
-    about: dict[str, Any] = {"format": 2, "created": created, "preset": "laptop", "commit": None, "dirty": None}
-    manifest = Manifest(**about, environments=[], cells=cells, code={}, files={})
+    about: dict[str, Any] = {"created": created, "preset": "laptop", "commit": None, "dirty": None, "data": {}}
+    manifest = Manifest(**about, cells=cells, code={}, files={})
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return Published(folder, manifest, params)
 
