@@ -16,7 +16,7 @@ from pipeline.core.params import read_yaml
 STAGES = {name: stage.get("do", stage) for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
 COMMANDS = {"preset", "compare", "use", "sweep", "run", "publish"}
 # Layers of `pipeline`, each of which imports only those after it; "." has the runnable modules. The runner is above the
-# page, since it checks an archive by rendering its page.
+# page, whose YAML it writes.
 LAYERS = (".", "presets", "runner", "page", "results", "measuring", "evaluation", "training", "sources", "core")
 
 

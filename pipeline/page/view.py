@@ -22,7 +22,6 @@ from pipeline.core.files import read_json
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import DECISIONS, LABELS
-from pipeline.results.comparison import seeds
 from pipeline.results.reading import SHOWN, Grid
 from pipeline.results.statistics import format_number
 from pipeline.results.tables import by_dataset, read_table, with_none
@@ -132,7 +131,8 @@ def add_raw_values(
     whole = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
     for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
         for (dataset, recipe), rows in whole.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
-            metrics[str(dataset)][str(recipe)][quantity]["raw"] = seeds(rows["seed"], rows[quantity])
+            raw = {"what": "seed", "values": rows[quantity].tolist(), "names": rows["seed"].astype(str).tolist()}
+            metrics[str(dataset)][str(recipe)][quantity]["raw"] = raw
     for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
         if median := medians[str(dataset)][str(recipe)].get(f"{time}_{unit}"):
             median["raw"] = {"what": unit, "values": values.tolist()}

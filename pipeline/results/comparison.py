@@ -72,7 +72,7 @@ def _value(run: Kept, dataset: str, recipe: str, quantity: str) -> dict[str, Any
     if is_measured and dataset in run.subjects:  # a measurement on images of another data set may stand for it
         own = own or cells
     return {
-        "found": timings_of(subject).get(quantity) if is_measured else likelihood(subject.metrics.get(BITS, {})),
+        "found": timings_of(subject).get(quantity) if is_measured else _likelihood(subject.metrics.get(BITS, {})),
         "trouble": [
             (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.summary
             for cell in own
@@ -81,18 +81,14 @@ def _value(run: Kept, dataset: str, recipe: str, quantity: str) -> dict[str, Any
     }
 
 
-def likelihood(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
+def _likelihood(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
     """The mean over seeds with its interval and the raw values; None without seeds."""
     if not by_seed:
         return None
     mean = mean_interval(list(by_seed.values())).rounded()
     figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
-    return {**figure, "raw": seeds(by_seed.keys(), by_seed.values())}
-
-
-def seeds(numbers: Iterable[int], values: Iterable[float]) -> dict[str, Any]:
-    """The raw values behind a mean over seeds."""
-    return {"what": "seed", "values": list(values), "names": [str(number) for number in numbers]}
+    raw = {"what": "seed", "values": list(by_seed.values()), "names": [str(seed) for seed in by_seed]}
+    return {**figure, "raw": raw}
 
 
 def _head(run: Kept) -> dict[str, Any]:
