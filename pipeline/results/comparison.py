@@ -94,13 +94,14 @@ def _likelihood(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
 def _head(run: Kept) -> dict[str, Any]:
     """What describes a run: its preset, machines, code, data, and what it lacks."""
     results, manifest = run.results, run.manifest
-    records = results.records
-    commits = [origin for origin in (manifest.runs if manifest else []) if origin.commit is not None]
+    records, origins = results.records, manifest.runs if manifest else []
+    environments = [record.environment for _, record in records]
+    commits = {_commit(origin) for origin in origins if origin.commit} or set(map(_commit, environments))
     return {
         "name": run.name,
         "preset": results.params.preset,
-        "devices": sorted({_device(record.environment) for _, record in records}),
-        "commits": sorted({_commit(source) for source in commits or [record.environment for _, record in records]}),
+        "devices": sorted(set(map(_device, environments))),
+        "commits": sorted(commits),
         "subsets": [data.title for data in results.datasets.values() if data.info["subset"]],
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
         "other_cores": {stage: _other_cores(records, stage) for stage in TIMED},
@@ -112,7 +113,7 @@ def _head(run: Kept) -> dict[str, Any]:
         ],
         "partial": _classes_of_partial_cells(run),
         "origins": _origins(records, manifest) if manifest else [],
-        "different_code": len({origin.code for origin in manifest.runs}) > 1 if manifest else False,
+        "different_code": len({origin.code for origin in origins}) > 1,
     }
 
 
@@ -150,10 +151,10 @@ def _classes_of_partial_cells(run: Kept) -> list[dict[str, Any]]:
 def _origins(records: Iterable[tuple[str, StageRecord]], manifest: Manifest) -> list[dict[str, Any]]:
     """Which run, device and commit the cells with results are of: a row each, with the cells by stage."""
     runs = {run.created: run for run in manifest.runs}
-    created = {(cell.stage, cell.key): cell.run or manifest.created for cell in manifest.cells}
+    created = {(str(cell.stage), cell.key): cell.run or manifest.created for cell in manifest.cells}
     rows: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for stage, record in records:
-        run = runs.get(day := created[stage, record.key])  # type: ignore[index]
+        run = runs.get(day := created[stage, record.key])
         row = day, _device(record.environment), _commit(run if run and run.commit else record.environment)
         rows.setdefault(row, {}).setdefault(stage, []).append(str(record.key))
     columns = ("created", "device", "commit")
