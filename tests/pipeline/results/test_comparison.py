@@ -185,8 +185,8 @@ def test_other_work_on_the_machine_is_the_mean_over_the_cells_that_recorded_it(
     publish(project, reports, "busy")
     assert compared(this, reports)["runs"][1]["other_cores"] == {"measure": 0.75, "train": None}
     words = section(render(reports, "Busy"))
-    assert "Cores busy with other work during measurements not recorded 0.75" in words
-    assert "Cores busy with other work during trainings not recorded not recorded" in words
+    assert "measurements not recorded 0.75" in words
+    assert "trainings not recorded not recorded" in words
 
 
 def test_noise_that_training_and_test_share_is_mentioned(this: Project, reports: Path, tmp_path: Path) -> None:
