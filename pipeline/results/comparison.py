@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pipeline.core.record import Environment, StageRecord
 from pipeline.results.kept import Kept, Manifest, Origin
 from pipeline.results.looks import TIMES, looks
-from pipeline.results.metrics import timings_of
+from pipeline.results.metrics import by_recipe, timings_of
 from pipeline.results.statistics import mean_interval, round_significant
 from pipeline.results.verdicts import Subject
 
@@ -32,13 +32,15 @@ def comparison(this: Kept, kept: Sequence[Kept], warnings: Sequence[str], claims
         claims: The content of `claims.json`.
     """
     runs = [this, *kept] if kept else []
+    figures = [by_recipe(run.subjects, _figures) for run in runs]
     judged = [claims["claims"], *(claims["kept"][run.name] for run in kept)] if kept else []
     verdicts = [{claim["id"]: {key: claim[key] for key in ("title", *JUDGED)} for claim in run} for run in judged]
-    timings = [{"quantity": title.capitalize(), **row} for name, title in TITLES.items() for row in _rows(runs, name)]
+    titled = [(title.capitalize(), _rows(runs, figures, name)) for name, title in TITLES.items()]
+    timings = [{"quantity": title, **row} for title, rows in titled for row in rows]
     return {
         "runs": [_head(run) for run in runs],
         "warnings": list(warnings),
-        "likelihood": _rows(runs, BITS),
+        "likelihood": _rows(runs, figures, BITS),
         "timings": [row for row in timings if any(value["found"] for value in row["values"])],
         "verdicts": [
             {"title": claim["title"], "values": [by_id.get(name) for by_id in verdicts]}
@@ -47,48 +49,49 @@ def comparison(this: Kept, kept: Sequence[Kept], warnings: Sequence[str], claims
     }
 
 
-def _rows(runs: Sequence[Kept], quantity: str) -> list[dict[str, Any]]:
-    """A row of a quantity for each data set and recipe that are in the same run."""
+def _rows(runs: Sequence[Kept], figures: Sequence[Mapping[str, Any]], quantity: str) -> list[dict[str, Any]]:
+    """A row of a quantity for each data set and recipe that are in the same run, from the figures of each run."""
     titles = _first({name: data.title for name, data in run.results.datasets.items()} for run in runs)
     recipes = looks(list(_first(dict.fromkeys(run.results.params.grid.recipes) for run in runs)))
     return [
         {
             "dataset": titles[dataset],
             "recipe": {"label": recipes[recipe].label, "colour": recipes[recipe].colour},
-            "values": [_value(run, dataset, recipe, quantity) for run in runs],
+            "values": [
+                {
+                    "found": found.get(dataset, {}).get(recipe, {}).get(quantity),
+                    "trouble": _trouble(run, dataset, recipe, is_measured=quantity != BITS),
+                }
+                for run, found in zip(runs, figures, strict=True)
+            ],
         }
         for dataset, recipe in product(titles, recipes)
         if any(recipe in run.subjects.get(dataset, {}) for run in runs)
     ]
 
 
-def _value(run: Kept, dataset: str, recipe: str, quantity: str) -> dict[str, Any]:
-    """A figure, and the status of each unfinished cell that it depends on: a measurement, or all others."""
-    subject = run.subjects.get(dataset, {}).get(recipe, Subject())
-    is_measured = quantity != BITS
+def _figures(subject: Subject) -> dict[str, Any]:
+    """The figures of one recipe: times and memory, and the likelihood as a mean over seeds with its raw values."""
+    figures = timings_of(subject)
+    if by_seed := subject.metrics.get(BITS):
+        mean = mean_interval(list(by_seed.values())).rounded()
+        raw = {"what": "seed", "values": list(by_seed.values()), "names": [str(seed) for seed in by_seed]}
+        figures[BITS] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n, "raw": raw}
+    return figures
+
+
+def _trouble(run: Kept, dataset: str, recipe: str, *, is_measured: bool) -> list[str]:
+    """The status of each unfinished cell that a figure depends on: a measurement, or all others."""
     statuses = run.results.statuses
     cells = [cell for cell in statuses if (cell.recipe, cell.stage == "measure") == (recipe, is_measured)]
     own = [cell for cell in cells if cell.dataset == dataset]
     if is_measured and dataset in run.subjects:  # a measurement on images of another data set may stand for it
         own = own or cells
-    return {
-        "found": timings_of(subject).get(quantity) if is_measured else _likelihood(subject.metrics.get(BITS, {})),
-        "trouble": [
-            (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.summary
-            for cell in own
-            if cell.status != "complete"
-        ],
-    }
-
-
-def _likelihood(by_seed: Mapping[int, float]) -> dict[str, Any] | None:
-    """The mean over seeds with its interval and the raw values; None without seeds."""
-    if not by_seed:
-        return None
-    mean = mean_interval(list(by_seed.values())).rounded()
-    figure = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
-    raw = {"what": "seed", "values": list(by_seed.values()), "names": [str(seed) for seed in by_seed]}
-    return {**figure, "raw": raw}
+    return [
+        (f"seed {cell.seed}: " if cell.seed is not None else "") + cell.summary
+        for cell in own
+        if cell.status != "complete"
+    ]
 
 
 def _head(run: Kept) -> dict[str, Any]:

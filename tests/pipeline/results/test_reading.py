@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def test_nan_and_nonsense_are_refused(small: Project, path: str, changes: dict[s
 
 def test_a_run_with_other_parameters_is_refused(small: Project) -> None:
     small.change("train/mnist-lunet-0/run.json", recipe_params__training__epochs=99.0)
+    with pytest.raises(UserError, match=r"other parameters than recipes\.lunet"):
+        small.read()
+
+
+def test_settings_that_older_trainings_lacked_are_as_their_defaults_say(small: Project) -> None:
+    path = small.runs / "train/mnist-lunet-0/run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["recipe_params"]["training"]["precision"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert small.read().cells[0].run.recipe_params == record["recipe_params"]
+    small.change("train/mnist-lunet-0/run.json", recipe_params__training__precision="bfloat16")
     with pytest.raises(UserError, match=r"other parameters than recipes\.lunet"):
         small.read()
 
