@@ -113,10 +113,13 @@ def keep(whole: Path, folder: Path, manifest: Manifest) -> None:
     for grid in sample_grids(whole, manifest):
         target = folder / grid.relative_to(whole).with_suffix(".png")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if grid.suffix == ".npy":
-            write_grid(target, np.load(grid, allow_pickle=False))
-        else:
+        if grid.suffix == ".png":
             copy(grid, target)
+            continue
+        try:
+            write_grid(target, np.load(grid, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{grid.relative_to(whole)} is no grid of images ({error})") from None
     read_run(folder, manifest)
     files = {file.relative_to(folder).as_posix(): file for file in files_under(folder)}
     checksums = {name: sha256(file) for name, file in sorted(files.items())}

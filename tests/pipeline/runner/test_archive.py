@@ -134,6 +134,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "another status": (forged("measure", "lunet", status="diverged"), "is complete, but .* calls it diverged"),
     "another recipe": (edited(RUN, recipe_params={}), "with other parameters"),
     "samples gone": (without_and_forged("runs/samples/mnist-lunet-0/samples.npy"), "samples.npy is missing"),
+    "no grid": (with_file("runs/samples/mnist-lunet-0/by_class.npy", b"x"), "by_class.npy is no grid of images"),
     "an evaluation without its training": (without_its_training, "evaluation of mnist-lunet-0, but no training"),
     "a damaged history": (with_file("runs/mixture.json", b"{}"), "mixture.json: status: is missing"),
 }  # fmt: skip
