@@ -11,7 +11,7 @@ from pipeline.results.kept import Kept, Manifest, Origin
 from pipeline.results.looks import TIMES, looks
 from pipeline.results.metrics import by_recipe, timings_of
 from pipeline.results.statistics import mean_interval, round_significant
-from pipeline.results.verdicts import Subject
+from pipeline.results.subjects import Subject
 
 BITS, MEMORY = "bits_per_dim", "memory_training_mib"
 TITLES = {f"{name}_ms": title.removesuffix(", per image") for name, title in TIMES.items() if name != "optimizer_step"}

@@ -18,8 +18,8 @@ from pipeline.core.params import Section, load_params, mistakes
 from pipeline.core.record import Record
 from pipeline.results.metrics import subjects_of
 from pipeline.results.reading import CellStatus, Results, read_cells
+from pipeline.results.subjects import Subject
 from pipeline.results.tables import curves_table
-from pipeline.results.verdicts import Subject
 
 MANIFEST, PARAMS = "manifest.json", "params.yaml"
 

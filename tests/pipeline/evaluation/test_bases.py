@@ -54,7 +54,9 @@ def identity() -> ImageFlow:
     return ImageFlow(LUNet(16, 1).double(), (1, 4, 4)).eval()
 
 
-def fitted(models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate = SETTINGS) -> tuple[dict[str, Any], list[Sampler], Tensor]:
+def fitted(
+    models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate = SETTINGS
+) -> tuple[dict[str, Any], list[Sampler], Tensor]:
     of_models = recipe("all" if "all" in models else "each")
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     with torch.no_grad():
