@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
+from pipeline.page.evidence import evidence_of, margin
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import DECISIONS, LABELS
@@ -79,6 +80,7 @@ def render(reports: Path, title: str) -> str:
         provenance=provenance,
         stages={row["stage"]: row for row in provenance.get("stages", [])},
         recipes=provenance["recipes"],
+        one_a_class=[name for name in provenance["recipes"] if params[name]["classes"] == "each"],
         devices=sorted({group["environment"]["device"] for group in provenance["environments"]}),
         failures=[cell for cell in provenance["cells"] if cell["status"] != "complete"],
         times=TIMES,
@@ -109,12 +111,14 @@ def template(reports: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "number": number,
         "day": lambda time: time[:16].replace("T", " ") + " UTC",
         "duration": duration,
+        "margin": margin,
         "yaml": as_yaml,
     }
+    environment.filters |= filters
     environment.globals |= {
         "count": itertools.count(1).__next__,
         "svg": lambda name, alt: inline_svg(reports / "figures" / name, alt),
@@ -198,6 +202,7 @@ def dataset_view(
         "measured_on": [provenance["datasets"].get(other, {"title": other})["title"] for other in others],
         "classes": with_none(classes.reindex(columns=list(recipes))).to_dict("index"),
         "figures": figures,
+        **evidence_of(rows, list(recipes)),
         **{
             grid: [recipe for recipe in recipes if (folder / f"{grid}-{name}-{recipe}.png").is_file()]
             for grid in get_args(Grid)

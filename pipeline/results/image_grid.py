@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.evaluation.record import Evaluation
 from pipeline.results.reading import Grid, Results, read_samples
 
 
@@ -31,16 +31,23 @@ def real_images(pictures: NDArray[np.uint8], labels: NDArray[np.uint8], rows: in
 
 
 def write_images(folder: Path, results: Results) -> None:
-    """Write the samples of each recipe's first complete seed and, in the same shape, test images of each data set."""
-    shape = (results.params.evaluate.sample_rows, results.params.evaluate.sample_columns)
+    """Write the grids of each recipe's first complete seed and, one class per row, test images of each data set."""
     for name, data in results.datasets.items():
+        shape = (len(data.class_names), results.params.evaluate.sample_columns)
         write_grid(folder / f"real-{name}.png", real_images(data.test_images, data.test_labels, *shape))
     first = {cell.key[:2]: cell for cell in reversed(results.cells) if cell.status == "complete"}
     for (dataset, recipe), cell in first.items():
-        left_out = {
-            "interpolations": not cell.evaluation.interpolations,
-            "fitted_base": cell.evaluation.fitted_base_bits_per_dim is None,
-        }
-        for name in get_args(Grid):
-            if not left_out.get(name):
-                write_grid(folder / f"{name}-{dataset}-{recipe}.png", read_samples(cell, name))
+        for grid, file in grids_of(cell.evaluation).items():
+            write_grid(folder / f"{grid}-{dataset}-{recipe}.png", read_samples(cell, file))
+
+
+def grids_of(evaluation: Evaluation) -> dict[Grid, str]:
+    """The grids of images of a complete cell, with the names of their files."""
+    grids: dict[Grid, str] = {"samples": "samples", "nearest": "nearest"}
+    if "fitted" in (evaluation.class_samples or {}):
+        grids["by_class"] = "by_class"
+    elif evaluation.classes == "each" and evaluation.fitted_base_bits_per_dim is not None:
+        grids["by_class"] = "fitted_base"  # an older run, whose other grids of this name have no classes
+    if evaluation.interpolations:
+        grids["interpolations"] = "interpolations"
+    return grids

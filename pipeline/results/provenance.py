@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from pipeline.core.cell import COMMANDS
@@ -59,19 +59,29 @@ def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], prefix: str =
 
 
 def stages(results: Results) -> list[dict[str, Any]]:
-    """The number of cells of each stage and their total seconds; None unless all of its files contain a time."""
+    """The number of cells of each stage, their total seconds, and the most cores that were busy with other work.
+
+    A figure is None unless all files of the stage contain it.
+    """
     seconds: dict[str, list[float | None]] = {"mixture": [results.mixture.seconds]}
+    cores: dict[str, list[float | None]] = {}
     for stage, record in results.records:
         seconds.setdefault(stage, []).append(getattr(record, "seconds", None))
+        cores.setdefault(stage, []).append(record.other_cores)
     return [
-        {"stage": stage, "cells": len(lines), "seconds": _total(seconds.get(stage, []))}
+        {
+            "stage": stage,
+            "cells": len(lines),
+            "seconds": _of_all(sum, seconds.get(stage, [])),
+            "other_cores": _of_all(max, cores.get(stage, [])),
+        }
         for stage, lines in commands(results).items()
     ]
 
 
-def _total(seconds: Sequence[float | None]) -> float | None:
-    known = [value for value in seconds if value is not None]
-    return round_significant(sum(known)) if known and len(known) == len(seconds) else None
+def _of_all(figure: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round_significant(figure(known)) if known and len(known) == len(values) else None
 
 
 def other_cores(results: Results) -> dict[str, float]:

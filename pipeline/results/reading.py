@@ -25,7 +25,7 @@ from pipeline.training.record import Run
 MIXTURE = "python -m pipeline.mixture --out runs/mixture.json"
 # The part of `runs/mixture.json` that `reports/mixture.json` repeats.
 SHOWN = ("entropy", "message", "models", "printed", "printed_honest", "settings", "status")
-Grid = Literal["samples", "fitted_base", "nearest", "interpolations"]
+Grid = Literal["samples", "by_class", "nearest", "interpolations"]
 Stage = Literal["train", "evaluate", "measure"]
 RECORDS: dict[str, type[StageRecord]] = {"train": Run, "evaluate": Evaluation, "measure": Measurement}
 S = TypeVar("S", bound=StageRecord)
@@ -248,7 +248,7 @@ def read_cell(runs: Path, params: Params, key: Key) -> Cell:
     return Cell(key, run, evaluation, history, runs / "samples" / str(key) / "samples.npy")
 
 
-def read_samples(cell: Cell, name: Grid = "samples") -> NDArray[np.uint8]:
+def read_samples(cell: Cell, name: str = "samples") -> NDArray[np.uint8]:
     """A grid of images of a complete cell, of shape (rows, columns, height, width); see `pipeline.evaluate`."""
     command = cell.key.command("evaluate")
     path = existing(cell.samples.with_name(f"{name}.npy"), command)

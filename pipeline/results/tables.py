@@ -14,7 +14,7 @@ from scipy.stats import norm
 from pipeline.core.console import UserError
 from pipeline.core.files import write_text
 from pipeline.core.record import Environment
-from pipeline.evaluation.record import FittedLatents, Latents, Likelihood, Spread
+from pipeline.evaluation.record import Evaluation, FittedLatents, Latents, Likelihood, Spread
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import mean_interval
@@ -26,6 +26,20 @@ ORIGIN = dict.fromkeys(("device", "host", "commit", "time"), "string")
 SPREAD = [name for name in Spread.model_fields if name != "worst_percent_share"]
 # The quantiles are lists, with a row for each level.
 LATENT = [name for name in Latents.model_fields if name not in ("images", "levels", "projection_quantiles")]
+# The columns of `results.csv` that the tables of older runs lack.
+EVIDENCE = (
+    dict.fromkeys(("margin_low", "margin_high", "closed_form_bits_per_dim", "identity_bits_per_dim"), "float64")
+    | {"gaussian_base_bits_per_dim": "float64", "gaussian_base_fitted_images": "Int64"}
+    | {"class_gaussians_base_bits_per_dim": "float64", "class_gaussians_base_fitted_images": "Int64"}
+    | {"class_gaussians_base_shrinkage": "float64"}
+    | {"outside_cube_samples": "Int64", "outside_cube_pixels": "float64", "outside_cube_images_inside": "Int64"}
+    | {"outside_cube_bits_least": "float64", "outside_cube_bits_most": "float64"}
+    | {"class_samples_fitted": "Int64", "class_samples_fitted_right": "Int64"}
+    | {"class_samples_fitted_share": "float64"}
+    | {"class_samples_standard_normal": "Int64", "class_samples_standard_normal_right": "Int64"}
+    | {"class_samples_standard_normal_share": "float64"}
+    | {"other_cores": "float64"}
+)
 # The columns of each table with their types.
 RESULTS = (
     SEEDED
@@ -33,6 +47,7 @@ RESULTS = (
     | {"draws": "int64", "images": "Int64"}
     | dict.fromkeys((f"bits_per_dim_{name}" for name in (*SPREAD, "draws_low", "draws_high")), "float64")
     | dict.fromkeys(("worst_percent_share", "poster_bits_per_pixel", "training_seconds"), "float64")
+    | EVIDENCE
     | ORIGIN
 )
 LATENTS = (
@@ -68,12 +83,7 @@ def read_table(path: Path) -> pd.DataFrame:
     types = TABLES[path.name]
     try:
         text = _complete_text(path)
-        table = pd.read_csv(text, dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n")
-        if types is TIMINGS and "stands_for" not in table:
-            table = table.assign(stands_for=table["dataset"])  # an older run, with a measurement for each data set
-        if types is TIMINGS and "process" not in table:
-            table = table.assign(process=pd.Series(dtype="Int64"))  # an older run, with one process for all
-        return table[list(types)]
+        return pd.read_csv(text, dtype=types, keep_default_na=False, na_values=[""], lineterminator="\n")[list(types)]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: write it with python -m pipeline.collect (or dvc repro)") from None
     except (KeyError, ValueError) as error:
@@ -101,13 +111,14 @@ def results_table(results: Results) -> pd.DataFrame:
     rows: list[Row] = []
     for cell in results.cells:
         evaluation, outcome = cell.evaluation, {"status": cell.status, "message": cell.message}
-        shared = {**evaluation.model_dump(), **_origin(evaluation.environment), **outcome}
+        shared = {**evaluation.model_dump(exclude=set(EVIDENCE)), **_origin(evaluation.environment), **outcome}
         test = evaluation.test if cell.status == "complete" else None
         per_class = evaluation.per_class if cell.status in ("complete", "partial") else None
-        rows.append({**shared, "class": "all", "training_seconds": cell.run.seconds, **_likelihood(test)})
+        rows.append({**shared, "class": "all", **_likelihood(test), **_evidence(cell), **_class_samples(evaluation)})
         class_names = results.datasets[evaluation.dataset].class_names
         for label, likelihood in sorted((per_class or {}).items(), key=lambda item: int(item[0])):
-            rows.append({**shared, "class": label, "class_name": class_names[int(label)], **_likelihood(likelihood)})
+            of_class = {"class": label, "class_name": class_names[int(label)], **_likelihood(likelihood)}
+            rows.append({**shared, **of_class, **_class_samples(evaluation, int(label))})
     return pd.DataFrame(rows, columns=list(RESULTS)).astype(RESULTS)
 
 
@@ -127,6 +138,35 @@ def _likelihood(likelihood: Likelihood | None) -> Row:
     return {**likelihood.model_dump(), **bits, "worst_percent_share": spread["worst_percent_share"]}
 
 
+def _evidence(cell: Cell) -> Row:
+    """What only a cell as a whole has: how it was trained, and what its likelihood is compared with."""
+    run, evaluation = cell.run, cell.evaluation
+    margin = run.recipe_params["margin"]
+    low, high = margin if isinstance(margin, list) else (margin, margin)
+    row = {"training_seconds": run.seconds, "other_cores": run.other_cores, "margin_low": low, "margin_high": high}
+    row |= {name: getattr(evaluation, name) for name in ("closed_form_bits_per_dim", "identity_bits_per_dim")}
+    row["gaussian_base_bits_per_dim"] = _gaussian_base(evaluation)
+    for base, scores in (evaluation.bases or {}).items():
+        row |= {f"{base}_base_{name}": value for name, value in scores}
+    return row | {f"outside_cube_{name}": value for name, value in evaluation.outside_cube or ()}
+
+
+def _gaussian_base(evaluation: Evaluation) -> float | None:
+    """The test bits/dim with a fitted Gaussian as the base."""
+    bases = evaluation.bases or {}
+    return bases["gaussian"].bits_per_dim if "gaussian" in bases else evaluation.fitted_base_bits_per_dim
+
+
+def _class_samples(evaluation: Evaluation, label: int | None = None) -> Row:
+    """How many samples of one class, or of all, have a nearest training image of the class asked for."""
+    row: Row = {}
+    for base, samples in (evaluation.class_samples or {}).items():
+        right = samples.right if label is None else [samples.right[label]]
+        drawn, name = samples.of_each * len(right), f"class_samples_{base}"
+        row |= {name: drawn, f"{name}_right": sum(right), f"{name}_share": sum(right) / drawn}
+    return row
+
+
 def latents_table(results: Results) -> pd.DataFrame:
     """A row for each quantile level of each complete cell's latents; the cell's other figures are repeated."""
     rows = []
@@ -137,6 +177,7 @@ def latents_table(results: Results) -> pd.DataFrame:
             row = {
                 **evaluation.model_dump(),
                 "bits_per_dim": evaluation.test.bits_per_dim.mean,
+                "fitted_base_bits_per_dim": _gaussian_base(evaluation),
                 **evaluation.latents.model_dump(),
                 **{f"fitted_{name}": value for name, value in fitted.items()},
             }

@@ -55,6 +55,7 @@ ENVIRONMENT = Environment(
 COMPLETE: dict[str, Any] = {"status": "complete", "message": None, "environment": ENVIRONMENT}
 PARAMETERS = Parameters(stored=2_461_760, free=2_461_760)
 FITTED = FittedLatents(projection_distance=0.04, projection_distance_max=0.09, radius_distance=0.61)
+EVIDENCE = ("bases", "class_samples", "outside_cube", "closed_form_bits_per_dim", "identity_bits_per_dim")
 BITS = {"lunet": 1.85, "realnvp": 1.45, "gaussian": 2.0, "histogram": 1.7}
 CENTRES = {
     "step": {"lunet": 40.0, "realnvp": 300.0},
@@ -140,6 +141,7 @@ class Project:
         run = Run(
             **cell,
             seconds=7.5,
+            other_cores=0.05,
             parameters=PARAMETERS,
             recipe_params=self.recipes[recipe],
             models=dict.fromkeys(models, model_run),
@@ -158,12 +160,7 @@ class Project:
             per_class={str(c): Likelihood(images=4, bits_per_dim=spread(bits + 0.1 * (c - 1))) for c in range(3)},
             round_trip=RoundTrip(**inverted, pixels_exact=0.99999, pixels_within_one=1.0),
             latents=latents(0.1),
-            bases={"gaussian": BaseScores(bits_per_dim=bits - 0.05, fitted_images=96)} if recipe == "lunet" else None,
-            class_samples={"fitted": ClassSamples(of_each=400, right=[360 + seed] * 3)} if recipe == "lunet" else None,
-            outside_cube=OutsideCube(samples=12, pixels=0.02, images_inside=1, bits_least=0.01, bits_most=0.03),
-            closed_form_bits_per_dim=bits + 0.4 if recipe == "lunet" else None,
-            identity_bits_per_dim=bits + 3.0 + 0.01 * seed if recipe == "lunet" else None,
-            fitted_base_bits_per_dim=bits - 0.05 if recipe == "lunet" else None,
+            **evidence(recipe, seed, bits, classes),
             fitted_latents=FITTED if recipe == "lunet" else None,
             interpolations=2,
             sample_class_accuracy=0.93 if classes == "each" else None,
@@ -176,8 +173,8 @@ class Project:
         settings = self.values["evaluate"]
         shape = (settings["sample_rows"], settings["sample_columns"], 28, 28)
         grids = {"samples": shape, "nearest": shape, "interpolations": (2, *shape[1:])}
-        if recipe == "lunet":
-            grids["fitted_base"] = shape
+        if recipe != "histogram":
+            grids["by_class"] = (3, *shape[1:])
         for name, grid_shape in grids.items():
             np.save(samples / f"{name}.npy", np.random.default_rng(seed).integers(0, 256, grid_shape, dtype=np.uint8))
 
@@ -283,7 +280,15 @@ class Project:
         """Turn a training into a failed one, in the files of train and evaluate."""
         self.change(f"train/{key}/run.json", status=status, message=message)
         nothing = dict.fromkeys(
-            ("test", "per_class", "round_trip", "latents", "sample_class_accuracy", "classification_accuracy")
+            (
+                "test",
+                "per_class",
+                "round_trip",
+                "latents",
+                "sample_class_accuracy",
+                "classification_accuracy",
+                *EVIDENCE,
+            )
         )
         self.change(f"evaluate/{key}.json", status=status, message=message, **nothing)
         np.save(self.runs / "samples" / key / "samples.npy", np.zeros((0, 4, 28, 28), dtype=np.uint8))
@@ -296,6 +301,25 @@ def with_failures(root: Path) -> Project:
     for seed in range(3):
         project.fail(f"fashion_mnist-realnvp-{seed}", "out_of_memory", "needed 9 GiB, see /home/someone/runs/log.txt")
     return project
+
+
+def evidence(recipe: str, seed: int, bits: float, classes: str) -> dict[str, Any]:
+    """The fields `EVIDENCE` of an evaluation; none for histograms."""
+    if recipe == "histogram":
+        return {}
+    bases = {"gaussian": BaseScores(bits_per_dim=bits - 0.05, fitted_images=96)}
+    samples = {"fitted": ClassSamples(of_each=400, right=3 * [360 + seed])}
+    if classes == "each":
+        samples["standard_normal"] = ClassSamples(of_each=400, right=[160, 120, 200])
+    else:
+        bases["class_gaussians"] = BaseScores(bits_per_dim=bits - 0.08, fitted_images=96, shrinkage=0.25)
+    return {
+        "bases": bases,
+        "class_samples": samples,
+        "outside_cube": OutsideCube(samples=12, pixels=0.02, images_inside=1, bits_least=0.01, bits_most=0.03),
+        "closed_form_bits_per_dim": bits + 0.4,
+        "identity_bits_per_dim": bits + 3.0 + 0.01 * seed,
+    }
 
 
 def latents(distance: float) -> Latents:

@@ -66,6 +66,8 @@ def test_stages_have_their_cells_and_seconds(small_project: Project) -> None:
         "collect": (1, None),
         "report": (1, None),
     }
+    train, evaluate = content(small_project, "provenance.json")["stages"][1:3]
+    assert (train["stage"], train["other_cores"], evaluate["other_cores"]) == ("train", 0.05, None)
     small_project.change("evaluate/mnist-lunet-0.json", seconds=None)
     small_project.collect()
     stages = {row["stage"]: row["seconds"] for row in content(small_project, "provenance.json")["stages"]}

@@ -160,12 +160,12 @@ def test_the_page_mentions_a_diverged_mixture_model(tmp_path: Path) -> None:
 
 def test_draws_have_their_interval_or_say_that_there_is_one(page: Page, tmp_path: Path) -> None:
     assert "[Student’s t interval, 95 %, over seeds]" in page.words
-    assert "1.860[1.835, 1.885] 3 of 3 n = 1 1.810" in page.words
+    assert "1.860[1.835, 1.885] 3 of 3 0.001 n = 1 1.810" in page.words
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
     project.change("evaluate/mnist-lunet-0.json", draws=3, test__bits_per_dim_by_draw=[1.84, 1.85, 1.86])
     project.collect()
     # t(0.975, 2) = 4.302653 times 0.01 / sqrt(3)
-    assert "1.850 1 of 1 ± 0.025 n = 3 1.800" in Page(render(project.reports, "One")).words
+    assert "1.850 1 of 1 0.001 ± 0.025 n = 3 1.800" in Page(render(project.reports, "One")).words
 
 
 def test_latents_stand_against_the_fitted_gaussian_too(page: Page) -> None:
@@ -225,6 +225,9 @@ def test_the_page_shows_the_provenance(project: Project, page: Page) -> None:
 def test_the_way_to_the_page_has_cells_and_durations(project: Project, page: Page) -> None:
     assert "data 2 cells train 30 cells, 3 min 45 s → , then evaluate 30 cells, 30 s measure 5 cells" in page.words
     assert "mixture 1 cell, 9 s collect 1 cell report 1 cell The stages that DVC runs" in page.words
+    # The sum of 30 trainings, 30 evaluations and the mixture.
+    assert "data 2 – – train 30 225.0 0.05 evaluate 30 30.0 – measure 5 – – mixture 1 9.0 –" in page.words
+    assert "Together 264.0" in page.words
 
 
 def test_a_run_of_before_has_no_such_way(project: Project, tmp_path: Path) -> None:

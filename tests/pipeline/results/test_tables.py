@@ -4,17 +4,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_results import EVIDENCE as LATER
 from fake_results import SMALL, Project, parameters, with_failures
 
 from pipeline.core.console import UserError
 from pipeline.results.reading import Results
 from pipeline.results.tables import (
+    EVIDENCE,
     by_dataset,
     curves_table,
+    latents_table,
     read_history,
     read_table,
     results_table,
     timings_table,
+    with_none,
     write_table,
 )
 from pipeline.training.record import HISTORY
@@ -46,6 +50,63 @@ def test_failed_cells_have_one_row_without_figures(whole: Results) -> None:
     assert failed["status"].tolist() == ["diverged", *3 * ["out_of_memory"]]
     assert failed["bits_per_dim_mean"].isna().all()
     assert failed["message"].iloc[0] == "the loss is not finite at step 7"
+
+
+def test_whole_cells_have_their_evidence_and_classes_that_of_their_samples(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL, recipes__realnvp__margin=[0.05, 0.0]))
+    lunet, first, *_, realnvp = with_none(results_table(project.read())).head(5).to_dict("records")
+    figures = {
+        "margin_low": 0.001,
+        "margin_high": 0.001,
+        "closed_form_bits_per_dim": 2.25,
+        "identity_bits_per_dim": 4.85,
+        "gaussian_base_bits_per_dim": 1.8,
+        "gaussian_base_fitted_images": 96,
+        "class_gaussians_base_bits_per_dim": 1.77,
+        "class_gaussians_base_fitted_images": 96,
+        "class_gaussians_base_shrinkage": 0.25,
+        "outside_cube_samples": 12,
+        "outside_cube_pixels": 0.02,
+        "outside_cube_images_inside": 1,
+        "outside_cube_bits_least": 0.01,
+        "outside_cube_bits_most": 0.03,
+        "class_samples_fitted": 1200,
+        "class_samples_fitted_right": 1080,
+        "class_samples_fitted_share": 0.9,
+        "other_cores": 0.05,
+    }
+    assert {name: value for name in EVIDENCE if (value := lunet[name]) is not None} == pytest.approx(figures)
+    assert (realnvp["margin_low"], realnvp["margin_high"]) == (0.05, 0.0)
+    samples = {"class_samples_fitted": 400, "class_samples_fitted_right": 360, "class_samples_fitted_share": 0.9}
+    assert first["class"] == "0"
+    assert {name: value for name in EVIDENCE if (value := first[name]) is not None} == samples
+
+
+def test_one_model_a_class_has_samples_from_the_standard_normal_too(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL, recipes__lunet__classes="each"))
+    table = results_table(project.read())
+    counts = table[["class_samples_standard_normal", "class_samples_standard_normal_right"]]
+    assert counts.iloc[:4].to_numpy().tolist() == [[1200, 480], [400, 160], [400, 120], [400, 200]]
+    assert table.loc[0, ["class_gaussians_base_bits_per_dim", "class_gaussians_base_shrinkage"]].isna().all()
+
+
+def test_an_older_run_has_its_fitted_base_and_no_other_evidence(tmp_path: Path) -> None:
+    project = Project(tmp_path, parameters(**SMALL))
+    older = dict.fromkeys(LATER) | {"fitted_base_bits_per_dim": 1.75}
+    project.change("evaluate/mnist-lunet-0.json", **older)
+    project.change("train/mnist-lunet-0/run.json", other_cores=None)
+    results = project.read()
+    row = results_table(results).loc[0, list(EVIDENCE)].dropna()
+    assert row.to_dict() == {"margin_low": 0.001, "margin_high": 0.001, "gaussian_base_bits_per_dim": 1.75}
+    assert latents_table(results)["fitted_base_bits_per_dim"].tolist() == 3 * [1.75] + 3 * [pytest.approx(1.4)]
+
+
+def test_a_table_of_an_older_run_has_empty_fields(whole: Results, tmp_path: Path) -> None:
+    table = results_table(whole)
+    write_table(tmp_path / "results.csv", table.drop(columns=list(EVIDENCE)))
+    read = read_table(tmp_path / "results.csv")
+    assert read[list(EVIDENCE)].isna().all(axis=None)
+    assert read.dtypes.equals(table.dtypes)
 
 
 def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> None:
@@ -158,7 +219,8 @@ def test_whole_numbers_stay_whole_and_others_keep_every_digit(tmp_path: Path) ->
     assert "\r" not in text
     assert text.splitlines()[1].startswith("mnist,lunet,0,all,,complete,,all,1,12,0.30000000000000004,")
     assert text.splitlines()[-1].startswith(
-        "mnist,realnvp,0,all,,diverged,the loss is not finite at step 7,all,1,,,,,,,,,,,7.5,cpu,"
+        "mnist,realnvp,0,all,,diverged,the loss is not finite at step 7,all,1"
+        f"{11 * ','}7.5,1e-06,1e-06{19 * ','}0.05,cpu,"
     )
 
 
