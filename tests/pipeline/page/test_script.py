@@ -198,15 +198,21 @@ def test_raw_values_open_when_pointed_at_focused_or_clicked(answer: dict[str, An
 
 
 @browser
-def test_nothing_overflows_with_a_value_open(project: Project, tmp_path: Path) -> None:
+def test_in_a_narrow_window_nothing_overflows_and_images_keep_their_pixels(project: Project, tmp_path: Path) -> None:
     questions = """
+    const sizes = one => [one.clientWidth - one.naturalWidth, one.clientHeight - one.naturalHeight];
+    const images = [...document.querySelectorAll(".gallery img")].filter(one => one.checkVisibility());
     for (const button of document.querySelectorAll(".raw")) button.focus();
     const left = document.createElement("pre");
     left.id = "answer";
     setTimeout(() => {
-      left.textContent = JSON.stringify({scroll: document.documentElement.scrollWidth});
+      left.textContent = JSON.stringify({
+        scroll: document.documentElement.scrollWidth, shown: images.length, scaled: images.flatMap(sizes).some(Boolean),
+      });
       parent.document.body.append(left);
     }, 500);
     """
     found, _ = ask(tmp_path, render(project.reports, "Narrow"), width=360, questions=questions)
     assert found["scroll"] <= 360
+    assert found["shown"] > 5
+    assert not found["scaled"]
