@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.page.published_runs import seeds
 from pipeline.results.statistics import mean_interval, proportion_interval
 
 # The columns that are shown as means over seeds, by the names that templates use.
@@ -90,9 +89,14 @@ def _means(cells: pd.DataFrame, columns: Mapping[str, str]) -> Row:
         known = cells.dropna(subset=[column])
         if len(known):
             mean = mean_interval(known[column].tolist()).rounded()
-            raw = seeds(known["seed"], known[column])
-            means[name] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n, "raw": raw}
+            means[name] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
+            means[name]["raw"] = raw_seeds(known, column)
     return means
+
+
+def raw_seeds(cells: pd.DataFrame, column: str) -> Row:
+    """The raw values behind a mean over seeds."""
+    return {"what": "seed", "values": cells[column].tolist(), "names": cells["seed"].astype(str).tolist()}
 
 
 def _images(cells: pd.DataFrame) -> int | None:

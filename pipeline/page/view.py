@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
-from pipeline.page.evidence import evidence_of, margin
+from pipeline.page.evidence import evidence_of, margin, raw_seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
 from pipeline.results.claims import DECISIONS, LABELS
@@ -135,8 +135,7 @@ def add_raw_values(
     whole = results[results["class"] == "all"].rename(columns={"bits_per_dim_mean": "bits_per_dim"})
     for quantity in ("bits_per_dim", "bits_per_dim_median", "poster_bits_per_pixel"):
         for (dataset, recipe), rows in whole.dropna(subset=[quantity]).groupby(["dataset", "recipe"]):
-            raw = {"what": "seed", "values": rows[quantity].tolist(), "names": rows["seed"].astype(str).tolist()}
-            metrics[str(dataset)][str(recipe)][quantity]["raw"] = raw
+            metrics[str(dataset)][str(recipe)][quantity]["raw"] = raw_seeds(rows, quantity)
     for (dataset, recipe, time, unit), values in timings.groupby(["dataset", "recipe", "quantity", "unit"])["value"]:
         if median := medians[str(dataset)][str(recipe)].get(f"{time}_{unit}"):
             median["raw"] = {"what": unit, "values": values.tolist()}

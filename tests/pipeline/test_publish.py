@@ -133,7 +133,7 @@ def test_other_results_of_a_complete_cell_are_refused_without_replace(
     contents = unpacked(packed_archive)
     name = "runs/measure/mnist-lunet.json"
     record = json.loads(contents[name])
-    record["times"]["step"]["samples"] = [77.0] * 5
+    record["times"]["step"]["samples"][0] = 77.0
     contents[name] = json.dumps(record).encode()
     forge(contents, lambda manifest: manifest.update(created="2030-01-01T00:00:00+00:00"))
     other = repack(working_folder / "other.tar.gz", contents)

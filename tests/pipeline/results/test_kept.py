@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from workshop import ROOT
 
 from pipeline.core.cell import cells_of
 from pipeline.core.files import read_json
-from pipeline.core.params import load_params, read_yaml
+from pipeline.core.params import load_params
 from pipeline.presets.merged import load_preset
 from pipeline.publish import GRIDS, LARGEST
 from pipeline.results import verdicts
@@ -95,10 +96,10 @@ def test_a_rule_that_changes_changes_the_verdict_of_a_published_run(
         return next(str(claim["verdict"]) for claim in judged(published) if claim["id"] == "determinant")
 
     assert verdict() == "replicated"
-    changed = read_yaml(CLAIMS)
-    rule = next(claim for claim in changed["claims"] if claim["id"] == "determinant")
-    rule["replicated"], rule["not_replicated"] = rule["not_replicated"], rule["replicated"]
-    (tmp_path / "claims.yaml").write_text(json.dumps(changed, default=str) + "\n", encoding="utf-8")
+    before, determinant, after = CLAIMS.read_text(encoding="utf-8").partition("  - id: determinant\n")
+    words = {"replicated": "not_replicated", "not_replicated": "replicated"}
+    swapped = re.sub(r"\b(replicated|not_replicated): ", lambda match: f"{words[match[1]]}: ", after, count=2)
+    (tmp_path / "claims.yaml").write_text(before + determinant + swapped, encoding="utf-8")
     monkeypatch.setattr(verdicts, "load_claims", lambda: load_claims(tmp_path / "claims.yaml"))
     assert verdict() == "not_replicated"
 

@@ -101,14 +101,6 @@ def test_an_older_run_has_its_fitted_base_and_no_other_evidence(tmp_path: Path) 
     assert latents_table(results)["fitted_base_bits_per_dim"].tolist() == 3 * [1.75] + 3 * [pytest.approx(1.4)]
 
 
-def test_a_table_of_an_older_run_has_empty_fields(whole: Results, tmp_path: Path) -> None:
-    table = results_table(whole)
-    write_table(tmp_path / "results.csv", table.drop(columns=list(EVIDENCE)))
-    read = read_table(tmp_path / "results.csv")
-    assert read[list(EVIDENCE)].isna().all(axis=None)
-    assert read.dtypes.equals(table.dtypes)
-
-
 def test_timings_have_a_row_for_every_repetition_and_width(whole: Results) -> None:
     table = timings_table(whole)
     sizes = table[table["recipe"] == "lunet"].groupby(["dataset", "quantity"]).size()
@@ -132,12 +124,6 @@ def test_the_cost_of_a_call_is_that_of_a_matrix_with_one_entry(tmp_path: Path) -
     assert (calls["width"].tolist(), calls["value"].tolist()) == ([1, 1], [0.006, 0.007])
 
 
-def test_an_older_table_has_no_processes(whole: Results, tmp_path: Path) -> None:
-    table = timings_table(whole)
-    write_table(tmp_path / "timings.csv", table.drop(columns="process"))
-    assert read_table(tmp_path / "timings.csv")["process"].isna().all()
-
-
 def test_a_measurement_has_its_rows_for_each_data_set_that_it_stands_for(whole: Results) -> None:
     table = timings_table(whole)
     rows = by_dataset(table)
@@ -145,14 +131,6 @@ def test_a_measurement_has_its_rows_for_each_data_set_that_it_stands_for(whole: 
     assert rows["measured"].unique().tolist() == ["mnist"]
     for name in ("mnist", "fashion_mnist"):
         assert rows[rows["dataset"] == name]["value"].tolist() == table["value"].tolist()
-
-
-def test_in_a_table_of_before_a_measurement_stands_for_its_own_data_set(whole: Results, tmp_path: Path) -> None:
-    table = timings_table(whole)
-    write_table(tmp_path / "timings.csv", table.drop(columns="stands_for"))
-    pd.testing.assert_frame_equal(
-        read_table(tmp_path / "timings.csv"), table.assign(stands_for=table["dataset"]), rtol=1e-15
-    )
 
 
 def test_curves_are_the_concatenated_histories(whole: Results) -> None:
