@@ -35,7 +35,7 @@ def main() -> None:
     parser = command_parser(
         "sweep",
         "Train the variants of a sweep of pipeline/sweeps.yaml, each on most of the training images, and "
-        "write how it does on the rest; the test set is not looked at. A variant that the table has is not run again.",
+        "write how it does on the rest; the test set is not used. A variant that the table has is not run again.",
         example="ablation --dataset mnist",
         params=False,
     )

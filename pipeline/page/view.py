@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core.console import UserError
 from pipeline.core.files import read_json
+from pipeline.page.effort import read_effort
 from pipeline.page.evidence import evidence_of, margin, raw_seeds
 from pipeline.page.published_tables import read_benchmark, read_sweeps
 from pipeline.results import looks
@@ -87,6 +88,7 @@ def render(reports: Path, title: str) -> str:
         mixture=mixture,
         warnings={"results": mixtures(results), "timings": mixtures(measured)},
         others=read_content(reports / "comparison.json", COMPARISON),
+        effort=read_effort(reports, provenance),
         benchmark=read_benchmark(reports / "published" / "benchmarks"),
         sweeps=read_sweeps(reports / "published" / "sweeps"),
         standard_error=standard_error(results),

@@ -127,12 +127,14 @@ def test_the_page_mentions_scale_failures_and_mixed_machines(page: Page) -> None
     assert "This table mixes 2 machines: 0123abcd, other000." in page.words
 
 
-def test_the_plane_has_its_entropy_and_the_impossible_figure(page: Page) -> None:
+def test_the_plane_has_its_entropy_and_the_implausible_figure(page: Page) -> None:
     assert (
-        "entropy of 1.005 nats, here found by numeric integration. The released program prints 0.900. That"
+        "entropy of 1.005 nats, here found by numeric integration. The released program prints 0.900, a mean"
         in page.words
     )
-    assert "below the entropy, thus impossible" in page.words
+    # 0.1052 below, and a 95 % interval of 0.2 over as many points.
+    assert "That is 2.1 standard errors below the entropy, thus implausible" in page.words
+    assert "The released program, as printed 0.900 −0.105" in page.words
     assert "so the figure means 1.593." in page.words
     assert "LU-Net, 12 + 1 layers 1.300[1.000, 1.200]" in page.words
     assert any("One full-covariance Gaussian (5.000 nats)" in (svg["aria-label"] or "") for svg in page.all("svg"))
