@@ -137,7 +137,7 @@ def noise(path: Path) -> list[dict[str, Any]]:
         return []
     groups = pd.read_csv(path).groupby(["dataset", "recipe", "seed"])["bits_per_dim"]
     table = groups.agg(mean="mean", apart=lambda bits: bits.max() - bits.min(), seeds="count").reset_index()
-    return table.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -49,8 +50,11 @@ def test_it_has_every_setting_that_differs_from_the_released_code(document: str)
 
 
 def test_a_deviation_without_a_reason_is_an_error() -> None:
-    recipes = {"ours": {"model": {"slope": 0.1}, "margin": 0.5}, "theirs": {"model": {"slope": 0.2}, "margin": 0.5}}
-    reasons = {"against": "theirs", "reasons": [{"settings": ["margin"], "reason": "It is better."}]}
+    recipes: dict[str, Any] = {
+        "ours": {"model": {"slope": 0.1}, "margin": 0.5},
+        "theirs": {"model": {"slope": 0.2}, "margin": 0.5},
+    }
+    reasons: dict[str, Any] = {"against": "theirs", "reasons": [{"settings": ["margin"], "reason": "It is better."}]}
     with pytest.raises(
         UserError, match=r"^ours differs from theirs in model.slope, without a reason; add one to tools/"
     ):
@@ -61,7 +65,9 @@ def test_a_deviation_without_a_reason_is_an_error() -> None:
 
 
 def test_a_sweep_has_the_bounds_of_what_differs() -> None:
-    changes = [{"rate": rate, "start": start, "epochs": 10} for rate in (0.1, 0.03, 0.2) for start in ("a", "b")]
+    changes: list[dict[str, Any]] = [
+        {"rate": rate, "start": start, "epochs": 10} for rate in (0.1, 0.03, 0.2) for start in ("a", "b")
+    ]
     changes[0] |= {"model": {"planes": 24}}
     rows = [{"dataset": "mnist", "seed": 0, "changes": json.dumps(change)} for change in changes]
     assert sweep("rates", pd.DataFrame(rows)) == {

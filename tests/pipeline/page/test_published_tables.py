@@ -110,3 +110,13 @@ def test_a_hostile_model_name_stays_text(reports: Path) -> None:
     page = shown(reports)
     assert " ".join(HOSTILE.split()) in page.words
     assert len(page.all("script")) == 1
+
+
+def test_the_searches_for_both_models_are_counted(reports: Path) -> None:
+    sweeps = reports / "published/sweeps"
+    counts = {path.stem: len(pd.read_csv(path)) for path in sweeps.glob("*.csv")}
+    realnvp = counts.pop("realnvp")
+    expected = f"The searches were not equal: {sum(counts.values())} trainings of LU-Nets, {realnvp} of RealNVPs."
+    assert expected in shown(reports).words
+    (sweeps / "realnvp.csv").unlink()
+    assert "trainings of LU-Nets, 0 of RealNVPs." in shown(reports).words
