@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.noise",
         description="Score the test images under each trained run in runs/train/ on a CPU, once with the noise of each "
-        "seed, write the means, and print how far apart they are. Ten minutes for the runs of the laptop preset.",
+        "seed, write the means, and print how far they spread. A few minutes for the laptop preset.",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/train"), help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data"), help="default: %(default)s")
@@ -67,10 +67,10 @@ def mean_bits(run: TrainedRun, dataset: Dataset, seed: int) -> float:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """For each run the mean over the seeds of the noise, and the distance of the largest from the smallest figure."""
+    """For each run the mean over the seeds of the noise, and the largest distance of a seed's figure from it."""
     return "\n".join(
-        f"{dataset} {recipe} {seed}: {bits.mean():.4f} bits/dim, {bits.max() - bits.min():.4f} apart with the noise of "
-        f"{len(bits)} seeds"
+        f"{dataset} {recipe} {seed}: {bits.mean():.4f} bits/dim, which the noise of each of {len(bits)} seeds "
+        f"changes by at most {(bits - bits.mean()).abs().max():.4f}"
         for (dataset, recipe, seed), bits in table.groupby(KEY)["bits_per_dim"]
     )
 

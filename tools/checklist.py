@@ -136,7 +136,7 @@ def noise(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     groups = pd.read_csv(path).groupby(["dataset", "recipe", "seed"])["bits_per_dim"]
-    table = groups.agg(mean="mean", apart=lambda bits: bits.max() - bits.min(), seeds="count").reset_index()
+    table = groups.agg(mean="mean", furthest=lambda bits: (bits - bits.mean()).abs().max(), seeds="count").reset_index()
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 

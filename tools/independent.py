@@ -167,7 +167,7 @@ def main() -> None:
         prog="python -m tools.independent",
         description="Compute the test bits/dim of the trained LU-Nets and Gaussians in runs/ again from their weights, "
         "with numpy alone and noise of its own, and compare them with the evaluations. A difference must be within "
-        "five standard errors of the noise. About a quarter of a minute a draw for each LU-Net on 10,000 images.",
+        "five standard errors of the noise. Some ten seconds a draw for each LU-Net on 10,000 images.",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data"), help="default: %(default)s")
