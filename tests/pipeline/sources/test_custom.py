@@ -316,7 +316,7 @@ def test_it_is_in_metrics_and_tables_but_in_no_claim(project: Project) -> None:
     assert read("metrics.json")["mine"]["lunet"]["bits_per_dim"]["mean"] == 1.85
     assert read("timings.json")["mine"]["lunet"]
     claims = read("claims.json")
-    assert {entry["dataset"] for claim in claims["claims"] for entry in claim["datasets"]} == {"mnist"}
+    assert {entry["dataset"] for claim in claims["claims"] for entry in claim["datasets"]} == {"mnist", "all"}
     assert {row["title"] for row in claims["conversion"]["poster"]} == {"MNIST"}
     assert read("provenance.json")["params"]["data"]["mine"] == {"path": "<path>", "title": None}
     assert (project.reports / "figures/likelihood-mine.svg").is_file()
