@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,12 +46,13 @@ def main() -> None:
         seed=False,
     )
     arguments = parser.parse_args()
-    params, other_cores = load_params(arguments.params), OtherCores()
+    begin, params, other_cores = time.perf_counter(), load_params(arguments.params), OtherCores()
     params.recipe(arguments.recipe)
     dataset = load_dataset(arguments.data or Path("data") / arguments.dataset, arguments.dataset)
     measured = measure(params, Key(arguments.dataset, arguments.recipe), dataset.train_images)
     others = other_cores.mean(seconds_of_children()) if psutil.LINUX else None
-    measured = measured.model_copy(update={"other_cores": others})
+    seconds = round(time.perf_counter() - begin, 3)
+    measured = measured.model_copy(update={"other_cores": others, "seconds": seconds})
     write_json(arguments.out, measured.model_dump(mode="json"), sealed=True)
     say(f"{arguments.dataset} {arguments.recipe}: {measured.status}, written to {arguments.out}")
 

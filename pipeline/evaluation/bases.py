@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pipeline.core.holdout import split_indices
 from pipeline.core.params import Evaluate, Recipe
 from pipeline.core.streams import generator
 from pipeline.evaluation.latents import fitted_normality
+from pipeline.evaluation.record import Way
 from pipeline.evaluation.samples import Sampler
 from pipeline.evaluation.trained_run import Models
 
@@ -66,11 +68,11 @@ def latents_of(model: ImageFlow, images: Tensor, batch_size: int, noise: torch.G
 
 def with_fitted_bases(
     models: Models, dataset: Dataset, recipe: Recipe, settings: Evaluate, seed: int, latents: Tensor, bits: Tensor
-) -> tuple[dict[str, Any], list[Sampler]]:
+) -> tuple[dict[str, Any], dict[Way, list[Sampler]]]:
     """Fit bases to the latents of training images, and score the test images with them.
 
-    One Gaussian is fitted to each model's latents; to those of one model for all classes also a Gaussian for each
-    class, whose shrinkage is chosen on held-out images. Where latents are too few for a covariance there is no base.
+    One Gaussian is fitted to each model's latents; to those of one model for all classes also class Gaussians, whose
+    shrinkage is chosen on held-out images. Where latents are too few for a covariance there is no base.
 
     Args:
         models: The trained models.
@@ -82,9 +84,10 @@ def with_fitted_bases(
         bits: Their bits per dimension in that draw, with shape (N,).
 
     Returns:
-        The fields ``bases`` and ``fitted_latents`` of an `Evaluation`, and a sampler for each class.
+        The fields ``bases`` and ``fitted_latents`` of an `Evaluation`, and samplers of each class by their base: a
+        Gaussian fitted to its latents alone, from which the released code samples, or that of the class Gaussians.
     """
-    noise, samplers = generator("base fit", seed), list[Sampler]()
+    noise, samplers = generator("base fit", seed), defaultdict[Way, list[Sampler]](list)
     scored: dict[str, Tensor] = {"gaussian": torch.empty_like(bits), "class_gaussians": torch.empty_like(bits)}
     fitted, about = list[tuple[Tensor, int]](), dict[str, dict[str, Any]]()
     nats_per_bit = latents.shape[1] * math.log(2)
@@ -106,16 +109,21 @@ def with_fitted_bases(
             for name, base in bases.items():
                 gain = (base.log_prob(test) - standard_normal) / nats_per_bit
                 scored[name][part.rows] = bits[part.rows] - gain.cpu().to(bits.dtype)
-            one_each = [classes[label] for label in range(len(dataset.class_names))] if part.is_whole else [gaussian]
-            samplers += [sampler(part.model, base.to(part.model.dtype)) for base in one_each]
+            if part.is_whole:
+                rows = [labels == label for label in range(len(dataset.class_names))]
+                samplers["fitted"] = [sampler(part.model, Gaussian(z.shape[1]).to(z).fit_(z[of])) for of in rows]
+                samplers["class_gaussians"] = [sampler(part.model, classes[label]) for label in range(len(rows))]
+            else:
+                samplers["fitted"].append(sampler(part.model, gaussian))
     except ValueError:
-        return {}, []
+        return {}, {}
     results = {name: {"bits_per_dim": float(scored[name].double().mean()), **values} for name, values in about.items()}
     return {"bases": results, "fitted_latents": fitted_normality(fitted)}, samplers
 
 
 def sampler(model: ImageFlow, base: Flow) -> Sampler:
-    """Draws images from a model whose latents are draws from a base."""
+    """Draws images from a model whose latents are draws from a base, in the model's precision."""
+    base = base.to(model.dtype)
     return lambda n, noise: model.sample(n, noise, base=base)
 
 

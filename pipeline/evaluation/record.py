@@ -9,6 +9,10 @@ from pydantic import FiniteFloat
 from pipeline.core.params import Precision
 from pipeline.core.record import Record, StageRecord
 
+# Bases that samples of a class are drawn from: N(0, I), a Gaussian fitted to the latents of its training images, as in
+# the released code, and the class's part of class Gaussians with shrinkage.
+Way = Literal["standard_normal", "fitted", "class_gaussians"]
+
 
 class Spread(Record):
     """Bits per dimension over some images."""
@@ -129,7 +133,7 @@ class Evaluation(StageRecord):
     identity_bits_per_dim: FiniteFloat | None = None
     reduced_precision: ReducedPrecision | None = None
     interpolations: int | None
-    class_samples: dict[Literal["standard_normal", "fitted"], ClassSamples] | None = None
+    class_samples: dict[Way, ClassSamples] | None = None
     sample_class_accuracy: FiniteFloat | None = None
     classification_accuracy: FiniteFloat | None
     seconds: FiniteFloat | None = None

@@ -17,6 +17,7 @@ from pipeline.core.precision import arithmetic, networks_in
 from pipeline.core.streams import generator
 from pipeline.evaluation.bases import what_training_must_beat, with_fitted_bases
 from pipeline.evaluation.latents import normality
+from pipeline.evaluation.record import Way
 from pipeline.evaluation.released_bits import batch_factor, released_code
 from pipeline.evaluation.samples import (
     class_samples,
@@ -79,16 +80,19 @@ def evaluate(
         "interpolations": len(interpolations),
         "classification_accuracy": classification_accuracy(models, images, labels, settings, seed),
     }
-    by_way = {"standard_normal": class_samples(drawn, dataset)} if recipe.classes == "each" else {}
+    by_way: dict[Way, dict[str, Any]] = {}
+    if recipe.classes == "each":
+        by_way["standard_normal"] = class_samples(drawn, dataset)
     if recipe.margin is not None:
         results["outside_cube"] = outside_cube(values)
         fitted, samplers = with_fitted_bases(models, dataset, recipe, settings, seed, scores.latents, scores.first)
         results |= fitted
-        if samplers:
-            noise = generator("class samples", seed)
-            of_classes = [sampler(settings.class_samples, noise).cpu() for sampler in samplers]
-            by_way["fitted"] = class_samples(of_classes, dataset)
-            arrays["by_class"] = grid_of(of_classes, settings).numpy()
+        noise = generator("class samples", seed)
+        for way, of_classes in samplers.items():
+            by_class = [sampler(settings.class_samples, noise).cpu() for sampler in of_classes]
+            by_way[way] = class_samples(by_class, dataset)
+            if way == "fitted":
+                arrays["by_class"] = grid_of(by_class, settings).numpy()
     if all(isinstance(model.flow, LUNet) for model in models.values()):
         results |= what_training_must_beat(models, dataset, recipe, settings, seed)
     return {**results, "class_samples": by_way or None}, arrays

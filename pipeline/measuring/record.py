@@ -85,3 +85,4 @@ class Measurement(StageRecord):
     times: dict[str, Timing | None] | None
     memory: dict[str, Memory | None] | None
     determinant: Determinant | None
+    seconds: FiniteFloat | None = None

@@ -23,6 +23,7 @@ from pipeline.evaluation.bases import (
     what_training_must_beat,
     with_fitted_bases,
 )
+from pipeline.evaluation.record import Way
 from pipeline.evaluation.samples import Sampler, class_samples
 from pipeline.evaluation.scores import score_images
 from pipeline.presets.merged import load_preset
@@ -56,7 +57,7 @@ def identity() -> ImageFlow:
 
 def fitted(
     models: dict[str, ImageFlow], dataset: Dataset, settings: Evaluate = SETTINGS
-) -> tuple[dict[str, Any], list[Sampler], Tensor]:
+) -> tuple[dict[str, Any], dict[Way, list[Sampler]], Tensor]:
     of_models = recipe("all" if "all" in models else "each")
     images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     with torch.no_grad():
@@ -95,9 +96,11 @@ def test_class_gaussians_score_better_and_give_samples_of_each_class(shades: Dat
     gaussian, classes = results["bases"]["gaussian"], results["bases"]["class_gaussians"]
     assert classes["bits_per_dim"] < gaussian["bits_per_dim"] - 0.02 < float(bits.mean()) - 0.5
     assert classes["shrinkage"] < 0.5  # the classes differ
-    samples = [sampler(100, seeded()) for sampler in samplers]
-    assert min(class_samples(samples, shades)["right"]) >= 80
-    assert max(class_samples(samples[::-1], shades)["right"]) <= 20
+    assert {*samplers} == {"fitted", "class_gaussians"}
+    for of_classes in samplers.values():
+        samples = [sampler(100, seeded()) for sampler in of_classes]
+        assert min(class_samples(samples, shades)["right"]) >= 80
+        assert max(class_samples(samples[::-1], shades)["right"]) <= 20
 
 
 def test_with_a_model_a_class_each_has_its_gaussian(shades: Dataset, identity: ImageFlow) -> None:
@@ -105,7 +108,8 @@ def test_with_a_model_a_class_each_has_its_gaussian(shades: Dataset, identity: I
     assert set(results["bases"]) == {"gaussian"}
     assert results["bases"]["gaussian"]["fitted_images"] == 1080
     assert "shrinkage" not in results["bases"]["gaussian"]
-    assert min(class_samples([sampler(100, seeded()) for sampler in samplers], shades)["right"]) >= 80
+    assert {*samplers} == {"fitted"}
+    assert min(class_samples([sampler(100, seeded()) for sampler in samplers["fitted"]], shades)["right"]) >= 80
 
 
 def test_so_many_latents_are_fitted_as_the_settings_say(shades: Dataset, identity: ImageFlow) -> None:
@@ -115,7 +119,20 @@ def test_so_many_latents_are_fitted_as_the_settings_say(shades: Dataset, identit
 
 def test_too_few_latents_have_no_base(shades: Dataset, identity: ImageFlow) -> None:
     results, samplers, _ = fitted({"all": identity}, shades, SETTINGS.model_copy(update={"base_images": 10}))
-    assert (results, samplers) == ({}, [])
+    assert (results, samplers) == ({}, {})
+
+
+@torch.no_grad()
+def test_samples_of_a_class_are_those_of_the_gaussian_of_its_latents_alone(
+    shades: Dataset, identity: ImageFlow
+) -> None:
+    _, samplers, _ = fitted({"all": identity}, shades)
+    (part,) = parts({"all": identity}, shades, recipe(), 0)
+    z = latents_of(identity, part.training, SETTINGS.batch_size, generator("base fit", 0))
+    alone = Gaussian(16).double().fit_(z[part.labels == 1])
+    expected = identity.sample(20, seeded(4), base=alone)
+    assert torch.equal(samplers["fitted"][1](20, seeded(4)), expected)
+    assert not torch.equal(samplers["class_gaussians"][1](20, seeded(4)), expected)
 
 
 @torch.no_grad()
