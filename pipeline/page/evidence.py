@@ -24,7 +24,7 @@ MARGINS = {
     "most": "outside_cube_bits_most",
 }
 # Where the latents of samples by class come from, in the order of columns.
-SAMPLED = ("fitted", "standard_normal")
+SAMPLED = ("fitted", "class_gaussians", "standard_normal")
 Row = dict[str, Any]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from scipy.stats import norm
 from pipeline.core.console import UserError
 from pipeline.core.files import write_text
 from pipeline.core.record import Environment
-from pipeline.evaluation.record import Evaluation, FittedLatents, Latents, Likelihood, Spread
+from pipeline.evaluation.record import Evaluation, FittedLatents, Latents, Likelihood, Spread, Way
 from pipeline.measuring.record import Measurement
 from pipeline.results.reading import Cell, Results
 from pipeline.results.statistics import mean_interval
@@ -26,7 +26,9 @@ ORIGIN = dict.fromkeys(("device", "host", "commit", "time"), "string")
 SPREAD = [name for name in Spread.model_fields if name != "worst_percent_share"]
 # The quantiles are lists, with a row for each level.
 LATENT = [name for name in Latents.model_fields if name not in ("images", "levels", "projection_quantiles")]
-# The columns of `results.csv` that the tables of older runs lack.
+# What is told of samples of a class: their number, that of the right ones, and its share.
+SAMPLED = {"": "Int64", "_right": "Int64", "_share": "float64"}
+# The columns of `results.csv` with evidence for claims.
 EVIDENCE = (
     dict.fromkeys(("margin_low", "margin_high", "closed_form_bits_per_dim", "identity_bits_per_dim"), "float64")
     | {"gaussian_base_bits_per_dim": "float64", "gaussian_base_fitted_images": "Int64"}
@@ -34,10 +36,7 @@ EVIDENCE = (
     | {"class_gaussians_base_shrinkage": "float64"}
     | {"outside_cube_samples": "Int64", "outside_cube_pixels": "float64", "outside_cube_images_inside": "Int64"}
     | {"outside_cube_bits_least": "float64", "outside_cube_bits_most": "float64"}
-    | {"class_samples_fitted": "Int64", "class_samples_fitted_right": "Int64"}
-    | {"class_samples_fitted_share": "float64"}
-    | {"class_samples_standard_normal": "Int64", "class_samples_standard_normal_right": "Int64"}
-    | {"class_samples_standard_normal_share": "float64"}
+    | {f"class_samples_{way}{what}": kind for way in get_args(Way) for what, kind in SAMPLED.items()}
     | {"other_cores": "float64"}
 )
 # The columns of each table with their types.
