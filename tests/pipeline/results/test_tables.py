@@ -198,7 +198,7 @@ def test_whole_numbers_stay_whole_and_others_keep_every_digit(tmp_path: Path) ->
     assert text.splitlines()[1].startswith("mnist,lunet,0,all,,complete,,all,1,12,0.30000000000000004,")
     assert text.splitlines()[-1].startswith(
         "mnist,realnvp,0,all,,diverged,the loss is not finite at step 7,all,1"
-        f"{11 * ','}7.5,1e-06,1e-06{19 * ','}0.05,cpu,"
+        f"{11 * ','}7.5,1e-06,1e-06{22 * ','}0.05,cpu,"
     )
 
 
