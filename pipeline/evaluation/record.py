@@ -35,12 +35,16 @@ class Likelihood(Record):
 
 
 class RoundTrip(Record):
-    """The largest error of the latents of images, and the shares of pixels that survive the way there and back."""
+    """The largest error of the latents of images, and the shares of pixels that survive the way there and back.
+
+    The shares are by class too if each class has a model.
+    """
 
     images: int
     latent_max_error: FiniteFloat
     pixels_exact: FiniteFloat
     pixels_within_one: FiniteFloat
+    pixels_exact_by_class: dict[str, FiniteFloat] | None = None
 
 
 class Latents(Record):
@@ -99,7 +103,8 @@ class ClassSamples(Record):
 class OutsideCube(Record):
     """Samples from N(0, I) before rounding: the share of pixels outside 0 to 1, and the images wholly inside.
 
-    ``bits_least`` and ``bits_most`` bound what the mass outside costs, in bits per dimension.
+    ``bits_least`` and ``bits_most`` are the ends of an interval, or estimates, of what the mass outside costs, in bits
+    per dimension; see `pipeline.evaluation.samples.outside_cube`.
     """
 
     samples: int
@@ -130,7 +135,10 @@ class Evaluation(StageRecord):
     fitted_latents: FittedLatents | None
     outside_cube: OutsideCube | None = None
     closed_form_bits_per_dim: FiniteFloat | None = None
+    closed_form_by_class: dict[str, FiniteFloat] | None = None
+    closed_form_ridges: list[FiniteFloat] | None = None
     identity_bits_per_dim: FiniteFloat | None = None
+    identity_by_class: dict[str, FiniteFloat] | None = None
     reduced_precision: ReducedPrecision | None = None
     interpolations: int | None
     class_samples: dict[Way, ClassSamples] | None = None

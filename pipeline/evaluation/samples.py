@@ -18,6 +18,7 @@ from pipeline.core.params import Evaluate
 from pipeline.evaluation.trained_run import Models, model_for
 
 INTERPOLATIONS = 5
+NEAREST_BATCH = 1000  # samples whose distances from all training images are in memory together
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
@@ -45,8 +46,8 @@ def nearest_training_images(samples: Tensor, dataset: Dataset) -> Tensor:
         Indices, with the leading shape of ``samples``.
     """
     train = torch.from_numpy(dataset.train_images).flatten(1).float()
-    nearest = torch.cdist(samples.flatten(-2).flatten(0, -2).float(), train).argmin(1)
-    return nearest.unflatten(0, samples.shape[:-2])
+    rows = samples.flatten(-2).flatten(0, -2).float().split(NEAREST_BATCH)
+    return torch.cat([torch.cdist(part, train).argmin(1) for part in rows]).unflatten(0, samples.shape[:-2])
 
 
 def class_samples(samples: Sequence[Tensor], dataset: Dataset) -> dict[str, Any]:
@@ -59,9 +60,10 @@ def class_samples(samples: Sequence[Tensor], dataset: Dataset) -> dict[str, Any]
 def outside_cube(values: Sequence[Tensor]) -> dict[str, Any]:
     r"""How much of each model's samples lies outside the values that images have, and what that costs.
 
-    A density within the cube alone would be larger by :math:`1 / P`, with :math:`P` the mass inside. ``bits_least`` is
-    the cost of the largest :math:`P` that the samples allow (Clopper and Pearson's bound, 95 %), ``bits_most`` the cost
-    if pixels left the cube independently: they do so together, which makes :math:`P` larger.
+    A density within the cube alone would be larger by :math:`1 / P`, with :math:`P` the mass inside, so the cost is
+    :math:`-\log_2(P) / D`. ``bits_least`` and ``bits_most`` are those of Clopper and Pearson's bounds on :math:`P`,
+    95 % each, from the number of samples wholly inside. Of a model without such a sample, ``bits_most`` is an estimate
+    instead, by the shares of pixels inside: the cost if pixels left the cube independently.
 
     Args:
         values: The samples of each model before rounding, with shape (n, D); with several, costs are means over them.
@@ -69,23 +71,25 @@ def outside_cube(values: Sequence[Tensor]) -> dict[str, Any]:
     Returns:
         The fields of an `OutsideCube`.
     """
-    least, most, inside_images, shares = [], [], 0, []
+    least, most, whole, shares = list[float](), list[float](), list[int](), list[float]()
     for sample in values:
         n, features = sample.shape
         inside = (sample >= 0) & (sample <= 1)
-        whole = int(inside.all(1).sum())
+        whole.append(int(inside.all(1).sum()))
         shares.append(1 - float(inside.double().mean()))
-        inside_images += whole
-        largest = float(beta.ppf(0.95, whole + 1, n - whole)) if whole < n else 1.0
-        by_pixel = inside.double().sum(0).clamp(min=0.5) / n  # so that no pixel is thought to be always outside
+        largest = float(beta.ppf(0.95, whole[-1] + 1, n - whole[-1])) if whole[-1] < n else 1.0
         least.append(-math.log2(largest) / features)
-        most.append(-float(by_pixel.log2().sum()) / features)
+        if whole[-1]:
+            most.append(-math.log2(float(beta.ppf(0.05, whole[-1], n - whole[-1] + 1))) / features)
+        else:
+            by_pixel = inside.double().mean(0).clamp(min=0.5 / n)  # so that no pixel is thought to be always outside
+            most.append(max(least[-1], -float(by_pixel.log2().sum()) / features))
     return {
         "samples": sum(map(len, values)),
         "pixels": sum(shares) / len(shares),
-        "images_inside": inside_images,
+        "images_inside": sum(whole),
         "bits_least": sum(least) / len(least),
-        "bits_most": max(sum(most), sum(least)) / len(most),
+        "bits_most": sum(most) / len(most),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from lunet import Gaussian, ImageFlow, LUNet, pixel_bits
 from pipeline.core.dataset import Dataset
 from pipeline.core.params import Evaluate, Recipe
 from pipeline.core.streams import generator
+from pipeline.evaluation import bases
 from pipeline.evaluation.bases import (
+    RIDGES,
     Part,
     closed_form_gaussian,
     latents_of,
@@ -107,7 +110,7 @@ def test_with_a_model_a_class_each_has_its_gaussian(shades: Dataset, identity: I
     results, samplers, _ = fitted({"0": identity, "1": identity}, shades)
     assert set(results["bases"]) == {"gaussian"}
     assert results["bases"]["gaussian"]["fitted_images"] == 1080
-    assert "shrinkage" not in results["bases"]["gaussian"]
+    assert results["bases"]["gaussian"]["shrinkage"] is None
     assert {*samplers} == {"fitted"}
     assert min(class_samples([sampler(100, seeded()) for sampler in samplers["fitted"]], shades)["right"]) >= 80
 
@@ -117,15 +120,29 @@ def test_so_many_latents_are_fitted_as_the_settings_say(shades: Dataset, identit
     assert few["bases"]["gaussian"]["fitted_images"] == 300
 
 
-def test_too_few_latents_have_no_base(shades: Dataset, identity: ImageFlow) -> None:
-    results, samplers, _ = fitted({"all": identity}, shades, SETTINGS.model_copy(update={"base_images": 10}))
-    assert (results, samplers) == ({}, {})
+@pytest.mark.parametrize("models", [["all"], ["0", "1"]], ids=str)
+def test_too_few_latents_have_no_base(shades: Dataset, identity: ImageFlow, models: list[str]) -> None:
+    few = SETTINGS.model_copy(update={"base_images": 10})
+    results, samplers, _ = fitted(dict.fromkeys(models, identity), shades, few)
+    assert (results, samplers) == ({"bases": None}, {})
+
+
+def test_a_class_with_few_latents_takes_no_other_base_away(shades: Dataset, identity: ImageFlow) -> None:
+    # Ten images of the second class.
+    rows = np.flatnonzero((shades.train_labels == 0) | (np.cumsum(shades.train_labels) <= 10))
+    small = replace(shades, train_images=shades.train_images[rows], train_labels=shades.train_labels[rows])
+    results, samplers, _ = fitted({"all": identity}, small)
+    assert set(results) == {"bases", "fitted_latents"}
+    assert set(results["bases"]) == {"gaussian", "class_gaussians"}
+    assert results["bases"]["class_gaussians"]["shrinkage"] > 0
+    assert {way: len(of_way) for way, of_way in samplers.items()} == {"class_gaussians": 2}
 
 
 @torch.no_grad()
 def test_samples_of_a_class_are_those_of_the_gaussian_of_its_latents_alone(
-    shades: Dataset, identity: ImageFlow
+    shades: Dataset, identity: ImageFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bases, "SHRINKAGES", (0.5,))
     _, samplers, _ = fitted({"all": identity}, shades)
     (part,) = parts({"all": identity}, shades, recipe(), 0)
     z = latents_of(identity, part.training, SETTINGS.batch_size, generator("base fit", 0))
@@ -155,18 +172,25 @@ def test_training_must_beat_a_gaussian_and_the_identity(shades: Dataset, identit
     assert beat["closed_form_bits_per_dim"] == pytest.approx(closed_form, abs=0.03)
     assert beat["identity_bits_per_dim"] == pytest.approx(identity_bits, abs=0.03)
     assert beat["closed_form_bits_per_dim"] < beat["identity_bits_per_dim"] - 0.5
+    assert set(beat["closed_form_ridges"]) <= {*RIDGES}
+    for name in ("closed_form", "identity"):
+        by_class = beat[f"{name}_by_class"]
+        assert (by_class is None) == (classes == "all")
+        # The classes have as many test images as each other.
+        assert by_class is None or np.mean([*by_class.values()]) == pytest.approx(beat[f"{name}_bits_per_dim"])
 
 
 @torch.no_grad()
 def test_the_ridge_is_chosen_on_held_out_rows() -> None:
     y = torch.randn(40, 30, generator=seeded(), dtype=torch.float64)  # few for 30 features
     heldout = torch.randn(500, 30, generator=seeded(1), dtype=torch.float64)
-    chosen = closed_form_gaussian(y, heldout)
+    chosen, ridge = closed_form_gaussian(y, heldout)
+    assert 0.01 <= ridge <= 1
     plain = Gaussian(30, ridge=1e-4).double().fit_(y)
     assert chosen.log_prob(heldout).mean() > plain.log_prob(heldout).mean() + 5
     many = torch.randn(20_000, 30, generator=seeded(2), dtype=torch.float64)
     assert math.isclose(
-        float(closed_form_gaussian(many, heldout).log_prob(heldout).mean()),
+        float(closed_form_gaussian(many, heldout)[0].log_prob(heldout).mean()),
         float(Gaussian(30).double().fit_(many).log_prob(heldout).mean()),
         abs_tol=0.02,
     )
