@@ -1,4 +1,4 @@
-"""The number of trainings behind the kept figures, and the compute that they took, from the records of all runs."""
+"""The number of fitted models behind the kept figures, and the compute that they took, from the records of all runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipeline.core.record import Environment, Record, load_record
 HOUR = 3600
 # The published tables of trainings, a row for each.
 TABLES = ("sweeps/*.csv", "benchmarks/precision.csv")
-# The records of a run that have a time.
-RECORDS = ("train/*/run.json", "evaluate/*.json", "mixture.json")
+# The records of a run; measurements of older runs have no time.
+RECORDS = ("train/*/run.json", "evaluate/*.json", "measure/*.json", "mixture.json")
 COLUMNS = {"seconds": "float64", "threads": "int64"}
 
 
 @dataclass
 class Effort:
-    """Models trained, and what training, evaluation and the mixture took.
+    """Models fitted, and what training, evaluation, measurements and the mixture took.
 
     Attributes:
         name: The run or table.
-        models: The number of trained models: ten for a cell with one model a class.
+        models: The number of fitted models, those in closed form included: ten for a cell with one model a class.
         cpu_hours: Hours times threads of what ran on a CPU, an upper bound of the time of its cores.
         gpu_hours: Hours of what ran on a GPU.
     """
@@ -56,8 +56,8 @@ class Timed(Record):
 def read_effort(reports: Path, provenance: Mapping[str, Any]) -> list[Effort]:
     """What this run, each published run, the sweeps and the benchmark of precision took, and the sum, in this order.
 
-    Validations, measurements and the benchmarks of times are left out, as their files record no time. So is what cannot
-    be read, of which the page warns elsewhere.
+    Validations, the benchmarks of times and the measurements of older runs are left out, as their files record no time.
+    So is what cannot be read, of which the page warns elsewhere.
 
     Args:
         reports: The folder with the reports, where published runs are in ``published/``.
@@ -86,9 +86,7 @@ def _of_published_runs(folder: Path) -> Iterator[Effort]:
     for runs in sorted(folder.glob("*/runs")):
         effort = Effort(runs.parent.name)
         try:
-            for path in sorted(
-                [*runs.glob("train/*/run.json"), *runs.glob("evaluate/*.json"), *runs.glob("mix*.json")]
-            ):
+            for path in (path for pattern in RECORDS for path in sorted(runs.glob(pattern))):
                 record = load_record(Timed, path, "python -m pipeline.publish")
                 effort.add(record.seconds, record.environment.threads, record.environment.device)
                 effort.models += len(record.models) if path.name == "run.json" else 0

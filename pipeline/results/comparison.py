@@ -10,6 +10,7 @@ from pipeline.core.record import Environment, StageRecord
 from pipeline.results.kept import Kept, Manifest, Origin
 from pipeline.results.looks import TIMES, looks
 from pipeline.results.metrics import by_recipe, timings_of
+from pipeline.results.provenance import other_cores
 from pipeline.results.statistics import mean_interval, round_significant
 from pipeline.results.subjects import Subject
 
@@ -107,7 +108,7 @@ def _head(run: Kept) -> dict[str, Any]:
         "commits": sorted(commits),
         "subsets": [data.title for data in results.datasets.values() if data.info["subset"]],
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
-        "other_cores": {stage: _other_cores(records, stage) for stage in TIMED},
+        "other_cores": {stage: other_cores(records).get(stage) for stage in TIMED},
         "cells": len(results.statuses),
         "unfinished": [
             cell.model_dump(include={"stage", "dataset", "recipe", "seed", "status", "message"})
@@ -128,13 +129,6 @@ def _device(environment: Environment) -> str:
 def _commit(source: Origin | Environment) -> str:
     """A commit for readers, with a + if there were changes that were not committed."""
     return "unknown commit" if source.commit is None else source.commit[:12] + ("+" if source.dirty else "")
-
-
-def _other_cores(records: Iterable[tuple[str, StageRecord]], stage: str) -> float | None:
-    """How many cores other processes kept busy, the mean over the cells of a stage; None if no record has it."""
-    cores = [record.other_cores for name, record in records if name == stage]
-    known = [value for value in cores if value is not None]
-    return round_significant(sum(known) / len(known)) if known else None
 
 
 def _classes_of_partial_cells(run: Kept) -> list[dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from pipeline.core.cell import COMMANDS
 from pipeline.core.params import Params
+from pipeline.core.record import StageRecord
 from pipeline.results.looks import looks
 from pipeline.results.reading import MIXTURE, Results
 from pipeline.results.statistics import MEAN_INTERVAL, TIME_INTERVAL, round_significant
@@ -28,7 +29,7 @@ def provenance_of(results: Results, paper: Params) -> dict[str, Any]:
         "separate_noise": all(cell.evaluation.separate_noise for cell in results.cells),
         "cells": [cell.model_dump(exclude={"epochs", "planned_epochs", "run"}) for cell in results.statuses],
         "stages": stages(results),
-        "other_cores": other_cores(results),
+        "other_cores": other_cores(results.records),
         "environments": environments(results),
         "commands": commands(results),
         "params": ours,
@@ -59,37 +60,33 @@ def differences(ours: Mapping[str, Any], paper: Mapping[str, Any], prefix: str =
 
 
 def stages(results: Results) -> list[dict[str, Any]]:
-    """The number of cells of each stage, their total seconds, and the most cores that were busy with other work.
-
-    A figure is None unless all files of the stage contain it.
-    """
+    """The number of cells of each stage, their total seconds, None unless all have them, and `other_cores`."""
     seconds: dict[str, list[float | None]] = {"mixture": [results.mixture.seconds]}
-    cores: dict[str, list[float | None]] = {}
+    cores = other_cores(results.records)
     for stage, record in results.records:
         seconds.setdefault(stage, []).append(getattr(record, "seconds", None))
-        cores.setdefault(stage, []).append(record.other_cores)
     return [
         {
             "stage": stage,
             "cells": len(lines),
-            "seconds": _of_all(sum, seconds.get(stage, [])),
-            "other_cores": _of_all(max, cores.get(stage, [])),
+            "seconds": _sum_of_all(seconds.get(stage, [])),
+            "other_cores": cores.get(stage),
         }
         for stage, lines in commands(results).items()
     ]
 
 
-def _of_all(figure: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return round_significant(figure(known)) if known and len(known) == len(values) else None
+    return round_significant(sum(known)) if known and len(known) == len(values) else None
 
 
-def other_cores(results: Results) -> dict[str, float]:
-    """The most cores that other processes kept busy during a cell of each stage, on average, where it is known."""
+def other_cores(records: Iterable[tuple[str, StageRecord]]) -> dict[str, float]:
+    """How many cores other processes kept busy on average, at most, during a cell of each stage that recorded it."""
     most: dict[str, float] = {}
-    for stage, record in results.records:
+    for stage, record in records:
         if record.other_cores is not None:
-            most[stage] = max(record.other_cores, most.get(stage, 0.0))
+            most[stage] = max(round_significant(record.other_cores), most.get(stage, 0.0))
     return most
 
 

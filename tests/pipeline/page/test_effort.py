@@ -1,4 +1,4 @@
-"""The number of trainings and the compute behind the kept figures."""
+"""The number of fitted models and the compute behind the kept figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from pipeline.page.view import render
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Six cells of 7.5 s, RealNVP's with a model for each of three classes, and the mixture of 9 s."""
+    """Six trainings of 7.5 s, RealNVP's of three models, six evaluations of 1 s, two measurements of 60 s, and 9 s."""
     changes = {"grid__recipes": ["lunet", "realnvp"], "recipes__realnvp__classes": "each"}
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__seeds=[0, 1, 2], **changes))
+    for recipe in ("lunet", "realnvp"):
+        project.change(f"measure/mnist-{recipe}.json", seconds=60.0)
     project.collect()
     return project
 
@@ -40,8 +42,19 @@ def test_a_published_run_takes_what_the_same_run_takes_here(project: Project) ->
     found = efforts(project)
     assert found["This run"].models == found["same"].models == 3 + 3 * 3
     assert found["This run"].cpu_hours == pytest.approx(found["same"].cpu_hours, rel=1e-5)
-    assert found["same"].cpu_hours >= (6 * 7.5 + 9) / 3600
+    record = json.loads((project.runs / "train/mnist-lunet-0/run.json").read_text(encoding="utf-8"))
+    assert found["same"].cpu_hours * 3600 == pytest.approx((6 * 8.5 + 2 * 60 + 9) * record["environment"]["threads"])
     assert found["same"].gpu_hours == 0
+
+
+def test_a_measurement_of_an_older_run_adds_nothing(project: Project) -> None:
+    runs = publish_records(project, "older")
+    path = runs / "measure/mnist-lunet.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    before = efforts(project)["older"].cpu_hours
+    path.write_text(json.dumps(record | {"seconds": None}), encoding="utf-8")
+    after = efforts(project)["older"].cpu_hours
+    assert after == pytest.approx(before - 60 * record["environment"]["threads"] / 3600)
 
 
 def test_hours_on_a_gpu_are_apart_and_a_thread_counts_for_itself(project: Project) -> None:

@@ -77,7 +77,7 @@ def test_the_answer_is_counted_from_the_verdicts(project: Project, page: Page) -
     assert "rests on 3 seeds and 12 test images of MNIST and 12 test images of Fashion-MNIST:" in page.words
     # The standard deviation of made-up results over images is 0.3.
     assert f"± {0.3 / 12**0.5:.3f}" in page.words
-    assert "intervals over seeds stand beside" in page.words
+    assert "intervals over seeds are given beside" in page.words
 
 
 def test_every_claim_has_its_rule_its_history_and_the_paper_s_words(project: Project, page: Page) -> None:

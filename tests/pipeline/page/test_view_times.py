@@ -14,7 +14,7 @@ from pipeline.page.view import render
 
 
 def test_time_is_compared_on_one_machine_or_said_not_to_be(page: Page, tmp_path: Path) -> None:
-    assert "the looks themselves left out; all on one machine." in page.words
+    assert "the validations themselves left out; all on one machine." in page.words
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet", "realnvp"]))
     project.change("evaluate/mnist-lunet-0.json", environment__host="other000")
     project.collect()
@@ -39,8 +39,8 @@ def test_times_say_what_else_was_running(tmp_path: Path, cores: float | None, ca
     project.change("measure/mnist-lunet.json", other_cores=cores)
     project.collect()
     words = Page(render(project.reports, "Busy")).words
-    assert words.count(f"other programs kept {cores} cores busy") == (cores is not None)
-    assert words.count(f"Other programs kept up to {cores} cores busy") == cautious
+    assert words.count(f"other programs kept at most {cores} cores busy") == (cores is not None)
+    assert words.count(f"Other programs kept at most {cores} cores busy") == cautious
 
 
 def test_a_time_of_one_process_has_no_interval(tmp_path: Path) -> None:
