@@ -15,13 +15,11 @@ import numpy as np
 
 from pipeline.results import statistics
 from pipeline.results.claims import Claim, Kind
-from pipeline.results.statistics import Estimate
+from pipeline.results.statistics import REPEATS, Estimate
 from pipeline.results.subjects import Compared, Curve, Times, UndecidedError
 
 Evidence = dict[str, Estimate]
-REPEATS = 3  # the least number of seeds, classes, or widths that an interval is computed over
 LEAST_SAMPLES = 1000
-RESAMPLES, SEED = 9_999, 0  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,15 @@ def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept
     ours = figure(compared)
     values = list(ours.seeds.values())
     mean, half, n = statistics.mean_interval(values).value, None, len(values)
-    classes = [*zip(*(by_class.values() for by_class in ours.classes.values()), strict=True)]
+    models = [*ours.classes.values()]
+    labels = set.intersection(*map(set, models)) if models else set()
     if n >= REPEATS:
         half = statistics.half_width(values, n)
-    elif len(classes) >= REPEATS:
-        n = len(classes)
-        half = statistics.half_width([float(np.mean(values)) for values in classes], n)
+    elif len(labels) >= REPEATS:
+        n = len(labels)
+        half = statistics.half_width(
+            [float(np.mean([found[label] for found in models])) for label in sorted(labels)], n
+        )
     else:
         spread = max((_seeds(figure, other) for other in kept), key=len, default=[])
         half = statistics.half_width(spread, n) if len(spread) >= REPEATS else None
@@ -193,50 +194,43 @@ def _memory(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence
 
 
 def _determinant(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence:
-    """Exponents and, at the largest width, the ratio of times, over the widths where both take longer than a call."""
+    """Exponents and, at the largest width, the ratio of times, over the widths where both take longer than a call.
+
+    The median time of a call is subtracted from all times: a constant would lower the exponents.
+    """
     subject = compared[claim.compares[0]]
     if (timings := subject.determinant) is None:
         raise UndecidedError(subject.trouble or "the determinant's cost was not measured")
     if timings.call_ms is None:
         raise UndecidedError("the cost of a call, that of a 1×1 matrix, was not measured")
-    least = 2 * np.median(timings.call_ms)
+    call = float(np.median(timings.call_ms))
     rows = [
         (width, diagonal, dense)
         for width, diagonal, dense in zip(timings.widths, timings.diagonal_ms, timings.slogdet_ms, strict=True)
-        if min(np.median(diagonal), np.median(dense)) >= least
+        if min(np.median(diagonal), np.median(dense)) >= 2 * call
     ]
     if len(rows) < REPEATS:
         what = f"at {len(rows)} of {len(timings.widths)} widths both times are at least twice that of a call"
         raise UndecidedError(f"{what}, and an exponent needs three", "undecided")
     widths, diagonal, dense = zip(*rows, strict=True)
-    return growth(widths, diagonal, dense)
+    return growth(widths, *([np.subtract(times, call).tolist() for times in both] for both in (diagonal, dense)))
 
 
 def growth(widths: Sequence[int], diagonal: Sequence[list[float]], dense: Sequence[list[float]]) -> Evidence:
     """The exponents of two times in the width, their gap, and the ratio at the largest width, all from medians.
 
-    Intervals are percentile bootstraps over the samples of each width, of which there are none for a single sample.
+    Exponents are slopes by least squares on logarithms, with Student's t interval from the residuals. The interval of
+    the ratio is the range of the repetitions' ratios; there is none for fewer than three repetitions, or if a time is
+    not positive.
     """
-    random = np.random.default_rng(SEED)
-
-    def log_medians(times: Sequence[list[float]]) -> statistics.Array:
-        """Of shape (1 + resamples, widths), the first row of the samples themselves."""
-        resamples = [random.choice(row, (RESAMPLES, len(row))) for row in times]
-        medians = [np.append(np.median(row), np.median(rows, 1)) for row, rows in zip(times, resamples, strict=True)]
-        return np.log(np.stack(medians, axis=1))
-
-    centred = np.log(widths) - np.mean(np.log(widths))
-    logs = {"diagonal": log_medians(diagonal), "dense": log_medians(dense)}
-    found = {name: rows @ centred / (centred @ centred) for name, rows in logs.items()}
-    found["gap"] = found["dense"] - found["diagonal"]
-    found["ratio"] = np.exp(logs["dense"][:, -1] - logs["diagonal"][:, -1])
-    if min(map(len, [*diagonal, *dense])) == 1:
-        return {name: Estimate(float(values[0]), None, None, len(widths)) for name, values in found.items()}
-    ends = {name: np.quantile(values[1:], [0.025, 0.975]) for name, values in found.items()}
-    return {
-        name: Estimate(float(values[0]), float(ends[name][0]), float(ends[name][1]), len(widths))
-        for name, values in found.items()
-    }
+    logs = {name: np.log([np.median(row) for row in rows]) for name, rows in (("diagonal", diagonal), ("dense", dense))}
+    logs["gap"] = logs["dense"] - logs["diagonal"]
+    evidence = {name: statistics.slope_interval(np.log(widths).tolist(), y.tolist()) for name, y in logs.items()}
+    ours, theirs = diagonal[-1], dense[-1]
+    n = min(len(ours), len(theirs))
+    is_bounded = n >= REPEATS and min(*ours, *theirs) > 0
+    low, high = (min(theirs) / max(ours), max(theirs) / min(ours)) if is_bounded else (None, None)
+    return {**evidence, "ratio": Estimate(math.exp(logs["gap"][-1]), low, high, n)}
 
 
 def _figures(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:

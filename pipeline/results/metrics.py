@@ -21,8 +21,8 @@ from pipeline.training.record import Run
 ADDED = ("batch", "images", "of", "precision", "gpu_process")
 # The metrics that only claims use; `metrics.json` has all others, in the order of `cell_metrics`.
 FOR_CLAIMS = (
-    "gain_over_gaussian", "gain_over_identity", "margin", "outside_least", "outside_most", "standard_normal_share",
-    "pixels_lost", *(f"latent_{name}" for name in LATENT),
+    "gain_over_gaussian", "gain_over_identity", "gain_over_start", "margin", "outside_least", "outside_most",
+    "standard_normal_share", "pixels_lost", *(f"latent_{name}" for name in LATENT),
 )  # fmt: skip
 
 
@@ -36,7 +36,10 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
         measured = results.measured(dataset, recipe)
         environments = [part.environment for cell in cells for part in (cell.run, cell.evaluation)]
         environments += [measured.environment] if measured else []
-        by_seed = {seed: cell_metrics(cell) for seed, cell in complete.items()}
+        by_seed = {
+            seed: {**cell_metrics(cell), "gain_over_start": _gain_over_start(cell.run, models.get(tuple(cell.key), {}))}
+            for seed, cell in complete.items()
+        }
         metrics = {
             name: {seed: value for seed, values in by_seed.items() if (value := values[name]) is not None}
             for name in next(iter(by_seed.values()), ())
@@ -135,6 +138,14 @@ def cell_metrics(cell: Cell) -> dict[str, float | None]:
         "pixels_lost": 1e6 * (1 - inverted.pixels_exact) if inverted else None,
         **{f"latent_{name}": getattr(latents, name) if latents else None for name in LATENT},
     }
+
+
+def _gain_over_start(run: Run, curves: Mapping[str, Curve]) -> float | None:
+    """How far the best held-out bits/dim are below the start's; None where a start was not validated."""
+    gains = {
+        name: curve.bits_per_dim[0] - min(curve.bits_per_dim) for name, curve in curves.items() if curve.epochs[0] == 0
+    }
+    return _over_models(run, gains)
 
 
 def _minus(value: float | None, bits: float) -> float | None:

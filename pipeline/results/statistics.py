@@ -20,9 +20,9 @@ def format_number(value: float, digits: int = 4) -> str:
 
 
 CONFIDENCE = 0.95
-PROCESSES = 3  # the fewest over which an interval of a time is computed
+REPEATS = 3  # the fewest seeds, classes, processes or widths over which an interval is computed
 
-MEAN_INTERVAL = "Student’s t interval, 95 %, over seeds"
+MEAN_INTERVAL = "Student’s t interval, 95 %, over three seeds or more"
 TIME_INTERVAL = "Student’s t interval, 95 %, over three processes or more"
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; ``low`` and ``high`` are None for a single sample or without an interval."""
+    """A value with its 95 % interval; ``low`` and ``high`` are None without one."""
 
     value: float
     low: float | None
@@ -54,15 +54,15 @@ class Estimate:
 
 
 def mean_interval(samples: Sequence[float]) -> Estimate:
-    """The mean with Student's t interval.
+    """The mean with Student's t interval, of which there is none for fewer than `REPEATS` samples.
 
     Raises:
         ValueError: If there are no samples, or one is not finite.
     """
     values = _finite(samples)
     mean = float(values.mean())
-    if len(values) == 1:
-        return Estimate(mean, None, None, 1)
+    if len(values) < REPEATS:
+        return Estimate(mean, None, None, len(values))
     half = half_width(samples, len(values))
     return Estimate(mean, mean - half, mean + half, len(values))
 
@@ -93,7 +93,7 @@ def median_over_processes(samples: Sequence[float], process: Sequence[int] | Non
     """The median of each process's samples, their geometric mean, and its Student's t interval on logarithms.
 
     Repetitions within one process do not show how much faster the same code is in another one. So there is no interval
-    over fewer than `PROCESSES` processes; ``n`` is their number.
+    over fewer than `REPEATS` processes; ``n`` is their number.
 
     Args:
         samples: The samples, positive if they are of several processes.
@@ -106,7 +106,7 @@ def median_over_processes(samples: Sequence[float], process: Sequence[int] | Non
     if len(medians) == 1:
         return Estimate(medians[0], None, None, 1)
     logs = mean_interval(_logarithms(medians))
-    low, high = (None if end is None or logs.n < PROCESSES else math.exp(end) for end in (logs.low, logs.high))
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Estimate(math.exp(logs.value), low, high, logs.n)
 
 
@@ -118,14 +118,14 @@ def ratio_over_processes(
 ) -> Estimate:
     """The ratio of two values of `median_over_processes`, with Welch's t interval on logarithms.
 
-    There is no interval if either is over fewer than `PROCESSES` processes; ``n`` is the smaller number of them.
+    There is no interval if either is over fewer than `REPEATS` processes; ``n`` is the smaller number of them.
 
     Raises:
         ValueError: If either has no samples, or one that is not finite and positive.
     """
     upper, lower = (_logarithms(_medians(*times)) for times in ((above, above_process), (below, below_process)))
     value, n = math.exp(np.mean(upper) - np.mean(lower)), min(len(upper), len(lower))
-    if n < PROCESSES:
+    if n < REPEATS:
         return Estimate(value, None, None, n)
     interval = stats.ttest_ind(upper, lower, equal_var=False).confidence_interval(CONFIDENCE)
     return Estimate(value, math.exp(interval.low), math.exp(interval.high), n)
@@ -143,6 +143,19 @@ def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     if np.min(x) <= 0 or np.min(y) <= 0:
         raise ValueError("a slope on logarithms needs positive sizes and values")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def slope_interval(x: Sequence[float], y: Sequence[float]) -> Estimate:
+    """The slope of the least-squares line, with Student's t interval from its residuals; ``n`` is the number of points.
+
+    Raises:
+        ValueError: If there are fewer than `REPEATS` points, or anything is not finite.
+    """
+    if len(x) < REPEATS:
+        raise ValueError(f"the interval of a slope needs {REPEATS} points or more, got {len(x)}")
+    line = stats.linregress(_finite(x), _finite(y))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr)
+    return Estimate(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(x))
 
 
 def round_significant(value: float, digits: int = 6) -> float:

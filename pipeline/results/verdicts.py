@@ -35,19 +35,22 @@ class KeptRun(Protocol):
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the experiment on a data set: preset, whole data or a subset, and the recipes as in the paper."""
+    """The size of the experiment on a data set: preset, whole data or a subset, and what is as in the paper preset."""
 
     preset: str
     title: str
     subset: bool
-    as_in_paper: frozenset[str]
+    as_in_paper: frozenset[str]  # the recipes
+    large_batch_as_in_paper: bool
 
-    def level(self, compared: Compared) -> Level:
-        """The largest scale whose conditions the compared recipes meet."""
+    def level(self, claim: Claim, compared: Compared) -> Level:
+        """The largest scale whose conditions the recipes that the claim compares meet."""
         if self.preset == "smoke" or self.subset:
             return "smoke"
         on_gpu = all(subject.devices == {"cuda"} for subject in compared.values())
-        return "paper" if self.preset == "paper" and on_gpu and self.as_in_paper.issuperset(compared) else "laptop"
+        as_measured = self.large_batch_as_in_paper or claim.statistic.kind not in ("times", "memory")
+        as_in_paper = self.as_in_paper.issuperset(compared) and as_measured
+        return "paper" if self.preset == "paper" and on_gpu and as_in_paper else "laptop"
 
     def words(self, compared: Compared) -> str:
         """The scale as the report names it."""
@@ -100,6 +103,8 @@ def _decide(claim: Claim, scale: Scale, compared: Compared, kept: Sequence[Compa
     absent = [recipe for recipe in claim.compares if recipe not in compared]
     if absent:
         return "not_tested", f"The grid has no {' and no '.join(absent)}.", {}
+    level = LEVELS.index(scale.level(claim, compared))
+    is_small = level < LEVELS.index(claim.needs)
     try:
         evidence = evidence_of(claim, compared, kept)
         if len({subject.devices for subject in compared.values()}) > 1:
@@ -107,11 +112,12 @@ def _decide(claim: Claim, scale: Scale, compared: Compared, kept: Sequence[Compa
         if len({subject.classes for subject in compared.values()}) > 1:
             raise UndecidedError("one recipe has a model a class and the other one for all (classes)", "not_comparable")
     except UndecidedError as error:
-        return error.verdict, f"{str(error)[:1].upper()}{str(error)[1:]}.", {}
+        verdict = "not_tested_at_this_scale" if is_small and error.verdict == "undecided" else error.verdict
+        return verdict, f"{str(error)[:1].upper()}{str(error)[1:]}.", {}
     sentence = claim.sentence.format_map({name: format_number(number.value, 3) for name, number in evidence.items()})
-    verdict, level = verdict_of(claim, evidence), LEVELS.index(scale.level(compared))
-    if level < LEVELS.index(claim.needs):
+    if is_small:
         return "not_tested_at_this_scale", f"For orientation only: {sentence}", evidence
+    verdict = verdict_of(claim, evidence)
     if verdict == "undecided":
         missing = any(evidence[name].low is None for name in claim.judged)
         reason = "Without an interval this decides nothing" if missing else "The interval reaches across a bound"
@@ -122,11 +128,13 @@ def _decide(claim: Claim, scale: Scale, compared: Compared, kept: Sequence[Compa
 
 
 def _overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on which all data sets agree, ``partly`` if they differ; one that is undecided leaves it open."""
+    """The verdict on which all data sets agree, ``partly`` if they differ; one without a decision leaves it open."""
     decided = {verdict for verdict in verdicts if verdict in DECISIONS}
     if len(decided) > 1 or "partly" in decided:
         return "partly"
-    order: tuple[Verdict, ...] = ("undecided", *decided, "not_comparable", "not_tested_at_this_scale")
+    if decided:
+        return verdicts[0] if decided.issuperset(verdicts) else "undecided"
+    order: tuple[Verdict, ...] = ("undecided", "not_comparable", "not_tested_at_this_scale")
     return next((verdict for verdict in order if verdict in verdicts), "not_tested")
 
 
@@ -201,8 +209,9 @@ def judgements(
     """
     ours = results.params
     as_in_paper = frozenset(_identical(ours, paper))
+    large_batch = ours.measure.large_batch == paper.measure.large_batch
     scales = {
-        name: Scale(ours.preset, dataset.title, bool(dataset.info["subset"]), as_in_paper)
+        name: Scale(ours.preset, dataset.title, bool(dataset.info["subset"]), as_in_paper, large_batch)
         for name, dataset in results.datasets.items()
         if dataset.in_paper
     }

@@ -93,8 +93,8 @@ EXAMPLES: dict[str, dict[str, dict[str, Subject]]] = {
     },
     "likelihood": {
         "replicated": gained(seeds(0.5), seeds(3.0)),
-        "partly": gained(seeds(-0.2), seeds(3.0)),
-        "not_replicated": gained(seeds(-0.5), seeds(-0.1)),
+        "partly": gained(seeds(0.02), seeds(3.0)),
+        "not_replicated": gained(seeds(-0.9), seeds(4.0)),
         "undecided": gained([0.02, 0.06, 0.1], seeds(3.0)),
     },
     "samples": {

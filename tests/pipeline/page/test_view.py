@@ -161,7 +161,7 @@ def test_the_page_mentions_a_diverged_mixture_model(tmp_path: Path) -> None:
 
 
 def test_draws_have_their_interval_or_say_that_there_is_one(page: Page, tmp_path: Path) -> None:
-    assert "[Student’s t interval, 95 %, over seeds]" in page.words
+    assert "[Student’s t interval, 95 %, over three seeds or more]" in page.words
     assert "1.860[1.835, 1.885] 3 of 3 0.001 n = 1 1.810" in page.words
     project = Project(tmp_path, parameters(grid__datasets=["mnist"], grid__recipes=["lunet"]))
     project.change("evaluate/mnist-lunet-0.json", draws=3, test__bits_per_dim_by_draw=[1.84, 1.85, 1.86])

@@ -84,6 +84,15 @@ def test_fewer_seeds_have_the_spread_of_the_kept_run_with_most(seeds: list[float
     assert (estimate.value, estimate.n) == (5, len(seeds))
 
 
+def test_classes_are_joined_by_their_labels() -> None:
+    """The order of the labels may differ between seeds, and a label that one seed lacks does not count."""
+    first = {str(label): float(label) for label in range(10)}
+    second = {label: first[label] for label in reversed(first)}
+    expected = interval(Repeated({0: 4.5}, {0: first}))
+    assert interval(Repeated({0: 4.5, 1: 4.5}, {0: first, 1: second})) == expected
+    assert interval(Repeated({0: 4.5, 1: 4.5}, {0: {**first, "10": 99.0}, 1: second})) == expected
+
+
 def test_otherwise_there_is_none() -> None:
     for ours in (Repeated({0: 1.0}), Repeated({0: 1.0, 1: 2.0}), Repeated({0: 1.0}, {0: {"0": 1.0, "1": 2.0}})):
         assert ends(interval(ours, Repeated({0: 1.0, 1: 3.0}))) == (None, None)
@@ -231,29 +240,30 @@ def test_growth_of_exact_powers_is_exact() -> None:
     expected = {"diagonal": 1, "dense": 3, "gap": 2, "ratio": 16}
     for name, value in expected.items():
         assert (found[name].value, found[name].low, found[name].high) == pytest.approx((value, value, value))
-    single = growth(widths, [[1.0]] * 3, [[1.0, 1.0]] * 3)
-    assert {ends(estimate) for estimate in single.values()} == {(None, None)}
 
 
-def test_the_interval_of_an_exponent_is_that_of_its_medians() -> None:
-    """A median of n normal logarithms has the standard error 1.2533 sigma / sqrt(n)."""
-    random, widths, n = np.random.default_rng(0), [256, 512, 1024, 2048], 100
+def test_the_interval_of_an_exponent_is_that_of_a_fitted_line() -> None:
+    """Logarithms to the base 4 of the medians are 0, 2, 1, 3, and those of the dense matrix's three times as large."""
+    widths, logs = [64, 256, 1024, 4096], (0, 2, 1, 3)
+    found = growth(widths, [[0.9 * 4**y, 4**y, 2 * 4**y] for y in logs], [[64**y] * 3 for y in logs])
+    half = T2 * math.sqrt(1.8 / 2 / 5)
+    for name, factor in (("diagonal", 1), ("dense", 3), ("gap", 2)):
+        assert found[name].value == pytest.approx(0.8 * factor)
+        assert ends(found[name]) == pytest.approx((factor * (0.8 - half), factor * (0.8 + half)), abs=1e-5)
+        assert found[name].n == 4
 
-    def times(power: float) -> list[list[float]]:
-        return [(width**power * random.lognormal(0, 0.1, n)).tolist() for width in widths]
 
-    found = growth(widths, times(1), times(2.5))
-    x = np.log(widths) - np.mean(np.log(widths))
-    error = 1.2533 * 0.1 / math.sqrt(n) / math.sqrt(x @ x)
-    for name, value, expected in (("diagonal", 1, error), ("dense", 2.5, error), ("gap", 1.5, error * math.sqrt(2))):
-        low, high = found[name].least, found[name].most
-        assert low < value < high
-        assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.25)
+def test_the_ratio_of_determinants_has_the_range_of_the_repetitions() -> None:
+    widths, ones = [64, 128, 256], [[1.0, 1.0, 1.0]] * 2
+    ratio = growth(widths, [*ones, [1.0, 2.0, 4.0]], [*ones, [30.0, 40.0, 60.0]])["ratio"]
+    assert (ratio.value, ratio.low, ratio.high, ratio.n) == pytest.approx((20, 7.5, 60, 3))
+    assert ends(growth(widths, [*ones, [1.0, 2.0]], [*ones, [30.0, 40.0]])["ratio"]) == (None, None)
+    assert ends(growth(widths, [*ones, [-0.1, 2.0, 4.0]], [*ones, [30.0, 40.0, 60.0]])["ratio"]) == (None, None)
 
 
 def test_widths_that_time_the_call_do_not_count() -> None:
-    """Below D = 64 the times are shorter than twice a call."""
-    widths = [16, 32, 48, 256, 512, 1024, 2048]
+    """Below D = 29 a time is shorter than twice a call; the exponents are those of what exceeds a call."""
+    widths = [8, 16, 24, 256, 512, 1024, 2048]
     found = evidence("determinant", lunet=determined(0.9, 2.6, widths, noise=0.0))
     assert found["diagonal"].n == 4
     assert (found["diagonal"].value, found["dense"].value) == pytest.approx((0.9, 2.6))

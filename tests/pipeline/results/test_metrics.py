@@ -53,7 +53,8 @@ def test_subjects_have_what_claims_use_and_metrics_json_lacks(tmp_path: Path) ->
     lunet = subjects["lunet"]
     wanted = {
         "gain_over_gaussian": 0.4, "gain_over_identity": 3, "margin": 1e-3, "outside_least": 0.01, "outside_most": 0.03,
-        "standard_normal_share": 0.2, "sample_class_share": 0.8, "bits_per_dim_class_base": 1.75,
+        "gain_over_start": 0.8, "standard_normal_share": 0.2, "sample_class_share": 0.8,
+        "bits_per_dim_class_base": 1.75,
     }  # fmt: skip
     assert {name: lunet.metrics[name][0] for name in wanted} == pytest.approx(wanted)
     assert lunet.by_class["bits_per_dim"] == {0: pytest.approx({"0": 1.75, "1": 1.85, "2": 1.95})}

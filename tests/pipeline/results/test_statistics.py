@@ -18,6 +18,7 @@ from pipeline.results.statistics import (
     proportion_interval,
     ratio_over_processes,
     round_significant,
+    slope_interval,
 )
 
 # Means
@@ -132,12 +133,23 @@ def test_slope_of_a_power_law() -> None:
             log_log_slope(sizes, values)
 
 
+def test_the_interval_of_a_slope_is_student_s() -> None:
+    # The line is 1.5 + 0.8 (x - 1.5); its residuals -0.3, 0.9, -0.9, 0.3 have the sum of squares 1.8, and x has 5.
+    half = 4.302653 * math.sqrt(1.8 / 2 / 5)
+    found = slope_interval([0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 1.0, 3.0])
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.8 - half, 0.8 + half), abs=1e-6)
+    assert found.n == 4
+    with pytest.raises(ValueError, match="3 points or more, got 2"):
+        slope_interval([0.0, 1.0], [0.0, 1.0])
+
+
 # Edges, the same for all
 
 
-def test_one_sample_has_no_interval_and_equal_ones_a_point() -> None:
-    one, equal = mean_interval([2.5]), mean_interval([0.1] * 5)
+def test_one_sample_or_two_have_no_interval_and_equal_ones_a_point() -> None:
+    one, two, equal = mean_interval([2.5]), mean_interval([2.0, 3.0]), mean_interval([0.1] * 5)
     assert (one.value, one.low, one.high, one.n) == (2.5, None, None, 1)
+    assert (two.value, two.low, two.high, two.n) == (2.5, None, None, 2)
     assert (one.least, one.most) == (2.5, 2.5)
     assert equal.value == equal.low == equal.high == pytest.approx(0.1)
 

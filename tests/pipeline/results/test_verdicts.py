@@ -20,7 +20,7 @@ from pipeline.results.claims import DECISIONS, LABELS, Claim, load_claims
 from pipeline.results.metrics import subjects_of
 from pipeline.results.reading import Results
 from pipeline.results.statistics import Estimate
-from pipeline.results.subjects import Subject, Subjects
+from pipeline.results.subjects import Curve, Subject, Subjects
 from pipeline.results.tables import curves_table
 from pipeline.results.verdicts import Scale, as_trained, claims_of, judge, judgements, rule_in_words, verdict_of
 
@@ -213,6 +213,21 @@ def test_smoke_and_subsets_decide_nothing(scale: Scale) -> None:
     models = EXAMPLES["inverse"]["replicated"]
     assert verdict("inverse", LAPTOP, **models)[0] == "replicated"
     assert verdict("inverse", scale, **models)[0] == "not_tested_at_this_scale"
+    early = replace(subject(), curves={0: {"all": Curve([0.0, 1.0, 2.0], [5.0, 2.0, 1.0])}})
+    late = replace(subject(), curves={0: {"all": Curve([0.0, 1.0, 2.0], [6.0, 2.5, 2.0])}})
+    assert verdict("epochs", scale, lunet=early, realnvp=late)[0] == "not_tested_at_this_scale"
+    small = {"lunet": determined(0.9, 2.6, (256, 512))}
+    assert verdict("determinant", LAPTOP, **small)[0] == "undecided"
+    if not scale.subset:  # the matrices are those of no data set
+        assert verdict("determinant", scale, **small)[0] == "not_tested_at_this_scale"
+
+
+def test_times_and_memory_need_the_paper_s_large_batch() -> None:
+    other = replace(PAPER, large_batch_as_in_paper=False)
+    for claim in ("memory", "step", "density", "sampling"):
+        assert verdict(claim, other, **EXAMPLES[claim]["replicated"])[0] == "not_tested_at_this_scale"
+    for claim in ("epochs", "nll", "inverse"):
+        assert verdict(claim, other, **EXAMPLES[claim]["replicated"])[0] == "replicated"
 
 
 def test_only_like_is_compared_with_like() -> None:
@@ -262,9 +277,10 @@ def test_missing_recipes_and_failed_ones_are_not_tested() -> None:
         ("partly", "partly", "partly"),
         ("replicated", "partly", "partly"),
         ("replicated", "not_replicated", "partly"),
-        ("replicated", None, "replicated"),
+        ("replicated", None, "undecided"),
         ("replicated", "undecided", "undecided"),
         ("partly", "undecided", "partly"),
+        ("partly", None, "partly"),
         ("undecided", None, "undecided"),
         (None, None, "not_tested"),
     ],
@@ -278,6 +294,21 @@ def test_overall(first: str | None, second: str | None, expected: str) -> None:
     found = judge(CLAIMS["inverse"], dict.fromkeys(results, LAPTOP), results)
     assert found["verdict"] == expected
     assert found["label"] == LABELS[found["verdict"]]
+
+
+def test_a_data_set_that_is_withheld_or_not_comparable_leaves_the_others_undecided() -> None:
+    """At the laptop's scale the claim on likelihood can be refuted alone: what favours it is withheld."""
+    nll = EXAMPLES["nll"]
+    one_on_gpu = {"lunet": subject("cpu", bits_per_dim=seeds(1.8)), "realnvp": nll["replicated"]["realnvp"]}
+    for examples, scale, expected in (
+        ((nll["not_replicated"], nll["replicated"]), LAPTOP, "undecided"),
+        ((nll["replicated"], nll["not_replicated"]), LAPTOP, "undecided"),
+        ((nll["replicated"], nll["partly"]), LAPTOP, "not_tested_at_this_scale"),
+        ((nll["replicated"], one_on_gpu), PAPER, "undecided"),
+        ((one_on_gpu, one_on_gpu), PAPER, "not_comparable"),
+    ):
+        results = dict(zip(("mnist", "fashion_mnist"), examples, strict=True))
+        assert judge(CLAIMS["nll"], dict.fromkeys(results, scale), results)["verdict"] == expected
 
 
 def test_mnist_alone_decides_on_samples() -> None:
