@@ -41,6 +41,7 @@ def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept
     ours = figure(compared)
     values = list(ours.seeds.values())
     mean, half, n = statistics.mean_interval(values).value, None, len(values)
+    kept_seeds = None
     models = [*ours.classes.values()]
     labels = set.intersection(*map(set, models)) if models else set()
     if n >= REPEATS:
@@ -52,8 +53,9 @@ def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept
         )
     else:
         spread = max((_seeds(figure, other) for other in kept), key=len, default=[])
-        half = statistics.half_width(spread, n) if len(spread) >= REPEATS else None
-    return Estimate(mean, None, None, n) if half is None else Estimate(mean, mean - half, mean + half, n)
+        if len(spread) >= REPEATS:
+            half, kept_seeds = statistics.half_width(spread, n), len(spread)
+    return Estimate(mean, None, None, n) if half is None else Estimate(mean, mean - half, mean + half, n, kept_seeds)
 
 
 def _seeds(figure: Callable[[Compared], Repeated], compared: Compared) -> list[float]:
@@ -148,7 +150,7 @@ def _epochs(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evide
 
 def _exponential(estimate: Estimate) -> Estimate:
     low, high = (None if end is None else math.exp(end) for end in (estimate.low, estimate.high))
-    return Estimate(math.exp(estimate.value), low, high, estimate.n)
+    return Estimate(math.exp(estimate.value), low, high, estimate.n, estimate.kept_seeds)
 
 
 def _ratio(above: Times, below: Times) -> Estimate:
@@ -273,7 +275,7 @@ def _samples(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evid
     if pooled.n < LEAST_SAMPLES or over_models.low is None:
         return {"share": Estimate(pooled.value, None, None, pooled.n)}
     low, high = min(pooled.least, over_models.least), max(pooled.most, over_models.most)
-    return {"share": Estimate(pooled.value, max(0.0, low), min(1.0, high), pooled.n)}
+    return {"share": Estimate(pooled.value, max(0.0, low), min(1.0, high), pooled.n, over_models.kept_seeds)}
 
 
 STATISTICS: dict[Kind, Callable[[Claim, Compared, Sequence[Compared]], Evidence]] = {

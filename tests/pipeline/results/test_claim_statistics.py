@@ -63,7 +63,7 @@ def ends(estimate: Estimate) -> tuple[float | None, float | None]:
 def test_three_seeds_have_their_own_interval() -> None:
     estimate = interval(Repeated({0: 1.0, 1: 2.0, 2: 3.0}), Repeated(dict.fromkeys(range(9), 7.0)))
     assert ends(estimate) == pytest.approx((2 - T2 / math.sqrt(3), 2 + T2 / math.sqrt(3)), abs=1e-6)
-    assert (estimate.value, estimate.n) == (2, 3)
+    assert (estimate.value, estimate.n, estimate.kept_seeds) == (2, 3, None)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -81,7 +81,7 @@ def test_fewer_seeds_have_the_spread_of_the_kept_run_with_most(seeds: list[float
     kept = [Repeated(dict(enumerate(values))) for values in ([1.0], [1.0, 2.0, 3.0], [0.0, 9.0])]
     estimate = interval(Repeated(dict(enumerate(seeds))), *kept)
     assert ends(estimate) == pytest.approx((5 - half, 5 + half), abs=1e-6)
-    assert (estimate.value, estimate.n) == (5, len(seeds))
+    assert (estimate.value, estimate.n, estimate.kept_seeds) == (5, len(seeds), 3)
 
 
 def test_classes_are_joined_by_their_labels() -> None:

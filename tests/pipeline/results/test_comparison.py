@@ -107,7 +107,7 @@ def test_what_is_missing_is_visible_in_its_place(this: Project, reports: Path, o
     publish(other, reports, "part")
     words = section(page_of(this, reports))
     assert "part is not whole. 5 of its 21 cells have no figures." in words
-    assert "MNIST RealNVP 1.450 1.455 seed 2: missing" in words
+    assert "MNIST RealNVP 1.450 1.455seed 2: missing" in words
     assert "Fashion-MNIST LU-Net – seed 0: missing seed 1: missing seed 2: missing" in words
     assert re.search(r"Training step MNIST RealNVP [\d.]+\[[\d., ]+\] batch 256 missing", words)
     assert re.search(r"Training step Fashion-MNIST LU-Net – [\d.]+\[", words)
