@@ -79,7 +79,6 @@ RECORDED_GAUSSIAN, RECORDED_REALNVP = 2.012, 1.243
 # The gains of three seeds of one recipe over its start: how far seeds are apart.
 RECORDED_SEEDS = (0.057, 0.073, 0.067)
 
-
 # The name of a setting, and what it makes of a recipe's figures.
 SETTINGS: dict[str, Callable[[Subject], Subject]] = {
     "one seed": lambda model: by_seed(model, 1),

@@ -64,10 +64,7 @@ def test_recorded_figures_of_a_setting_never_contradict_each_other(setting: str)
         for claim, verdicts in found.items():
             verdicts.append(judge(CLAIMS[claim], {"mnist": LAPTOP}, models, kept)["verdict"])
     assert {*found["nll"]} == {"not_replicated"}
-    assert (
-        found["likelihood"]
-        == ["replicated", "replicated", "undecided" if setting == "start" else "replicated"][: len(RECORDED[setting])]
-    )
+    assert {*found["likelihood"]} == ({"replicated", "undecided"} if setting == "start" else {"replicated"})
 
 
 @pytest.mark.parametrize("claim", ["epochs", "nll", "inverse", "likelihood", "samples"])
