@@ -76,8 +76,22 @@ RECORDED: dict[str, dict[str, float]] = {
     "epochs": {"laptop": 1.553, "overnight": 1.508},
 }
 RECORDED_GAUSSIAN, RECORDED_REALNVP = 2.012, 1.243
-# The gains of three seeds of one recipe over its start: how far seeds are apart.
-RECORDED_SEEDS = (0.057, 0.073, 0.067)
+FIGURES = ("bits_per_dim", "gain_over_gaussian", "gain_over_identity")
+# How far three seeds of one recipe are apart, by their gains over its start.
+RECORDED_SPREAD = {
+    "lunet": Subject({name: {0: 0.057, 1: 0.073, 2: 0.067} for name in FIGURES}),
+    "realnvp": Subject({"bits_per_dim": {0: 0.0, 1: 0.0, 2: 0.0}}),
+}
+
+
+def recorded(bits: float) -> dict[str, Subject]:
+    """Both recipes at one seed, of which LU-Net needs so many bits/dim and its identity about 6."""
+    values = (bits, RECORDED_GAUSSIAN - bits, 6 - bits)
+    return {
+        "lunet": Subject({name: {0: value} for name, value in zip(FIGURES, values, strict=True)}),
+        "realnvp": Subject({"bits_per_dim": {0: RECORDED_REALNVP}}),
+    }
+
 
 # The name of a setting, and what it makes of a recipe's figures.
 SETTINGS: dict[str, Callable[[Subject], Subject]] = {
