@@ -63,11 +63,11 @@ def test_the_noise_over_images_counts_for_bits_per_dim_with_one_seed() -> None:
 
 
 def test_both_kinds_of_noise_add_up() -> None:
-    rows = "".join(f"mnist,lunet,{seed},all,complete,100,0.3\n" for seed in (0, 1))
-    found = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8, 1.9)}}}, rows)
-    over_seeds, over_images = 0.05**2, 0.3**2 / 100
+    rows = "".join(f"mnist,lunet,{seed},all,complete,100,0.3\n" for seed in (0, 1, 2))
+    found = side({"mnist": {"lunet": {"bits_per_dim": figure(1.8, 1.9, 2.0)}}}, rows)
+    over_seeds, over_images = 0.1**2 / 3, 0.3**2 / 100
     total = 2 * (over_seeds + over_images)
-    freedom = total**2 / (2 * (over_seeds**2 / 1 + over_images**2 / 99))
+    freedom = total**2 / (2 * (over_seeds**2 / 2 + over_images**2 / 99))
     noise = compare.compare(found, found)["noise"].item()
     assert noise == pytest.approx(stats.t.ppf(0.975, freedom) * total**0.5)
 
