@@ -49,7 +49,6 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
             base: {seed: found[base] for seed, cell in complete.items() if base in (found := _class_samples(cell))}
             for base in ("standard_normal", "fitted")
         }
-        per_class = {seed: cell.evaluation.per_class for seed, cell in complete.items() if classes == "each"}
         subjects[dataset][recipe] = Subject(
             metrics={name: values for name, values in metrics.items() if values},
             times=measured_times(measured) if measured else {},
@@ -58,17 +57,29 @@ def subjects_of(results: Results, curves: pd.DataFrame) -> dict[str, dict[str, S
             devices=frozenset(environment.device for environment in environments),
             machines=frozenset([measured.environment.host] if measured else []),
             trouble="; ".join(troubles_of(results, dataset, recipe)) or None,
-            by_class={
-                "bits_per_dim": {
-                    seed: {label: likelihood.bits_per_dim.mean for label, likelihood in found.items()}
-                    for seed, found in per_class.items()
-                    if found
-                }
-            },
+            by_class=by_class_of(complete) if classes == "each" else {},
             curves={seed: models[key] for seed, cell in complete.items() if (key := tuple(cell.key)) in models},
             class_samples={base: found for base, found in samples.items() if found},
         )
     return subjects
+
+
+def by_class_of(cells: Mapping[int, Cell]) -> dict[str, dict[int, dict[str, float]]]:
+    """The metrics of complete cells that are known by class, by seed; those with a model for each class."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for seed, cell in cells.items():
+        evaluation = cell.evaluation
+        bits = {label: likelihood.bits_per_dim.mean for label, likelihood in (evaluation.per_class or {}).items()}
+        exact = evaluation.round_trip.pixels_exact_by_class if evaluation.round_trip else None
+        lost = {label: 1e6 * (1 - share) for label, share in (exact or {}).items()}
+        figures = {"bits_per_dim": bits, "pixels_lost": lost}
+        rivals = {"gaussian": evaluation.closed_form_by_class, "identity": evaluation.identity_by_class}
+        for name, rival in rivals.items():
+            figures[f"gain_over_{name}"] = {label: value - bits[label] for label, value in (rival or {}).items()}
+        for name, values in figures.items():
+            if values:
+                found.setdefault(name, {})[seed] = values
+    return found
 
 
 def curves_of(curves: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Curve]]:

@@ -48,6 +48,10 @@ def test_subjects_have_what_claims_use_and_metrics_json_lacks(tmp_path: Path) ->
     samples = {"fitted": {"of_each": 10, "right": [9, 8, 7]}, "standard_normal": {"of_each": 10, "right": [3, 2, 1]}}
     class_base = {"bits_per_dim": 1.75, "fitted_images": 96, "shrinkage": 0.3}
     project.change("evaluate/mnist-lunet-0.json", class_samples=samples, bases={"class_gaussians": class_base})
+    by_class = {"closed_form": {"0": 2.0, "1": 2.35, "2": 1.9}, "identity": dict.fromkeys("012", 5.0)}
+    project.change("evaluate/mnist-lunet-0.json", **{f"{name}_by_class": found for name, found in by_class.items()})
+    exact = {"0": 1.0, "1": 0.999, "2": 1.0}
+    project.change("evaluate/mnist-lunet-0.json", round_trip__pixels_exact_by_class=exact)
     results = project.read()
     subjects = subjects_of(results, curves_table(results.cells))["mnist"]
     lunet = subjects["lunet"]
@@ -58,6 +62,10 @@ def test_subjects_have_what_claims_use_and_metrics_json_lacks(tmp_path: Path) ->
     }  # fmt: skip
     assert {name: lunet.metrics[name][0] for name in wanted} == pytest.approx(wanted)
     assert lunet.by_class["bits_per_dim"] == {0: pytest.approx({"0": 1.75, "1": 1.85, "2": 1.95})}
+    assert set(lunet.by_class) == {"bits_per_dim", "gain_over_gaussian", "gain_over_identity", "pixels_lost"}
+    assert lunet.by_class["gain_over_gaussian"] == {0: pytest.approx({"0": 0.25, "1": 0.5, "2": -0.05})}
+    assert lunet.by_class["gain_over_identity"] == {0: pytest.approx({"0": 3.25, "1": 3.15, "2": 3.05})}
+    assert lunet.by_class["pixels_lost"] == {0: pytest.approx({"0": 0, "1": 1000, "2": 0})}
     assert lunet.class_samples["fitted"][0].right == [9, 8, 7]
     assert [*lunet.curves[0]] == ["0", "1", "2"]
     assert lunet.curves[0]["1"].epochs == [0, 1, 2, 3]
