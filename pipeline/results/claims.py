@@ -162,7 +162,6 @@ class Paper(Section):
 class ClaimsFile(Section):
     """All of `claims.yaml`."""
 
-    paper: Paper
     principle: list[str]
     claims: list[Claim]
 
@@ -170,6 +169,7 @@ class ClaimsFile(Section):
 class PosterFile(Section):
     """All of `poster.yaml`."""
 
+    paper: Paper
     poster: list[PosterRow]
     references: list[Reference]
 

@@ -231,7 +231,7 @@ def claims_of(results: Results, paper: Params, subjects: Subjects, kept: Sequenc
     """The content of `claims.json`: the files in YAML, the verdicts on this run, and those on each kept run."""
     poster = load_poster()
     return {
-        **load_claims().model_dump(include={"paper", "principle"}),
+        **load_claims().model_dump(include={"principle"}),
         **poster.model_dump(),
         "claims": judgements(results, paper, subjects, kept),
         "kept": {
