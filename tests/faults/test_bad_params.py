@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 
 LAPTOP = preset_values("laptop")
 TEXT = preset_text("laptop")
-DEFAULTED = {"dtype", "precision", "capture", "compile"}
+DEFAULTED = {"dtype", "precision", "capture", "compile", "processes", "class_samples", "base_images"}
 KeyPath = tuple[str, ...]
 
 
