@@ -149,7 +149,7 @@ class Cell:
         contents["history"] = [header, *([*row[:clock], *row[clock + 1 :]] for row in rows)]
         del contents["run.json"]
         run = read_json(out / "run.json")
-        del run["seconds"], run["environment"]["time"]
+        del run["seconds"], run["other_cores"], run["environment"]["time"]
         for model in run["models"].values():
             del model["seconds"]
         return contents | {"run": run}
