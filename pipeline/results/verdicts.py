@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 from pipeline.core.params import Params, Recipe, Training
 from pipeline.results.claim_statistics import Evidence, evidence_of
 from pipeline.results.claims import DECISIONS, LABELS, Bounds, Claim, Decision, Level, Verdict, load_claims, load_poster
 from pipeline.results.conversion import conversion_of
+from pipeline.results.kept import Kept
 from pipeline.results.reading import Results
 from pipeline.results.statistics import format_number
 from pipeline.results.subjects import Compared, Subject, Subjects, UndecidedError
 
 LEVELS: tuple[Level, ...] = get_args(Level)
-
-
-class KeptRun(Protocol):
-    """A published run, as `pipeline.results.kept` reads it."""
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-
-    @property
-    def results(self) -> Results:
-        """Its records."""
-
-    @property
-    def subjects(self) -> Subjects:
-        """Its figures by data set and recipe."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +181,7 @@ def _once(
     return {"all": scale}, {"all": {claim.compares[0]: found} if found else {}}
 
 
-def judgements(
-    results: Results, paper: Params, subjects: Subjects, kept: Sequence[KeptRun] = ()
-) -> list[dict[str, Any]]:
+def judgements(results: Results, paper: Params, subjects: Subjects, kept: Sequence[Kept] = ()) -> list[dict[str, Any]]:
     """The judged claims of a run, on the paper's data sets.
 
     Args:
@@ -227,7 +210,7 @@ def judgements(
     return [judge(claim, scales, {name: subjects[name] for name in scales}, repeats) for claim in load_claims().claims]
 
 
-def claims_of(results: Results, paper: Params, subjects: Subjects, kept: Sequence[KeptRun] = ()) -> dict[str, Any]:
+def claims_of(results: Results, paper: Params, subjects: Subjects, kept: Sequence[Kept] = ()) -> dict[str, Any]:
     """The content of `claims.json`: the files in YAML, the verdicts on this run, and those on each kept run."""
     poster = load_poster()
     return {

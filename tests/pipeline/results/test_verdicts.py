@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from pipeline.presets.merged import load_preset
 from pipeline.results.claim_statistics import Evidence
 from pipeline.results.claims import CLAIMS as CLAIMS_FILE
 from pipeline.results.claims import DECISIONS, LABELS, Claim, load_claims
+from pipeline.results.kept import Kept
 from pipeline.results.metrics import subjects_of
-from pipeline.results.reading import Results
 from pipeline.results.statistics import Estimate
 from pipeline.results.subjects import Curve, Subject, Subjects
 from pipeline.results.tables import curves_table
@@ -347,15 +347,6 @@ def test_the_determinant_is_judged_once_from_the_recipe_that_has_it() -> None:
 
 
 # Kept runs
-
-
-@dataclass
-class Kept:
-    """A kept run, as `pipeline.results.kept` reads it."""
-
-    name: str
-    results: Results
-    subjects: dict[str, dict[str, Subject]]
 
 
 def project_run(root: Path, name: str, **changes: Any) -> Kept:
