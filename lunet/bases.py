@@ -82,9 +82,13 @@ class ClassGaussians(nn.Module):
             The chosen shrinkage.
 
         Raises:
-            ValueError: If a class has no latents, a value is not finite, or a covariance is singular with each
-                shrinkage.
+            ValueError: If there is no shrinkage, a class has no latents, a value is not finite, or a covariance is
+                singular with each shrinkage.
         """
+        if not shrinkages:
+            raise ValueError("shrinkages is empty; at least one is needed")
+        if not heldout.isfinite().all():
+            raise ValueError("heldout has values that are not finite, which say nothing of a shrinkage")
         classes = len(self.gaussians)
         counts = labels.long().bincount(minlength=classes)
         if len(counts) > classes or not counts.all():

@@ -5,8 +5,8 @@ square root of the summed variances of both sides. The variance of a side is tha
 interval in metrics.json, plus that over test images, from results.csv if it exists: s^2 / images for bits/dim, and
 p (1 - p) / images for the classification accuracy. The number t is Student's quantile at the degrees of freedom of
 Welch and Satterthwaite. Both sides are treated as independent, which overstates the noise if they share seeds and test
-images, so the rule is conservative. Numbers of parameters have no noise. With one seed and no spread over images, the
-noise is unknown, and the report says so.
+images. With fewer than three seeds the noise of these two is that over images alone, which says nothing of another
+seed, and that of all others is unknown; the report says so. Numbers of parameters have no noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy import stats
 
 from pipeline.core.console import UserError, command_parser, exit_with, say
 from pipeline.core.git import git
-from pipeline.results.statistics import CONFIDENCE
+from pipeline.results.statistics import CONFIDENCE, REPEATS
 
 RULE = (
     "Rule: larger than the noise is a difference beyond the 95 % margin of noise of both sides together: the standard "
@@ -35,7 +35,7 @@ VERDICTS = LARGER, CHANGED, WITHIN, UNKNOWN, NEW, GONE, SAME = (
     "larger than the noise",
     "changed (exact)",
     "within the noise",
-    "noise unknown (one seed)",
+    "noise unknown (fewer than three seeds)",
     "new",
     "gone",
     "the same",
@@ -44,15 +44,17 @@ VERDICTS = LARGER, CHANGED, WITHIN, UNKNOWN, NEW, GONE, SAME = (
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the comparison: its figures, the hashes of its data, and whether it has spreads over test images.
+    """One side of the comparison: its figures, the hashes of its data, whether it has spreads over images, and seeds.
 
     ``figures`` has a row for each group of metrics ("of") and metric: the mean, its ``variance``, which is NaN if the
-    noise is unknown, and ``term``, the sum of each part of the variance squared over its degrees of freedom.
+    noise is unknown, and ``term``, the sum of each part of the variance squared over its degrees of freedom. ``seeds``
+    is the fewest of any figure, NaN without figures.
     """
 
     figures: pd.DataFrame
     datasets: Mapping[str, Any]
     has_spreads: bool
+    seeds: float
 
 
 def main() -> None:
@@ -110,6 +112,11 @@ def report(before: Side, now: Side, revision: str, *, everything: bool = False) 
             lines.append(f"warning: the data of {name} are others now, so its figures are of other images")
     if not (now.has_spreads and before.has_spreads):
         lines.append("warning: a side has no results.csv, so nothing is known of its spread over test images")
+    elif min(now.seeds, before.seeds) < REPEATS:
+        lines.append(
+            "warning: a side has figures of fewer than three seeds, whose noise is that over test images alone; "
+            "another seed may change them by more"
+        )
     counts = table["verdict"].value_counts()
     shown = table if everything else table[table["verdict"] != SAME]
     if len(shown):
@@ -133,13 +140,14 @@ def read_side(read: Callable[[str], str | None], name: str) -> Side:
         spreads = _spreads(results)
         figures = _figures(json.loads(text), spreads)
         datasets = {} if provenance is None else json.loads(provenance)["datasets"]
-        return Side(figures, {key: info["sha256"] for key, info in datasets.items()}, not spreads.empty)
+        hashes = {key: info["sha256"] for key, info in datasets.items()}
+        return Side(figures.drop(columns="n"), hashes, not spreads.empty, float(figures["n"].min()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the reports of {name} are damaged: {type(error).__name__}: {error}") from None
 
 
 def _figures(metrics: Any, spreads: pd.DataFrame) -> pd.DataFrame:
-    """The figures in metrics.json as a `Side` has them."""
+    """The figures in metrics.json as a `Side` has them, and ``n``, the number of seeds of each."""
     rows = {
         (f"{dataset}.{recipe}", metric): figure
         for dataset, recipes in metrics.items()
@@ -163,7 +171,7 @@ def _figures(metrics: Any, spreads: pd.DataFrame) -> pd.DataFrame:
     over_seeds = (half / stats.t.ppf((1 + CONFIDENCE) / 2, freedoms["seeds"])) ** 2
     variances = pd.DataFrame({"seeds": over_seeds, "images": of_one_image / spread["images"]}).where(freedoms > 0)
     sums = {"variance": variances.sum(axis=1, min_count=1), "term": (variances**2 / freedoms).sum(axis=1)}
-    return pd.DataFrame({"mean": mean, **sums})
+    return pd.DataFrame({"mean": mean, **sums, "n": table["n"]})
 
 
 def _spreads(results: str | None) -> pd.DataFrame:

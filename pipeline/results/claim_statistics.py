@@ -19,6 +19,7 @@ from pipeline.results.statistics import REPEATS, Estimate
 from pipeline.results.subjects import Compared, Curve, Times, UndecidedError
 
 Evidence = dict[str, Estimate]
+KeptRuns = Mapping[str, Compared]  # by the name of the run
 LEAST_SAMPLES = 1000
 
 
@@ -30,18 +31,18 @@ class Repeated:
     classes: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
-def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept: Sequence[Compared]) -> Estimate:
+def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept: KeptRuns) -> Estimate:
     """The mean of a figure over seeds, with the interval that the repetitions allow.
 
     Args:
         figure: The figure as a function of the compared recipes.
         compared: The recipes.
-        kept: The same recipes on the same data in kept runs.
+        kept: The same recipes on the same data in kept runs, by the name of the run.
     """
     ours = figure(compared)
     values = list(ours.seeds.values())
     mean, half, n = statistics.mean_interval(values).value, None, len(values)
-    kept_seeds = None
+    spread_of = None
     models = [*ours.classes.values()]
     labels = set.intersection(*map(set, models)) if models else set()
     if n >= REPEATS:
@@ -52,10 +53,11 @@ def interval_of(figure: Callable[[Compared], Repeated], compared: Compared, kept
             [float(np.mean([found[label] for found in models])) for label in sorted(labels)], n
         )
     else:
-        spread = max((_seeds(figure, other) for other in kept), key=len, default=[])
-        if len(spread) >= REPEATS:
-            half, kept_seeds = statistics.half_width(spread, n), len(spread)
-    return Estimate(mean, None, None, n) if half is None else Estimate(mean, mean - half, mean + half, n, kept_seeds)
+        spreads = {name: _seeds(figure, other) for name, other in kept.items()}
+        name = max(spreads, key=lambda name: len(spreads[name]), default="")
+        if len(spread := spreads.get(name, [])) >= REPEATS:
+            half, spread_of = statistics.half_width(spread, n), f"{len(spread)} seeds of {name}"
+    return Estimate(mean, None, None, n) if half is None else Estimate(mean, mean - half, mean + half, n, spread_of)
 
 
 def _seeds(figure: Callable[[Compared], Repeated], compared: Compared) -> list[float]:
@@ -74,7 +76,7 @@ def _common(compared: Compared, by_seed: Sequence[Mapping[int, object]]) -> list
     return seeds
 
 
-def _difference(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:
+def _difference(claim: Claim, compared: Compared, kept: KeptRuns) -> Evidence:
     """The first compared recipe minus the second, paired by seed and class."""
     name = claim.statistic.quantity
 
@@ -131,7 +133,7 @@ def _log_epochs(compared: Compared) -> dict[int, dict[str, dict[str, float]]]:
     return logs
 
 
-def _epochs(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:
+def _epochs(claim: Claim, compared: Compared, kept: KeptRuns) -> Evidence:
     """Epochs to what the worse of two models reaches at its best, one's over the other's, paired by seed and class."""
     above, below = claim.statistic.above, claim.statistic.below
 
@@ -150,14 +152,14 @@ def _epochs(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evide
 
 def _exponential(estimate: Estimate) -> Estimate:
     low, high = (None if end is None else math.exp(end) for end in (estimate.low, estimate.high))
-    return Estimate(math.exp(estimate.value), low, high, estimate.n, estimate.kept_seeds)
+    return Estimate(math.exp(estimate.value), low, high, estimate.n, estimate.spread_of)
 
 
 def _ratio(above: Times, below: Times) -> Estimate:
     return statistics.ratio_over_processes(above.samples, above.process, below.samples, below.process)
 
 
-def _times(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence:
+def _times(claim: Claim, compared: Compared, _: KeptRuns) -> Evidence:
     """One recipe's time divided by the other's, and the same per image where batches may differ."""
     times = {recipe: subject.time(claim.statistic.quantity) for recipe, subject in compared.items()}
     if len({subject.machines for subject in compared.values()}) > 1:
@@ -172,7 +174,7 @@ def _times(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence:
     return evidence
 
 
-def _memory(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence:
+def _memory(claim: Claim, compared: Compared, _: KeptRuns) -> Evidence:
     """One recipe's peak of memory divided by the other's, with that of the whole process beside it.
 
     A GPU's allocator counts bytes, which repeats exactly: the interval is from the least to the largest ratio, a point
@@ -195,7 +197,7 @@ def _memory(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence
     return evidence
 
 
-def _determinant(claim: Claim, compared: Compared, _: Sequence[Compared]) -> Evidence:
+def _determinant(claim: Claim, compared: Compared, _: KeptRuns) -> Evidence:
     """Exponents and, at the largest width, the ratio of times, over the widths where both take longer than a call.
 
     The median time of a call is subtracted from all times: a constant would lower the exponents.
@@ -235,7 +237,7 @@ def growth(widths: Sequence[int], diagonal: Sequence[list[float]], dense: Sequen
     return {**evidence, "ratio": Estimate(math.exp(logs["gap"][-1]), low, high, n)}
 
 
-def _figures(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:
+def _figures(claim: Claim, compared: Compared, kept: KeptRuns) -> Evidence:
     """The figures of one recipe that the rule names: metrics, or one time divided by another."""
     recipe = claim.compares[0]
     evidence: Evidence = {}
@@ -253,7 +255,7 @@ def _figures(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evid
     return evidence
 
 
-def _samples(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:
+def _samples(claim: Claim, compared: Compared, kept: KeptRuns) -> Evidence:
     """The share of samples that are right, over all seeds and classes.
 
     Its interval contains Wilson's, which is for these models alone, and that over the models.
@@ -275,10 +277,10 @@ def _samples(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evid
     if pooled.n < LEAST_SAMPLES or over_models.low is None:
         return {"share": Estimate(pooled.value, None, None, pooled.n)}
     low, high = min(pooled.least, over_models.least), max(pooled.most, over_models.most)
-    return {"share": Estimate(pooled.value, max(0.0, low), min(1.0, high), pooled.n, over_models.kept_seeds)}
+    return {"share": Estimate(pooled.value, max(0.0, low), min(1.0, high), pooled.n, over_models.spread_of)}
 
 
-STATISTICS: dict[Kind, Callable[[Claim, Compared, Sequence[Compared]], Evidence]] = {
+STATISTICS: dict[Kind, Callable[[Claim, Compared, KeptRuns], Evidence]] = {
     "difference": _difference,
     "epochs": _epochs,
     "times": _times,
@@ -289,7 +291,7 @@ STATISTICS: dict[Kind, Callable[[Claim, Compared, Sequence[Compared]], Evidence]
 }
 
 
-def evidence_of(claim: Claim, compared: Compared, kept: Sequence[Compared]) -> Evidence:
+def evidence_of(claim: Claim, compared: Compared, kept: KeptRuns) -> Evidence:
     """The numbers that the claim's rule judges, and those that are shown beside them where there are any.
 
     Raises:

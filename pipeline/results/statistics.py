@@ -32,14 +32,14 @@ Array = NDArray[np.float64]
 class Estimate:
     """A value with its 95 % interval; ``low`` and ``high`` are None without one.
 
-    ``kept_seeds`` is the number of a kept run's seeds whose spread the interval has, if it is not that of this run.
+    ``spread_of`` names the seeds of a kept run whose spread the interval has, if it is not that of this run.
     """
 
     value: float
     low: float | None
     high: float | None
     n: int
-    kept_seeds: int | None = None
+    spread_of: str | None = None
 
     @property
     def least(self) -> float:
@@ -54,7 +54,7 @@ class Estimate:
     def rounded(self) -> Estimate:
         """The same with every number rounded to six significant digits."""
         low, high = (None if end is None else round_significant(end) for end in (self.low, self.high))
-        return Estimate(round_significant(self.value), low, high, self.n, self.kept_seeds)
+        return Estimate(round_significant(self.value), low, high, self.n, self.spread_of)
 
 
 def mean_interval(samples: Sequence[float]) -> Estimate:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from pipeline.core.params import Params, Recipe, Training
-from pipeline.results.claim_statistics import Evidence, evidence_of
+from pipeline.results.claim_statistics import Evidence, KeptRuns, evidence_of
 from pipeline.results.claims import DECISIONS, LABELS, Bounds, Claim, Decision, Level, Verdict, load_claims, load_poster
 from pipeline.results.conversion import conversion_of
 from pipeline.results.kept import Kept
@@ -83,7 +83,7 @@ def rule_in_words(claim: Claim) -> str:
     return sentence
 
 
-def _decide(claim: Claim, scale: Scale, compared: Compared, kept: Sequence[Compared]) -> tuple[Verdict, str, Evidence]:
+def _decide(claim: Claim, scale: Scale, compared: Compared, kept: KeptRuns) -> tuple[Verdict, str, Evidence]:
     """The verdict on one data set, its reason as a sentence, and the available evidence."""
     absent = [recipe for recipe in claim.compares if recipe not in compared]
     if absent:
@@ -136,7 +136,7 @@ def judge(
     claim: Claim,
     scales: Mapping[str, Scale],
     results: Subjects,
-    kept: Mapping[str, Sequence[Mapping[str, Subject]]] | None = None,
+    kept: Mapping[str, KeptRuns] | None = None,
 ) -> dict[str, Any]:
     """One claim's verdicts, on each data set and overall, as plain values for JSON.
 
@@ -144,15 +144,18 @@ def judge(
         claim: The claim with its rule.
         scales: The scale of each data set's experiment.
         results: The figures by data set and recipe.
-        kept: For each data set the figures, by recipe, of kept runs of the same recipes on the same data.
+        kept: For each data set the figures, by run and recipe, of kept runs of the same recipes on the same data.
     """
     if claim.once and results:
         scales, results = _once(claim, scales, results)
     datasets: list[dict[str, Any]] = []
     for dataset, subjects in results.items():
         scale, compared = scales[dataset], {name: subjects[name] for name in claim.compares if name in subjects}
-        repeats = [run for run in (kept or {}).get(dataset, ()) if run.keys() >= {*claim.compares}]
-        repeats = [{name: run[name] for name in claim.compares} for run in repeats]
+        repeats = {
+            run: {name: recipes[name] for name in claim.compares}
+            for run, recipes in (kept or {}).get(dataset, {}).items()
+            if recipes.keys() >= {*claim.compares}
+        }
         verdict, sentence, evidence = _decide(claim, scale, compared, repeats)
         shown: dict[str, Any] = {"dataset": dataset, "title": scale.title, "verdict": verdict, "label": LABELS[verdict]}
         shown |= {"scale": scale.words(compared), "sentence": sentence, "evidence": _evidence_json(claim, evidence)}
@@ -199,12 +202,12 @@ def judgements(results: Results, paper: Params, subjects: Subjects, kept: Sequen
         if dataset.in_paper
     }
     repeats = {
-        name: [
-            {recipe: run.subjects[name][recipe] for recipe in _identical(ours, run.results.params)}
+        name: {
+            run.name: {recipe: run.subjects[name][recipe] for recipe in _identical(ours, run.results.params)}
             for run in kept
             if name in run.subjects
             and run.results.datasets[name].info["sha256"] == results.datasets[name].info["sha256"]
-        ]
+        }
         for name in scales
     }
     return [judge(claim, scales, {name: subjects[name] for name in scales}, repeats) for claim in load_claims().claims]

@@ -98,6 +98,12 @@ def test_bad_input_is_refused() -> None:
     for wrong in (labels.clamp(max=1), labels + 1):
         with pytest.raises(ValueError, match="by class; each of 3 needs some"):
             ClassGaussians(FEATURES, CLASSES).double().fit_(z, wrong, z, [0.5])
-    z[0, 0] = math.nan
-    with pytest.raises(ValueError, match="not finite"):
-        ClassGaussians(FEATURES, CLASSES).double().fit_(z, labels, z, [0.5])
+    base = ClassGaussians(FEATURES, CLASSES).double()
+    with pytest.raises(ValueError, match="shrinkages is empty"):
+        base.fit_(z, labels, z, [])
+    broken = z.clone()
+    broken[0, 0] = math.nan
+    with pytest.raises(ValueError, match="x has values that are not finite"):
+        base.fit_(broken, labels, z, [0.5])
+    with pytest.raises(ValueError, match="heldout has values that are not finite"):
+        base.fit_(z, labels, broken, [0.5])

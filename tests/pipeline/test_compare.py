@@ -108,14 +108,20 @@ def test_equal_figures_are_counted_and_shown_on_demand() -> None:
     assert "1.8" in report(one, one, "HEAD", everything=True)
 
 
-def test_changed_data_and_missing_spreads_give_warnings() -> None:
-    metrics = {"mnist": {"lunet": {"bits_per_dim": figure(1.8)}}}
+def test_changed_data_few_seeds_and_missing_spreads_give_warnings() -> None:
+    metrics = {"mnist": {"lunet": {"bits_per_dim": figure(1.8, 1.9, 1.7)}}}
     rows = "mnist,lunet,0,all,complete,100,0.3\n"
     said = report(side(metrics, rows, mnist="a"), side(metrics, rows, mnist="b"), "HEAD")
     assert "the data of mnist are others now" in said
     bare = read_side({"metrics.json": json.dumps(metrics)}.get, "x")
     assert "no results.csv" in report(bare, bare, "HEAD")
-    assert "warning" not in report(side(metrics, rows, mnist="a"), side(metrics, rows, mnist="a"), "HEAD")
+    repeated = side(metrics, rows, mnist="a")
+    assert "warning" not in report(repeated, repeated, "HEAD")
+    for few in (figure(1.8), figure(1.8, 1.9)):
+        alone = side({"mnist": {"lunet": {"bits_per_dim": few}}}, rows, mnist="a")
+        assert "fewer than three seeds" in report(repeated, alone, "HEAD")
+    nothing = side({}, rows)
+    assert report(nothing, nothing, "HEAD").endswith("nothing")
 
 
 @pytest.mark.parametrize(

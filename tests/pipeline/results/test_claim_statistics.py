@@ -40,7 +40,7 @@ T2, T9 = 4.302653, 2.262157
 
 
 def evidence(claim: str, *kept: Compared, **compared: Subject) -> Evidence:
-    return evidence_of(CLAIMS[claim], compared, kept)
+    return evidence_of(CLAIMS[claim], compared, {f"kept-{number}": run for number, run in enumerate(kept)})
 
 
 def test_every_kind_of_statistic_is_used() -> None:
@@ -51,9 +51,9 @@ def test_every_kind_of_statistic_is_used() -> None:
 
 
 def interval(ours: Repeated, *kept: Repeated) -> Estimate:
-    figures = {"ours": ours, **{str(number): other for number, other in enumerate(kept)}}
-    runs: list[Compared] = [{name: subject()} for name in figures]
-    return interval_of(lambda compared: figures[next(iter(compared))], runs[0], runs[1:])
+    figures = {"ours": ours, **{f"kept-{number}": other for number, other in enumerate(kept)}}
+    runs: dict[str, Compared] = {name: {name: subject()} for name in figures}
+    return interval_of(lambda compared: figures[next(iter(compared))], runs.pop("ours"), runs)
 
 
 def ends(estimate: Estimate) -> tuple[float | None, float | None]:
@@ -63,7 +63,7 @@ def ends(estimate: Estimate) -> tuple[float | None, float | None]:
 def test_three_seeds_have_their_own_interval() -> None:
     estimate = interval(Repeated({0: 1.0, 1: 2.0, 2: 3.0}), Repeated(dict.fromkeys(range(9), 7.0)))
     assert ends(estimate) == pytest.approx((2 - T2 / math.sqrt(3), 2 + T2 / math.sqrt(3)), abs=1e-6)
-    assert (estimate.value, estimate.n, estimate.kept_seeds) == (2, 3, None)
+    assert (estimate.value, estimate.n, estimate.spread_of) == (2, 3, None)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -81,7 +81,7 @@ def test_fewer_seeds_have_the_spread_of_the_kept_run_with_most(seeds: list[float
     kept = [Repeated(dict(enumerate(values))) for values in ([1.0], [1.0, 2.0, 3.0], [0.0, 9.0])]
     estimate = interval(Repeated(dict(enumerate(seeds))), *kept)
     assert ends(estimate) == pytest.approx((5 - half, 5 + half), abs=1e-6)
-    assert (estimate.value, estimate.n, estimate.kept_seeds) == (5, len(seeds), 3)
+    assert (estimate.value, estimate.n, estimate.spread_of) == (5, len(seeds), "3 seeds of kept-1")
 
 
 def test_classes_are_joined_by_their_labels() -> None:

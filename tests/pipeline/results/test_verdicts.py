@@ -49,7 +49,7 @@ def test_recorded_figures_of_a_setting_never_contradict_each_other(setting: str)
     found: dict[str, set[str]] = {}
     for claim in ("nll", "likelihood"):
         runs = [{"mnist": recorded(bits)} for bits in RECORDED[setting].values()]
-        spread = {"mnist": [RECORDED_SPREAD]}
+        spread = {"mnist": {"recorded": RECORDED_SPREAD}}
         found[claim] = {judge(CLAIMS[claim], {"mnist": LAPTOP}, run, spread)["verdict"] for run in runs}
     assert found["nll"] == {"not_replicated"}
     assert found["likelihood"] == ({"replicated", "undecided"} if setting == "start" else {"replicated"})
