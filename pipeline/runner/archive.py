@@ -30,8 +30,9 @@ from pipeline.training.record import Run
 
 # What was run: its SHA-256 is in the manifest.
 CODE = ("lunet", "pipeline", "dvc.yaml")
-# Bytes: what comes back from a lent machine.
+# Bytes: what comes back from a lent machine, and what an archive may hold.
 LARGEST_FILE, LARGEST_ARCHIVE, LARGEST_FOLDER, MOST_FILES = 2_000_000, 15 * 2**20, 60 * 2**20, 8
+LARGEST_CONTENTS = 100 * 2**20
 MEMBER = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 TEXTS = {".json", ".csv", ".yaml", ".svg"}
 SUFFIXES = TEXTS | {".png", ".npy"}
@@ -110,11 +111,13 @@ def _check_limits(archive: Path, contents: Mapping[str, bytes], compressed: byte
     folder = archive.parent
     others = [file for file in folder.iterdir() if file != archive] if folder.is_dir() else []
     total = len(compressed) + sum(file.stat().st_size for file in others if file.is_file())
+    plain = sum(map(len, contents.values()))
     largest = max(contents, key=lambda name: len(contents[name]))
     problems = {
         f"{largest} has {len(contents[largest]):,} bytes; at most {LARGEST_FILE:,} are allowed": (
             len(contents[largest]) > LARGEST_FILE
         ),
+        f"its files would have {plain:,} bytes; at most {LARGEST_CONTENTS:,} are allowed": plain > LARGEST_CONTENTS,
         f"it would have {len(compressed):,} bytes; at most {LARGEST_ARCHIVE:,} are allowed": (
             len(compressed) > LARGEST_ARCHIVE
         ),
@@ -173,8 +176,8 @@ def _read(archive: Path) -> dict[str, bytes]:
                         f"{archive}: {name} has {member.size:,} bytes; at most {LARGEST_FILE:,} are allowed"
                     )
                 total += member.size
-                if total > LARGEST_ARCHIVE:
-                    raise UserError(f"{archive} holds more than the {LARGEST_ARCHIVE:,} bytes that are allowed in all")
+                if total > LARGEST_CONTENTS:
+                    raise UserError(f"{archive} holds more than the {LARGEST_CONTENTS:,} bytes that are allowed in all")
                 file = tar.extractfile(member)
                 contents[name] = file.read() if file else b""
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:

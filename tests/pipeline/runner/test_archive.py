@@ -173,7 +173,7 @@ def large(number: int) -> list[tarfile.TarInfo]:
         ([link(tarfile.FIFOTYPE)], "is no plain file"),
         ([link(tarfile.DIRTYPE)], "is no plain file"),
         ([tarfile.TarInfo(RUN)], "twice"),
-        (large(8), "more than the 15,728,640 bytes"),
+        (large(53), "more than the 104,857,600 bytes"),
     ],
 )
 def test_unsafe_members_are_refused(
@@ -223,6 +223,7 @@ def test_uncommitted_changes_are_mentioned(packed_archive: Path) -> None:
     ("limit", "value", "message"),
     [
         ("LARGEST_FILE", 10, r"has [\d,]+ bytes; at most 10 are allowed"),
+        ("LARGEST_CONTENTS", 100, "its files would have .* at most 100"),
         ("LARGEST_ARCHIVE", 100, "it would have .* at most 100"),
         ("LARGEST_FOLDER", 100, "folder would have .* bytes; at most 100"),
         ("MOST_FILES", 1, "folder would have 2 files; at most 1"),
@@ -240,3 +241,17 @@ def test_an_archive_over_a_limit_is_not_written_and_the_older_one_stays(
     with pytest.raises(UserError, match=f"is not written: .*{message}"):
         archive_module.pack(archive, params, [Path("folder/other.json")], [], {})
     assert archive.read_bytes() == b"older"
+
+
+def test_what_can_be_packed_can_be_unpacked(
+    packed_archive: Path, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on an archive is on its bytes, not on those of its files."""
+    size, plain = packed_archive.stat().st_size, sum(map(len, unpacked(packed_archive).values()))
+    assert plain > 2 * size
+    monkeypatch.setattr(archive_module, "LARGEST_ARCHIVE", size)
+    monkeypatch.setattr(archive_module, "LARGEST_CONTENTS", plain)
+    archive_module.unpack(packed_archive, working_folder / "whole")
+    monkeypatch.setattr(archive_module, "LARGEST_CONTENTS", plain - 1)
+    with pytest.raises(UserError, match="allowed in all"):
+        archive_module.unpack(packed_archive, working_folder / "none")
