@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pipeline.results.kept import read_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +47,17 @@ def test_the_figures_of_the_laptop_preset_are_those_of_the_results() -> None:
     for name, *shown in rows:
         bits = [metrics[dataset][name]["bits_per_dim"]["mean"] for dataset in ("mnist", "fashion_mnist")]
         assert shown == [f"{value:.2f}" for value in bits], name
+
+
+def test_the_figures_over_five_seeds_are_those_of_the_kept_run() -> None:
+    kept = read_run(ROOT / "reports/published/laptop-seeds")
+    for name in ("lunet", "lunet_learned", "realnvp"):
+        bits = [
+            kept.subjects[dataset][name].metrics["bits_per_dim_class_base"] for dataset in ("mnist", "fashion_mnist")
+        ]
+        assert [len(by_seed) for by_seed in bits] == [5, 5]
+        mnist, fashion = (f"{np.mean([*by_seed.values()]):.2f}" for by_seed in bits)
+        assert re.search(rf"{mnist} \| {fashion}\sfor\s`{name}`", README), name
 
 
 def test_the_figures_of_kept_runs_are_those_of_their_records() -> None:
