@@ -46,7 +46,7 @@ page: setup ## Try the report in a browser, where there is a Chromium
 	pytest -m page tests
 
 faults: setup ## Kill, damage, fill and mistype in the long form; FAULTS=short for minutes
-	OMP_NUM_THREADS=1 FAULTS=$(FAULTS) pytest tests/faults
+	OMP_NUM_THREADS=1 FAULTS=$(FAULTS) pytest --numprocesses 2 tests/faults
 
 check: setup ## Run the linter, the formatter and the type checker
 	ruff check
@@ -60,7 +60,7 @@ wheel: setup ## Build the wheel and run the library's tests on it, outside this 
 	&& pip install --quiet --disable-pip-version-check --no-deps --target site $(CURDIR)/dist/*.whl \
 	&& export PYTHONPATH=$$folder/site \
 	&& python -c "import lunet; assert lunet.__file__.startswith('$$folder'), lunet.__file__" \
-	&& pytest -q -c /dev/null --rootdir . tests
+	&& OMP_NUM_THREADS=1 pytest -q -c /dev/null --rootdir . --numprocesses 2 tests
 
 rivals: setup ## Install the libraries that the models are compared with, and compare
 	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[rivals]'
