@@ -66,12 +66,18 @@ def mean_bits(run: TrainedRun, dataset: Dataset, seed: int) -> float:
     return total / len(images)
 
 
+def spreads(table: pd.DataFrame) -> pd.DataFrame:
+    """For each run the ``mean`` over the ``seeds`` of the noise, and how far the ``furthest`` seed is from it."""
+    groups = table.groupby(KEY)["bits_per_dim"]
+    return groups.agg(mean="mean", furthest=lambda bits: (bits - bits.mean()).abs().max(), seeds="count").reset_index()
+
+
 def summary(table: pd.DataFrame) -> str:
-    """For each run the mean over the seeds of the noise, and the largest distance of a seed's figure from it."""
+    """The spread of each run, in words."""
     return "\n".join(
-        f"{dataset} {recipe} {seed}: {bits.mean():.4f} bits/dim, which the noise of each of {len(bits)} seeds "
-        f"changes by at most {(bits - bits.mean()).abs().max():.4f}"
-        for (dataset, recipe, seed), bits in table.groupby(KEY)["bits_per_dim"]
+        f"{row.dataset} {row.recipe} {row.seed}: {row.mean:.4f} bits/dim, which the noise of each of {row.seeds} seeds "
+        f"changes by at most {row.furthest:.4f}"
+        for row in spreads(table).itertuples()
     )
 
 

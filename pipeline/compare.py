@@ -35,7 +35,7 @@ VERDICTS = LARGER, CHANGED, WITHIN, UNKNOWN, NEW, GONE, SAME = (
     "larger than the noise",
     "changed (exact)",
     "within the noise",
-    "noise unknown (fewer than three seeds)",
+    "noise unknown",
     "new",
     "gone",
     "the same",

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks.noise import spreads
 from pipeline.core.console import UserError, exit_with, say
 from pipeline.core.files import read_json
 from pipeline.core.params import read_yaml
@@ -135,9 +136,7 @@ def noise(path: Path) -> list[dict[str, Any]]:
     """How far each test likelihood moves with the noise; empty without the table of `benchmarks.noise`."""
     if not path.exists():
         return []
-    groups = pd.read_csv(path).groupby(["dataset", "recipe", "seed"])["bits_per_dim"]
-    table = groups.agg(mean="mean", furthest=lambda bits: (bits - bits.mean()).abs().max(), seeds="count").reset_index()
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return [{str(name): value for name, value in row.items()} for row in spreads(pd.read_csv(path)).to_dict("records")]
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def fitted_normality(parts: Sequence[tuple[Tensor, int]]) -> dict[str, float]:
 
 def _distances(projected: NDArray[np.float64], radii: NDArray[np.float64]) -> dict[str, float]:
     """The distances of projections (N, directions) and radii (N,), each passed through its distribution function."""
-    # Only distances are of use; their exact probabilities would take longer than all the rest.
+    # The exact probabilities, which nothing reads, would take about as long as the distances.
     tests = (stats.kstest(u, "uniform", method="asymp") for u in (*projected.T, radii))
     *distances, radius_distance = (float(test.statistic) for test in tests)
     return {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.results.metrics import interval_json
 from pipeline.results.statistics import mean_interval, proportion_interval
 
 # The columns that are shown as means over seeds, by the names that templates use.
@@ -88,9 +89,8 @@ def _means(cells: pd.DataFrame, columns: Mapping[str, str]) -> Row:
     for name, column in columns.items():
         known = cells.dropna(subset=[column])
         if len(known):
-            mean = mean_interval(known[column].tolist()).rounded()
-            means[name] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
-            means[name]["raw"] = raw_seeds(known, column)
+            mean = interval_json("mean", mean_interval(known[column].tolist()))
+            means[name] = {**mean, "raw": raw_seeds(known, column)}
     return means
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pipeline.core.record import Environment, StageRecord
 from pipeline.results.kept import Kept, Manifest, Origin
 from pipeline.results.looks import TIMES, looks
-from pipeline.results.metrics import by_recipe, timings_of
+from pipeline.results.metrics import by_recipe, interval_json, timings_of
 from pipeline.results.provenance import other_cores
 from pipeline.results.statistics import mean_interval, round_significant
 from pipeline.results.subjects import Subject
@@ -75,9 +75,8 @@ def _figures(subject: Subject) -> dict[str, Any]:
     """The figures of one recipe: times and memory, and the likelihood as a mean over seeds with its raw values."""
     figures = timings_of(subject)
     if by_seed := subject.metrics.get(BITS):
-        mean = mean_interval(list(by_seed.values())).rounded()
         raw = {"what": "seed", "values": list(by_seed.values()), "names": [str(seed) for seed in by_seed]}
-        figures[BITS] = {"mean": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n, "raw": raw}
+        figures[BITS] = {**interval_json("mean", mean_interval(list(by_seed.values()))), "raw": raw}
     return figures
 
 

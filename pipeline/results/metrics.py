@@ -210,7 +210,7 @@ def by_recipe(subjects: Subjects, figures: Callable[[Subject], dict[str, Any]]) 
 def metrics_of(subject: Subject) -> dict[str, Any]:
     """The headline figures: means over the complete seeds; a recipe without a complete seed has no figures."""
     shown = [name for name in subject.metrics if name not in FOR_CLAIMS]
-    return {name: _interval_json("mean", mean_interval([*subject.metric(name).values()])) for name in shown}
+    return {name: interval_json("mean", mean_interval([*subject.metric(name).values()])) for name in shown}
 
 
 def timings_of(subject: Subject) -> dict[str, Any]:
@@ -219,11 +219,12 @@ def timings_of(subject: Subject) -> dict[str, Any]:
     for name, times in subject.times.items():
         median = median_over_processes(times.samples, times.process)
         counts = {"n": len(times.samples), "processes": median.n}
-        timings[name] = {**_interval_json("median", median), **counts, "unit": times.unit, "per": times.per}
+        timings[name] = {**interval_json("median", median), **counts, "unit": times.unit, "per": times.per}
         timings[name] |= {key: value for key in ADDED if (value := getattr(times, key)) is not None}
     return timings
 
 
-def _interval_json(name: str, estimate: Estimate) -> dict[str, Any]:
+def interval_json(name: str, estimate: Estimate) -> dict[str, Any]:
+    """An estimate under a name, with its interval and number of samples, each rounded."""
     rounded = estimate.rounded()
     return {name: rounded.value, "ci_low": rounded.low, "ci_high": rounded.high, "n": rounded.n}
